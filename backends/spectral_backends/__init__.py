@@ -1,0 +1,1 @@
+"""Where gradients and curvature come from: one module per array framework."""

@@ -1,0 +1,177 @@
+"""A model as a pure function of its parameters, on private copies of them."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral_core.errors import InputError
+
+__all__ = ["FunctionalModel"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class FunctionalModel:
+    """``(parameters, batch) → what the user's forward returns``, without touching the model.
+
+    Parameters and buffers are copied (and cast), so that gradients, mode, hooks and running
+    statistics of the user's model stay as they are.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        A module, or a function ``model(params, *inputs)``.
+    params : mapping of str to Tensor, optional
+        The parameter dict of a function; must be None for a module.
+    forward : callable, optional
+        ``forward(model, batch)``; by default ``model(*batch[:-1])``.
+    dtype : torch.dtype, optional
+        Floating point type to compute in. By default the model's own, at least float32.
+    device : torch.device, optional
+        Where to compute. By default where the model is.
+
+    Attributes
+    ----------
+    parameters : dict of str to Tensor
+        Copies in `dtype` on `device`; none requires a gradient.
+    frozen : frozenset of str
+        Names of parameters that the user froze.
+    buffers : dict of str to Tensor
+        Copies too; a forward pass may write to them.
+
+    Raises
+    ------
+    InputError
+        If the model has no parameters, lies on several devices or on none, or holds NaN.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        params: Mapping[str, Tensor] | None,
+        forward: Callable[[Any, Any], Any] | None,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+    ) -> None:
+        self._model, self._forward = _unwrapped(model), forward
+        parameters, buffers, self.frozen = _tensors_of(self._model, params)
+        _check_finite(parameters)
+        self.device = device or _only_device(parameters)
+        self.stored_dtype = _widest_dtype(parameters)
+        self.dtype = dtype or (
+            torch.float32 if self.stored_dtype in _HALF else self.stored_dtype
+        )
+        self.parameters = {name: self.cast(p.detach(), copy=True) for name, p in parameters.items()}
+        self.buffers = {name: self.cast(b.detach(), copy=True) for name, b in buffers.items()}
+
+    def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Any:
+        """Run the user's forward with these parameters (the others keep their copies)."""
+        state = {**self.parameters, **parameters}
+        if isinstance(self._model, nn.Module):
+            wrapped = _Forward(self._model, self._run)
+            names = {f"model.{name}": value for name, value in {**state, **self.buffers}.items()}
+            return torch.func.functional_call(wrapped, names, (batch,))
+        return self._run(partial(self._model, {**state, **self.buffers}), batch)
+
+    def cast(self, value: Tensor, *, copy: bool = False) -> Tensor:
+        """Return `value` on the device, in the dtype if it is floating point."""
+        dtype = self.dtype if value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype, copy=copy)
+
+    def is_training(self) -> bool:
+        """Say whether any module of the model is in training mode."""
+        return isinstance(self._model, nn.Module) and any(m.training for m in self._model.modules())
+
+    def _run(self, model: Callable[..., Any], batch: Any) -> Any:
+        if self._forward is not None:
+            return self._forward(model, batch)
+        return model(*inputs_of(batch))
+
+
+class _Forward(nn.Module):
+    """Gives `functional_call` a module whose call is the user's ``forward(model, batch)``."""
+
+    def __init__(self, model: nn.Module, run: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.model, self._run_forward = model, run
+        self.training = model.training
+
+    def forward(self, batch: Any) -> Any:
+        return self._run_forward(self.model, batch)
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return the module inside a compiled or parallel one: its operations can be watched."""
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    return model
+
+
+def inputs_of(batch: Any) -> tuple[Any, ...]:
+    """Return the inputs of a batch ``(*inputs, target)``."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise InputError(
+            f"batches: a batch is a {type(batch).__name__}, not a tuple (*inputs, target); "
+            "pass forward=lambda model, batch: (model(...), targets) to say how to use it."
+        )
+    return tuple(batch[:-1])
+
+
+def _tensors_of(
+    model: nn.Module | Callable[..., Any], params: Mapping[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
+    if isinstance(model, nn.Module):
+        if params is not None:
+            raise InputError("params: a module brings its own parameters; leave params out.")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise InputError("model: a scripted module hides its operations; pass the original.")
+        parameters = dict(model.named_parameters())
+        frozen = frozenset(name for name, p in parameters.items() if not p.requires_grad)
+        buffers = dict(model.named_buffers())
+    else:
+        if params is None:
+            raise InputError(
+                "params: the model is a function; pass its parameters as params={name: tensor}, "
+                "it is called as model(params, *inputs)."
+            )
+        parameters = {n: p for n, p in params.items() if p.is_floating_point()}
+        buffers = {n: p for n, p in params.items() if not p.is_floating_point()}
+        frozen = frozenset()
+    if not parameters:
+        raise InputError("model: it has no parameters, so there is no curvature to measure.")
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise InputError(f"model: parameter {name!r} is complex; only real ones are supported.")
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"model: parameter {name!r} is lazy; run one batch through it first.")
+    return parameters, buffers, frozen
+
+
+def _check_finite(parameters: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        if parameter.device.type == "meta":
+            raise InputError(f"model: parameter {name!r} is on the meta device, without values.")
+        if count := int((~torch.isfinite(parameter.detach())).sum()):
+            raise InputError(
+                f"model: parameter {name!r} holds {count} NaN or infinite values of "
+                f"{parameter.numel()}; load a checkpoint from before it diverged."
+            )
+
+
+def _only_device(parameters: Mapping[str, Tensor]) -> torch.device:
+    devices = {parameter.device for parameter in parameters.values()}
+    if len(devices) > 1:
+        raise InputError(
+            f"model: its parameters lie on {', '.join(sorted(map(str, devices)))}; move it to one "
+            "device, or pass device= to measure copies there."
+        )
+    return devices.pop()
+
+
+def _widest_dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
+    dtypes = [parameter.dtype for parameter in parameters.values()]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)

@@ -1,0 +1,68 @@
+"""A weight matrix as a strided view of the parameter that holds it."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = ["MatrixView"]
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """The elements of one parameter that form one ``(m, n)`` matrix.
+
+    A slice of a packed projection, one group of a convolution, a transposed weight: all are views
+    of the parameter, so size, strides and offset (in elements of the contiguous parameter) say
+    which element goes where. The first `out_axes` axes together count the m outputs, the others
+    the n inputs.
+
+    Parameters
+    ----------
+    size, stride : tuple of int
+        Of the view, any number of axes.
+    offset : int
+        Of its first element.
+    out_axes : int
+        Number of leading axes that make up m.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    out_axes: int
+
+    @classmethod
+    def of(cls, view: Tensor, out_axes: int) -> "MatrixView":
+        """Describe `view`, a view of a contiguous parameter (its values are not read)."""
+        return cls(tuple(view.shape), view.stride(), int(view.storage_offset()), out_axes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return ``(m, n)``."""
+        return prod(self.size[: self.out_axes]), prod(self.size[self.out_axes :])
+
+    @property
+    def elements(self) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Identify the elements whatever the order of axes: equal for a view and its transpose."""
+        axes: list[tuple[int, int]] = []
+        for step, n in sorted(zip(self.stride, self.size, strict=True)):
+            if axes and step == axes[-1][0] * axes[-1][1]:
+                axes[-1] = (axes[-1][0], axes[-1][1] * n)
+            elif n > 1:
+                axes.append((step, n))
+        return self.offset, tuple(axes)
+
+    def matrix(self, parameter: Tensor) -> Tensor:
+        """Read the matrix, shape ``(m, n)``, out of a tensor of the parameter's shape."""
+        flat = parameter.contiguous()
+        return flat.as_strided(self.size, self.stride, self.offset).reshape(self.shape)
+
+    def embed(self, matrices: Tensor, shape: torch.Size) -> Tensor:
+        """Lay `matrices`, shape ``(K, m, n)``, into zeros of shape ``(K, *shape)``."""
+        count, numel = matrices.shape[0], prod(shape)
+        flat = matrices.new_zeros(count, numel)
+        target = flat.as_strided((count, *self.size), (numel, *self.stride), self.offset)
+        target.copy_(matrices.reshape(count, *self.size))
+        return flat.view(count, *shape)

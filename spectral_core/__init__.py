@@ -1,0 +1,69 @@
+"""Curvature exponents of neural networks: the mathematics, for any Array API library.
+
+`measure` takes a problem from `spectral_backends` and returns a `SpectralReport`; the functions
+beside it work on arrays of NumPy, PyTorch, JAX, CuPy or any other library of the standard.
+"""
+
+from spectral_core._version import __version__ as __version__
+from spectral_core.errors import InputError as InputError
+from spectral_core.errors import LayerError as LayerError
+from spectral_core.errors import MissingExtraError as MissingExtraError
+from spectral_core.errors import NonDeterministicError as NonDeterministicError
+from spectral_core.errors import ReportError as ReportError
+from spectral_core.errors import SpectralError as SpectralError
+from spectral_core.exponents import ExponentTriangle as ExponentTriangle
+from spectral_core.exponents import exponent_triangle as exponent_triangle
+from spectral_core.measurement import measure as measure
+from spectral_core.participation import certified_exponent as certified_exponent
+from spectral_core.participation import entropy_rank as entropy_rank
+from spectral_core.participation import exponential_participation as exponential_participation
+from spectral_core.participation import log_normal_participation as log_normal_participation
+from spectral_core.participation import participation_ratio as participation_ratio
+from spectral_core.participation import window_bound as window_bound
+from spectral_core.participation import zeta_bound as zeta_bound
+from spectral_core.power_law import PowerLawFit as PowerLawFit
+from spectral_core.power_law import fit_power_law as fit_power_law
+from spectral_core.problem import CurvatureProblem as CurvatureProblem
+from spectral_core.problem import LayerInfo as LayerInfo
+from spectral_core.problem import select_layers as select_layers
+from spectral_core.rank_profile import RankProfile as RankProfile
+from spectral_core.rank_profile import RankProfileFits as RankProfileFits
+from spectral_core.rank_profile import fit_rank_profiles as fit_rank_profiles
+from spectral_core.report import LayerSpectrum as LayerSpectrum
+from spectral_core.report import ParticipationSummary as ParticipationSummary
+from spectral_core.report import Provenance as Provenance
+from spectral_core.report import SpectralReport as SpectralReport
+from spectral_core.zeta import zeta as zeta
+
+__all__ = [
+    "CurvatureProblem",
+    "ExponentTriangle",
+    "InputError",
+    "LayerError",
+    "LayerInfo",
+    "LayerSpectrum",
+    "MissingExtraError",
+    "NonDeterministicError",
+    "ParticipationSummary",
+    "PowerLawFit",
+    "Provenance",
+    "RankProfile",
+    "RankProfileFits",
+    "ReportError",
+    "SpectralError",
+    "SpectralReport",
+    "__version__",
+    "certified_exponent",
+    "entropy_rank",
+    "exponent_triangle",
+    "exponential_participation",
+    "fit_power_law",
+    "fit_rank_profiles",
+    "log_normal_participation",
+    "measure",
+    "participation_ratio",
+    "select_layers",
+    "window_bound",
+    "zeta",
+    "zeta_bound",
+]

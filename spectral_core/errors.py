@@ -1,0 +1,49 @@
+"""What the library raises. Every message names the layer or argument, the value seen and the remedy."""
+
+__all__ = [
+    "InputError",
+    "LayerError",
+    "MissingExtraError",
+    "NonDeterministicError",
+    "ReportError",
+    "SpectralError",
+]
+
+
+class SpectralError(Exception):
+    """Base class of every error that the library raises on purpose."""
+
+
+class InputError(SpectralError, ValueError):
+    """An argument, a model or data that cannot be used as given."""
+
+
+class LayerError(SpectralError):
+    """One layer cannot be measured; the others can.
+
+    `measure` records the reason under ``report.skipped`` and goes on.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    reason : str
+        What was seen and the remedy, as a sentence without the layer's name.
+    """
+
+    def __init__(self, layer: str, reason: str) -> None:
+        super().__init__(f"layer {layer!r}: {reason}")
+        self.layer = layer
+        self.reason = reason
+
+
+class NonDeterministicError(SpectralError, RuntimeError):
+    """The loss changes between two passes over the same data."""
+
+
+class ReportError(SpectralError, ValueError):
+    """A report or journal file that cannot be read, written or continued."""
+
+
+class MissingExtraError(SpectralError, ImportError):
+    """A feature needs an optional dependency that is not installed."""

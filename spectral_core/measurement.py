@@ -1,0 +1,249 @@
+"""`measure`: the spectrum of every layer of a problem, one after the other."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core._version import __version__
+from spectral_core.errors import InputError, LayerError, SpectralError
+from spectral_core.exponents import exponent_triangle
+from spectral_core.journal import Journal
+from spectral_core.participation import (
+    certified_exponent,
+    entropy_rank,
+    participation_ratio,
+    window_bound,
+    zeta_bound,
+)
+from spectral_core.problem import (
+    CurvatureKind,
+    CurvatureProblem,
+    LayerInfo,
+    LayerSelection,
+    select_layers,
+)
+from spectral_core.progress import ProgressCallback, reporting
+from spectral_core.rank_profile import fit_rank_profiles
+from spectral_core.report import LayerSpectrum, ParticipationSummary, Provenance, SpectralReport
+
+__all__ = ["measure", "spectrum_from_values"]
+
+
+def measure(
+    problem: CurvatureProblem,
+    layers: LayerSelection = "*",
+    *,
+    top_k: int = 20,
+    curvature: CurvatureKind = "hessian",
+    confidence: float = 0.95,
+    progress: ProgressCallback | bool | None = None,
+    resume: str | Path | None = None,
+) -> SpectralReport:
+    """Measure how curvature follows the gradient's singular values, layer by layer.
+
+    For each layer: the thin SVD ``G = U Σ Vᵀ`` of its gradient, the curvatures
+    ``h_k = <u_k v_kᵀ, H[u_k v_kᵀ]>`` of the top directions, and from these the exponents
+    ``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s`` with the exact transfer identity (Theory 1-3), the
+    participation ratio with its bounds (Theory 7) and the rank profile (Theory 8).
+
+    Parameters
+    ----------
+    problem : CurvatureProblem
+        From a backend, for instance ``spectral_backends.torch.CurvatureProblem``.
+    layers : str, iterable of str, or callable
+        A glob (``"layer2.*.conv*"``), several, or a predicate of a `LayerInfo`.
+    top_k : int
+        The window K: how many directions, at most. Cut at the numerical rank of the gradient, and
+        said so in the layer's notes.
+    curvature : {"hessian", "ggn"}
+        The exact Hessian of the loss, or its Gauss-Newton part.
+    confidence : float
+        Of the intervals, in (0, 1).
+    progress : callable, bool or None
+        ``progress(done, total, name)``; None shows a bar on a terminal and nothing in a pipe.
+    resume : path, optional
+        A journal to which each finished layer is appended. If it holds layers of the same
+        measurement they are not measured again, and the report is the same to the byte.
+
+    Returns
+    -------
+    SpectralReport
+        A mapping from layer name to `LayerSpectrum`. A layer that cannot be measured (no gradient,
+        not differentiable twice, non-finite) is in ``skipped`` with the reason.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or a pattern matches no layer.
+    SpectralError
+        If not one of the selected layers could be measured.
+    ReportError
+        If `resume` cannot be written or belongs to another measurement.
+    """
+    _check_arguments(top_k, curvature, confidence)
+    selected = select_layers(problem.layers(), layers)
+    provenance = Provenance(
+        problem=dict(problem.describe()),
+        versions={
+            "spectral_core": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        top_k=top_k,
+        curvature=curvature,
+        confidence=confidence,
+    )
+    with (
+        Journal(resume, provenance, {layer.name: layer.shape for layer in selected}) as journal,
+        reporting(progress, len(selected)) as report_progress,
+    ):
+        todo = [layer for layer in selected if layer.name not in journal]
+        gradients = dict(problem.gradients([layer.name for layer in todo])) if todo else {}
+        for layer in todo:
+            report_progress(_finished(journal), len(selected), layer.name)
+            try:
+                gradient = gradients.pop(layer.name)
+                journal.add(_measure_layer(problem, layer, gradient, top_k, curvature, confidence))
+            except LayerError as error:
+                journal.skip(layer.name, error.reason)
+        report_progress(_finished(journal), len(selected), "")
+    if not journal.spectra:
+        name, reason = next(iter(journal.skipped.items()))
+        raise SpectralError(
+            f"none of the {len(selected)} selected layers could be measured; {name!r}: {reason}"
+        )
+    return SpectralReport(
+        provenance=provenance,
+        spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
+        skipped=dict(problem.skipped())
+        | {s.name: journal.skipped[s.name] for s in selected if s.name in journal.skipped},
+    )
+
+
+def spectrum_from_values(
+    layer: LayerInfo,
+    sigma: npt.NDArray[np.float64],
+    curvature: npt.NDArray[np.float64],
+    *,
+    confidence: float = 0.95,
+    notes: tuple[str, ...] = (),
+) -> LayerSpectrum:
+    """Fit everything that a `LayerSpectrum` holds to measured values.
+
+    Parameters
+    ----------
+    layer : LayerInfo
+        The layer they belong to.
+    sigma, curvature : ndarray, shape (K,), float64
+        Singular values, descending, and curvatures in the same order.
+    confidence : float
+        Of the intervals.
+    notes : tuple of str
+        What is known already; dropped directions and failed fits are added.
+    """
+    triangle = exponent_triangle(sigma, curvature, confidence=confidence).to_floats()
+    if triangle.alpha.n_dropped:
+        bad = int(np.sum(~(curvature > 0)))
+        notes += (
+            f"{triangle.alpha.n_dropped} of {len(sigma)} directions dropped from the fits of α and s "
+            f"({bad} with h <= 0 or not finite)",
+        )
+    if triangle.alpha.reason:
+        notes += (f"α: {triangle.alpha.reason}",)
+    return LayerSpectrum(
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        sigma=sigma,
+        curvature=curvature,
+        triangle=triangle,
+        participation=_participation(curvature, triangle.s.exponent),
+        rank_profile=fit_rank_profiles(sigma).to_floats(),
+        notes=notes,
+    )
+
+
+def _measure_layer(
+    problem: CurvatureProblem,
+    layer: LayerInfo,
+    gradient: Any,
+    top_k: int,
+    curvature: CurvatureKind,
+    confidence: float,
+) -> LayerSpectrum:
+    u, sigma, v, notes = _top_directions(layer, gradient, top_k)
+    h = _to_numpy(problem.curvatures(layer.name, u, v, curvature))
+    return spectrum_from_values(layer, sigma, h, confidence=confidence, notes=notes)
+
+
+def _top_directions(
+    layer: LayerInfo, gradient: Any, top_k: int
+) -> tuple[Any, npt.NDArray[np.float64], Any, tuple[str, ...]]:
+    """Return u (m, K), sigma (K,), v (n, K) of the window, and notes on what limits it."""
+    xp = array_api_compat.array_namespace(gradient)
+    if not bool(xp.all(xp.isfinite(gradient))):
+        count = int(xp.sum(xp.astype(~xp.isfinite(gradient), xp.int64)))
+        raise LayerError(
+            layer.name,
+            f"its gradient holds {count} NaN or infinite values; look for a division by zero, a "
+            "square root at zero or an overflow on the way to this layer.",
+        )
+    u, singular, vh = xp.linalg.svd(gradient, full_matrices=False)
+    sigma = _to_numpy(singular)
+    if not sigma[0] > 0:
+        raise LayerError(
+            layer.name, "its gradient is zero on these data; no direction can be measured."
+        )
+    # Below this level a singular value is rounding of the largest (numpy's matrix_rank), and its
+    # direction means nothing.
+    floor = float(sigma[0]) * max(layer.shape) * float(xp.finfo(gradient.dtype).eps)
+    rank = int(np.sum(sigma > floor))
+    window = min(top_k, rank)
+    notes: tuple[str, ...] = ()
+    if window < top_k:
+        limit = "the gradient's numerical rank" if rank < min(layer.shape) else "the smaller side"
+        notes += (f"window cut to {window} of {top_k} directions by {limit}",)
+    gaps = sigma[:window] - np.append(sigma[1:], 0.0)[:window]
+    if tied := [k + 1 for k in range(window) if gaps[k] <= floor]:
+        notes += (
+            "singular values tied to rounding after rank " + ", ".join(map(str, tied)) + ": "
+            "directions inside a tie are arbitrary",
+        )
+    v = xp.matrix_transpose(vh)
+    return u[:, :window], sigma[:window], v[:, :window], notes
+
+
+def _participation(curvature: npt.NDArray[np.float64], s: float) -> ParticipationSummary:
+    count = int(np.sum(curvature > 0))
+    certified = float(certified_exponent(curvature))
+    exponent = np.asarray(s, dtype=np.float64)
+    return ParticipationSummary(
+        ratio=float(participation_ratio(curvature)),
+        entropy_rank=float(entropy_rank(curvature)),
+        count=count,
+        window_bound=float(window_bound(exponent, max(count, 1))),
+        zeta_bound=float(zeta_bound(exponent)),
+        certified_exponent=certified,
+        certified_bound=float(window_bound(np.asarray(certified, dtype=np.float64), max(count, 1))),
+    )
+
+
+def _check_arguments(top_k: int, curvature: str, confidence: float) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
+    if curvature not in ("hessian", "ggn"):
+        raise InputError(f"curvature: {curvature!r} is unknown; choose 'hessian' or 'ggn'.")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
+
+
+def _finished(journal: Journal) -> int:
+    return len(journal.spectra) + len(journal.skipped)
+
+
+def _to_numpy(array: Any) -> npt.NDArray[np.float64]:
+    return np.asarray(array_api_compat.to_device(array, "cpu"), dtype=np.float64)

@@ -1,0 +1,121 @@
+"""What a backend supplies: the layers of a problem, their gradients and their curvatures."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from spectral_core.errors import InputError
+
+__all__ = ["CurvatureKind", "CurvatureProblem", "LayerInfo", "LayerSelection", "select_layers"]
+
+CurvatureKind = Literal["hessian", "ggn"]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One weight matrix of a model.
+
+    Parameters
+    ----------
+    name : str
+        Unique in its problem, chosen so that globs select it: ``"layer2.0.conv1"``.
+    kind : str
+        The operation that consumes the weight: ``"linear"``, ``"conv2d"``, ``"embedding"``, …
+        Several uses of a tied weight are joined: ``"embedding+linear"``.
+    shape : tuple of int
+        ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+
+
+@runtime_checkable
+class CurvatureProblem(Protocol):
+    """A mean loss ``L = (1/N) Σ_i l_i`` as a function of its weight matrices.
+
+    Any object with these members can be measured. Arrays may belong to any Array API library.
+    """
+
+    def layers(self) -> Sequence[LayerInfo]:
+        """Return the weight matrices in the order of the forward pass."""
+        ...
+
+    def skipped(self) -> Mapping[str, str]:
+        """Return the parameters of two or more axes that are no layer, with the reason."""
+        ...
+
+    def gradients(self, layers: Sequence[str]) -> Mapping[str, Any]:
+        """Return ``G = ∂L/∂W``, an array of shape ``(m, n)``, for each named layer."""
+        ...
+
+    def curvatures(self, layer: str, u: Any, v: Any, kind: CurvatureKind = "hessian") -> Any:
+        """Return ``h_k = <D_k, H[D_k]>`` for ``D_k = u_k v_kᵀ``, an array of shape ``(K,)``.
+
+        ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
+        L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
+        cannot be differentiated twice.
+        """
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what identifies the problem, as JSON values.
+
+        Keys that reports show: ``backend``, ``versions``, ``dtype``, ``device``, ``seed``,
+        ``loss``, ``n_terms``, ``n_batches``. Two problems with equal descriptions and layers are
+        taken for the same when a measurement is resumed.
+        """
+        ...
+
+
+LayerSelection = str | Iterable[str] | Callable[[LayerInfo], bool]
+
+
+def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> list[LayerInfo]:
+    """Select layers by glob, list of globs, or predicate, in the order of the forward pass.
+
+    Parameters
+    ----------
+    layers : sequence of LayerInfo
+        What there is to select from.
+    selection : str, iterable of str, or callable
+        A glob such as ``"layer2.*.conv*"``, several of them, or a function of a `LayerInfo`.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches no layer, or the predicate accepts none.
+    """
+    if callable(selection):
+        chosen = [layer for layer in layers if selection(layer)]
+        if not chosen:
+            raise InputError(
+                f"layers: the predicate accepted none of the {len(layers)} layers; "
+                f"there are: {_listing([layer.name for layer in layers])}."
+            )
+        return chosen
+    patterns = [selection] if isinstance(selection, str) else list(selection)
+    if not patterns:
+        raise InputError("layers: the list of patterns is empty; pass '*' for every layer.")
+    names = [layer.name for layer in layers]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, n=3) or names
+            raise InputError(
+                f"layers: {pattern!r} matches none of the {len(names)} layers; "
+                f"did you mean: {_listing(near)}?"
+            )
+    return [layer for layer in layers if any(_matches(layer.name, p) for p in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # A literal name wins over its reading as a glob, so that every name selects itself.
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _listing(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -1,0 +1,312 @@
+"""What a measurement returns: one `LayerSpectrum` per layer, in a `SpectralReport`."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core._files import write_atomically
+from spectral_core._json import decode, encode
+from spectral_core._text_table import text_table
+from spectral_core.errors import ReportError
+from spectral_core.exponents import ExponentTriangle
+from spectral_core.power_law import PowerLawFit
+from spectral_core.rank_profile import RankProfileFits
+
+__all__ = ["LayerSpectrum", "ParticipationSummary", "Provenance", "SpectralReport"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ParticipationSummary:
+    """How many directions carry a layer's curvature (Theory 7).
+
+    Parameters
+    ----------
+    ratio : float
+        ``PR = (Σ h)² / Σ h²`` over the positive curvatures (7.1).
+    entropy_rank : float
+        ``exp(H(p))`` with ``p = h / Σ h``.
+    count : int
+        Number of positive curvatures; an upper bound of both.
+    window_bound : float
+        ``PR_K(s)`` of a pure power law with the fitted s (7.2): a prediction, no certificate.
+    zeta_bound : float
+        ``ζ(s)²/ζ(2s)``, its limit for a window without end; infinite for s <= 1.
+    certified_exponent : float
+        Largest exponent that the sorted curvatures respect at every rank (7.3).
+    certified_bound : float
+        ``PR_K`` of that exponent: holds for these data without any fit.
+    """
+
+    ratio: float
+    entropy_rank: float
+    count: int
+    window_bound: float
+    zeta_bound: float
+    certified_exponent: float
+    certified_bound: float
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Curvature along one layer's gradient singular directions, and its exponents.
+
+    Parameters
+    ----------
+    name, kind : str
+        As in `LayerInfo`.
+    shape : tuple of int
+        ``(m, n)`` of the weight matrix.
+    sigma : ndarray, shape (K,), float64
+        Singular values of the gradient, descending, in units of the loss per unit of weight.
+    curvature : ndarray, shape (K,), float64
+        ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, in units of the loss per weight squared.
+    triangle : ExponentTriangle
+        α, γ and s with the exact transfer identity (Theory 2, 3).
+    participation : ParticipationSummary
+        Participation ratio and its bounds (Theory 7).
+    rank_profile : RankProfileFits
+        The form of log σ over rank, by BIC (Theory 8).
+    notes : tuple of str
+        What a reader must know: dropped directions, a clipped window, near ties.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    sigma: npt.NDArray[np.float64]
+    curvature: npt.NDArray[np.float64]
+    triangle: ExponentTriangle
+    participation: ParticipationSummary
+    rank_profile: RankProfileFits
+    notes: tuple[str, ...] = ()
+
+    @property
+    def alpha(self) -> PowerLawFit:
+        """Fit of ``h ∝ σ^α`` (Theory 2.1)."""
+        return self.triangle.alpha
+
+    @property
+    def gamma(self) -> PowerLawFit:
+        """Fit of ``σ ∝ k^−γ`` (Theory 2.2)."""
+        return self.triangle.gamma
+
+    @property
+    def s(self) -> PowerLawFit:
+        """Fit of ``h ∝ k^−s`` (Theory 2.3)."""
+        return self.triangle.s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spectrum as JSON values."""
+        return dict(encode(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "LayerSpectrum":
+        """Rebuild a spectrum from `to_dict`."""
+        return decode(cls, data)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was measured, with what, and how.
+
+    Parameters
+    ----------
+    problem : mapping
+        The backend's description: backend, versions, dtype, device, seed, loss, term count.
+    versions : mapping
+        Versions of this library, NumPy and Python.
+    top_k : int
+        The window K that was asked for.
+    curvature : str
+        ``"hessian"`` or ``"ggn"``.
+    confidence : float
+        Of every interval in the report.
+    """
+
+    problem: Mapping[str, Any]
+    versions: Mapping[str, str]
+    top_k: int
+    curvature: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class SpectralReport(Mapping[str, LayerSpectrum]):
+    """Every measured layer by name, what was skipped and why, and where the numbers come from.
+
+    ``print(report)`` shows a table; ``report["layer2.0.conv1"].alpha`` is a fit with its interval.
+    """
+
+    provenance: Provenance
+    spectra: tuple[LayerSpectrum, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> LayerSpectrum:
+        """Return the spectrum of the layer called `name`."""
+        for spectrum in self.spectra:
+            if spectrum.name == name:
+                return spectrum
+        if name in self.skipped:
+            raise KeyError(f"layer {name!r} was skipped: {self.skipped[name]}")
+        raise KeyError(f"no layer {name!r}; there are: {', '.join(self)}")
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the measured layers, in the order of the forward pass."""
+        return (spectrum.name for spectrum in self.spectra)
+
+    def __len__(self) -> int:
+        """Return the number of measured layers."""
+        return len(self.spectra)
+
+    def __str__(self) -> str:
+        """Return the summary."""
+        return self.summary()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat dict per layer: what tables and data frames are made of."""
+        return [_row(spectrum) for spectrum in self.spectra]
+
+    def summary(self) -> str:
+        """Return the report as a table for a terminal, with its provenance and what was skipped."""
+        problem = self.provenance.problem
+        head = (
+            f"{self.provenance.curvature} curvature along the top {self.provenance.top_k} gradient "
+            f"singular directions of {len(self)} layers; loss {problem.get('loss', math.nan):.6g} over "
+            f"{problem.get('n_terms') or 'an unknown number of'} terms; {problem.get('backend', '?')} "
+            f"{problem.get('dtype', '?')} on {problem.get('device', '?')}"
+        )
+        parts = [head, text_table(*self.table())]
+        notes = [f"  {s.name}: {note}" for s in self.spectra for note in s.notes]
+        if notes:
+            parts.append("notes\n" + "\n".join(notes))
+        if self.skipped:
+            parts.append("skipped\n" + "\n".join(f"  {n}: {r}" for n, r in self.skipped.items()))
+        return "\n\n".join(parts)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the formatted cells of the summary's table."""
+        return list(_COLUMNS), [_cells(spectrum) for spectrum in self.spectra]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, with its schema version."""
+        return {"schema_version": SCHEMA_VERSION, **encode(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON, atomically.
+
+        Raises
+        ------
+        ReportError
+            If the file cannot be written.
+        """
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SpectralReport":
+        """Read a report that `save` wrote.
+
+        Raises
+        ------
+        ReportError
+            If the file is missing, truncated, not a report, or of a newer schema.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ReportError(f"{path}: cannot be read ({error.strerror}).") from error
+        except ValueError as error:
+            raise ReportError(
+                f"{path}: is not JSON or was cut short ({error}); save the report again."
+            ) from error
+        return cls.from_dict(data, source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str = "report") -> "SpectralReport":
+        """Rebuild a report from `to_dict`; `source` names it in errors."""
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int):
+            raise ReportError(f"{source}: holds no 'schema_version'; it is not a spectral-core report.")
+        if version > SCHEMA_VERSION:
+            raise ReportError(
+                f"{source}: has schema {version}, this version reads up to {SCHEMA_VERSION}; "
+                "upgrade with: pip install -U spectral-core"
+            )
+        try:
+            return cls(
+                provenance=decode(Provenance, data["provenance"]),
+                spectra=tuple(LayerSpectrum.from_dict(item) for item in data["spectra"]),
+                skipped=dict(data["skipped"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ReportError(f"{source}: is not a complete report ({error!r}); save it again.") from error
+
+
+_COLUMNS = (
+    "layer", "kind", "shape", "α", "±", "R²", "γ", "s", "αγ", "|s−αγ|/s", "|τ| ≤ bound",
+    "PR", "≤ cert.", "ζ(s)²/ζ(2s)", "profile", "dropped",
+)  # fmt: skip
+
+
+def _cells(spectrum: LayerSpectrum) -> list[str]:
+    triangle, participation = spectrum.triangle, spectrum.participation
+    return [
+        spectrum.name,
+        spectrum.kind,
+        f"{spectrum.shape[0]}×{spectrum.shape[1]}",
+        f"{triangle.alpha.exponent:.3f}",
+        f"{_half_width(triangle.alpha):.3f}",
+        f"{triangle.alpha.r_squared:.3f}",
+        f"{triangle.gamma.exponent:.3f}",
+        f"{triangle.s.exponent:.3f}",
+        f"{triangle.predicted_s:.3f}",
+        f"{100 * triangle.relative_error:.1f} %",
+        f"{abs(triangle.defect):.3f} ≤ {triangle.defect_bound:.3f}",
+        f"{participation.ratio:.2f}",
+        f"{participation.certified_bound:.2f}",
+        f"{participation.zeta_bound:.2f}",
+        spectrum.rank_profile.winner.replace("_", "-"),
+        f"{triangle.alpha.n_dropped}/{len(spectrum.sigma)}",
+    ]
+
+
+def _row(spectrum: LayerSpectrum) -> dict[str, Any]:
+    triangle = spectrum.triangle
+    row: dict[str, Any] = {
+        "layer": spectrum.name,
+        "kind": spectrum.kind,
+        "m": spectrum.shape[0],
+        "n": spectrum.shape[1],
+    }
+    for name, fit in (("alpha", triangle.alpha), ("gamma", triangle.gamma), ("s", triangle.s)):
+        row |= {
+            name: fit.exponent,
+            f"{name}_low": fit.interval[0],
+            f"{name}_high": fit.interval[1],
+            f"{name}_r_squared": fit.r_squared,
+            f"{name}_n": fit.n,
+        }
+    row |= {
+        "predicted_s": triangle.predicted_s,
+        "relative_error": triangle.relative_error,
+        "defect": triangle.defect,
+        "defect_bound": triangle.defect_bound,
+        "participation_ratio": spectrum.participation.ratio,
+        "certified_bound": spectrum.participation.certified_bound,
+        "zeta_bound": spectrum.participation.zeta_bound,
+        "rank_profile": spectrum.rank_profile.winner,
+        "dropped": triangle.alpha.n_dropped,
+    }
+    return row
+
+
+def _half_width(fit: PowerLawFit) -> float:
+    low, high = fit.interval
+    return float(high - low) / 2
