@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
+from spectral_core._arrays import to_numpy
 from spectral_core._version import __version__
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
@@ -176,7 +177,7 @@ def _measure_layer(
     confidence: float,
 ) -> LayerSpectrum:
     u, sigma, v, notes = _top_directions(layer, gradient, top_k)
-    h = _to_numpy(problem.curvatures(layer.name, u, v, curvature))
+    h = to_numpy(problem.curvatures(layer.name, u, v, curvature)).astype(np.float64)
     return spectrum_from_values(layer, sigma, h, confidence=confidence, notes=notes)
 
 
@@ -193,7 +194,7 @@ def _top_directions(
             "square root at zero or an overflow on the way to this layer.",
         )
     u, singular, vh = xp.linalg.svd(gradient, full_matrices=False)
-    sigma = _to_numpy(singular)
+    sigma = to_numpy(singular).astype(np.float64)
     if not sigma[0] > 0:
         raise LayerError(
             layer.name, "its gradient is zero on these data; no direction can be measured."
@@ -243,7 +244,3 @@ def _check_arguments(top_k: int, curvature: str, confidence: float) -> None:
 
 def _finished(journal: Journal) -> int:
     return len(journal.spectra) + len(journal.skipped)
-
-
-def _to_numpy(array: Any) -> npt.NDArray[np.float64]:
-    return np.asarray(array_api_compat.to_device(array, "cpu"), dtype=np.float64)

@@ -1,0 +1,104 @@
+"""What every function here does with its arguments first: one namespace, one floating dtype."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from spectral_core.errors import InputError
+
+Array: TypeAlias = Any
+"""An array of any library of the Python array API standard (2024.12)."""
+
+ArrayLike: TypeAlias = Any
+"""An `Array`, or a (nested) sequence of Python numbers, which becomes a NumPy float64 array."""
+
+
+def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
+    """Return the common namespace of the named arguments, and them as floating arrays of it.
+
+    Raises
+    ------
+    InputError
+        If an argument is no real floating point array, or two belong to different libraries.
+    """
+    arrays = {name: _as_array(name, value) for name, value in arguments.items()}
+    try:
+        xp = array_api_compat.array_namespace(*arrays.values())
+    except TypeError as error:
+        kinds = ", ".join(f"{name}: {type(a).__module__}" for name, a in arrays.items())
+        raise InputError(f"arrays of different libraries ({kinds}); convert them to one.") from error
+    for name, array in arrays.items():
+        if not xp.isdtype(array.dtype, "real floating"):
+            raise InputError(
+                f"{name}: has dtype {array.dtype}; convert it to a real floating point type."
+            )
+    return xp, list(arrays.values())
+
+
+def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
+    """Like `floating`, for arrays whose last axis runs over directions.
+
+    Raises
+    ------
+    InputError
+        Also if an argument has no axis or its last axis is empty, or if shapes do not broadcast.
+    """
+    xp, arrays = floating(**arguments)
+    for name, array in zip(arguments, arrays, strict=True):
+        if array.ndim == 0 or array.shape[-1] == 0:
+            raise InputError(
+                f"{name}: has shape {tuple(array.shape)}; pass at least one value along the last axis."
+            )
+    lengths = {array.shape[-1] for array in arrays}
+    if len(lengths) > 1:
+        shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in zip(arguments, arrays, strict=True))
+        raise InputError(f"the last axes differ in length: {shapes}; pass one value per direction.")
+    if len(arrays) == 1:
+        return xp, arrays
+    try:
+        return xp, list(xp.broadcast_arrays(*arrays))
+    except (ValueError, RuntimeError, IndexError) as error:
+        shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in zip(arguments, arrays, strict=True))
+        raise InputError(f"shapes do not broadcast: {shapes}.") from error
+
+
+def ranks(xp: Any, like: Array) -> Array:
+    """Return k = 1..K along the last axis of `like`, shape ``(K,)``, in its dtype."""
+    return xp.arange(
+        1, like.shape[-1] + 1, dtype=like.dtype, device=array_api_compat.device(like)
+    )
+
+
+def count(xp: Any, usable: Array) -> Array:
+    """Return how many are true along the last axis, in the default integer type."""
+    return xp.count_nonzero(usable, axis=-1)
+
+
+def finite_log(xp: Any, values: Array, usable: Array) -> Array:
+    """Return log of the usable values and 0 elsewhere, without NaN or warnings on the way."""
+    return xp.log(xp.where(usable, values, xp.ones_like(values)))
+
+
+def positive(xp: Any, values: Array) -> Array:
+    """Return where `values` are positive and finite."""
+    return xp.isfinite(values) & (values > 0)
+
+
+def to_numpy(value: Any) -> Any:
+    """Return an array of any library, or a number, as a NumPy array on the host."""
+    if array_api_compat.is_torch_array(value) or array_api_compat.is_cupy_array(value):
+        value = array_api_compat.to_device(value, "cpu")
+    return np.asarray(value)
+
+
+def _as_array(name: str, value: ArrayLike) -> Array:
+    if array_api_compat.is_array_api_obj(value):
+        return value
+    if isinstance(value, (int, float, Sequence)) and not isinstance(value, (str, bytes)):
+        try:
+            return np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: is no regular sequence of real numbers ({error}).") from error
+    raise InputError(f"{name}: a {type(value).__name__} is no array; pass an array or numbers.")

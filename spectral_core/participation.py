@@ -1,0 +1,184 @@
+"""How many directions carry the curvature, and how few a power law allows."""
+
+from typing import Any
+
+from spectral_core._arrays import Array, ArrayLike, finite_log, floating, positive, ranks, spectra
+from spectral_core.errors import InputError
+from spectral_core.zeta import zeta
+
+__all__ = [
+    "certified_exponent",
+    "entropy_rank",
+    "exponential_participation",
+    "log_normal_participation",
+    "participation_ratio",
+    "window_bound",
+    "zeta_bound",
+]
+
+
+def participation_ratio(h: ArrayLike) -> Array:
+    """Return ``PR(h) = (Σ h)² / Σ h²`` over the positive values (Theory 7.1).
+
+    Parameters
+    ----------
+    h : array, shape (..., K)
+        Curvatures in any order and scale; values that are not positive and finite are left out.
+
+    Returns
+    -------
+    array, shape (...)
+        Between 1 and the number of positive values; NaN if there is none.
+    """
+    xp, (h,) = spectra(h=h)
+    p = _shares(xp, h)
+    return 1 / xp.sum(p * p, axis=-1)
+
+
+def entropy_rank(h: ArrayLike) -> Array:
+    """Return ``exp(−Σ p log p)`` with ``p = h / Σ h`` over the positive values (Theory 7.1).
+
+    Parameters and result as in `participation_ratio`, which it is never below.
+    """
+    xp, (h,) = spectra(h=h)
+    p = _shares(xp, h)
+    return xp.exp(-xp.sum(p * finite_log(xp, p, p > 0), axis=-1))
+
+
+def window_bound(s: ArrayLike, k: int) -> Array:
+    """Return ``PR_K(s) = H_K(s)² / H_K(2s)``, the ratio of a pure power law on K ranks (Theory 7.2).
+
+    Parameters
+    ----------
+    s : array, any shape
+        Exponent; any real number.
+    k : int
+        Window K, at least 1.
+
+    Returns
+    -------
+    array
+        Shape and dtype of `s`.
+
+    Raises
+    ------
+    InputError
+        If `k` is not a positive integer.
+    """
+    xp, (s,) = floating(s=s)
+    return _profile_ratio(xp, -s[..., None] * _log_ranks(xp, s, k))
+
+
+def zeta_bound(s: ArrayLike) -> Array:
+    """Return ``ζ(s)² / ζ(2s)``, the limit of `window_bound` as K grows (Theory 7.2).
+
+    Parameters
+    ----------
+    s : array, any shape
+        Exponent. For s <= 1 there is no bound without a window: the result is infinite.
+
+    Returns
+    -------
+    array
+        Shape and dtype of `s`; 2.5 at s = 2.
+    """
+    xp, (s,) = floating(s=s)
+    safe = xp.where(s > 1, s, 2 * xp.ones_like(s))
+    bound = zeta(safe) ** 2 / zeta(2 * safe)
+    infinite = xp.where(xp.isnan(s), s, xp.full_like(s, float("inf")))
+    return xp.where(s > 1, bound, infinite)
+
+
+def certified_exponent(h: ArrayLike) -> Array:
+    """Return the largest s with ``h_{k+1}/h_k <= (k/(k+1))^s`` at every rank (Theory 7.3).
+
+    The positive values are sorted first: PR does not depend on order, and the certificate
+    ``PR(h) <= PR_K(s)`` needs s >= 0, which sorting guarantees.
+
+    Parameters
+    ----------
+    h : array, shape (..., K)
+        Curvatures in any order; values that are not positive and finite are left out.
+
+    Returns
+    -------
+    array, shape (...)
+        ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0; NaN for fewer than two values.
+    """
+    xp, (h,) = spectra(h=h)
+    lowest = xp.full_like(h, -float("inf"))
+    usable = positive(xp, h)
+    log_h = xp.sort(xp.where(usable, finite_log(xp, h, usable), lowest), axis=-1, descending=True)
+    pairs = xp.isfinite(log_h[..., 1:])
+    steps = xp.where(pairs, log_h[..., :-1] - log_h[..., 1:], xp.zeros_like(log_h[..., 1:]))
+    log_k = xp.log(ranks(xp, h))
+    slopes = steps / (log_k[1:] - log_k[:-1])
+    if slopes.shape[-1] == 0:
+        return xp.full_like(h[..., 0], float("nan"))
+    unlimited = xp.full_like(slopes, float("inf"))
+    smallest = xp.min(xp.where(pairs, slopes, unlimited), axis=-1)
+    return xp.where(xp.any(pairs, axis=-1), smallest, xp.full_like(smallest, float("nan")))
+
+
+def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
+    """Return the participation ratio of ``h ∝ e^(−b k)`` (Theory 7.4).
+
+    ``coth(b/2)`` without end; ``coth(b/2) tanh(bK/2)`` on a window of K.
+
+    Parameters
+    ----------
+    b : array, any shape
+        Rate, positive.
+    k : int, optional
+        Window K.
+
+    Returns
+    -------
+    array
+        Shape and dtype of `b`; NaN where b is not positive.
+    """
+    xp, (b,) = floating(b=b)
+    ratio = 1 / xp.tanh(xp.where(b > 0, b, xp.ones_like(b)) / 2)
+    if k is not None:
+        ratio = ratio * xp.tanh(_window(k) * b / 2)
+    return xp.where(b > 0, ratio, xp.full_like(b, float("nan")))
+
+
+def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
+    """Return the participation ratio of ``h_k ∝ exp(a log k + b log² k)`` on K ranks (Theory 7.4).
+
+    Parameters
+    ----------
+    a, b : array
+        As in the log-normal `fit_rank_profiles`; broadcast against each other.
+    k : int
+        Window K.
+    """
+    xp, (a, b) = floating(a=a, b=b)
+    log_k = _log_ranks(xp, a, k)
+    return _profile_ratio(xp, a[..., None] * log_k + b[..., None] * log_k**2)
+
+
+def _shares(xp: Any, h: Array) -> Array:
+    """Return h / Σ h over the positive values; NaN if there is none. The maximum guards the sum."""
+    usable = positive(xp, h)
+    kept = xp.where(usable, h, xp.zeros_like(h))
+    largest = xp.max(kept, axis=-1, keepdims=True)
+    scaled = kept / xp.where(largest > 0, largest, xp.full_like(largest, float("nan")))
+    return scaled / xp.sum(scaled, axis=-1, keepdims=True)
+
+
+def _profile_ratio(xp: Any, log_h: Array) -> Array:
+    """Return the participation ratio of exp(log_h), whatever its scale."""
+    h = xp.exp(log_h - xp.max(log_h, axis=-1, keepdims=True))
+    return xp.sum(h, axis=-1) ** 2 / xp.sum(h * h, axis=-1)
+
+
+def _log_ranks(xp: Any, like: Array, k: int) -> Array:
+    return xp.log(ranks(xp, xp.broadcast_to(like[..., None], (*like.shape, _window(k)))))
+
+
+def _window(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k: {k!r} is not a window; pass a positive whole number of ranks.")
+    return k

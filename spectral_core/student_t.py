@@ -1,0 +1,52 @@
+"""Quantiles of Student's t distribution for whole degrees of freedom, without SciPy."""
+
+import math
+from functools import lru_cache
+
+__all__ = ["student_t_quantile"]
+
+
+@lru_cache(maxsize=4096)
+def student_t_quantile(probability: float, dof: int) -> float:
+    """Return t with ``P(T <= t) = probability``.
+
+    Newton's method on the closed-form distribution function of whole degrees of freedom
+    (Abramowitz & Stegun 26.7.3 and 26.7.4), from the normal limit's side of the root.
+
+    Parameters
+    ----------
+    probability : float
+        In [0.5, 1).
+    dof : int
+        Degrees of freedom, at least 1.
+    """
+    if dof == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if dof == 2:
+        centred = 2 * probability - 1
+        return centred * math.sqrt(2 / (1 - centred * centred))
+    low, high = 0.0, 1.0
+    while _central_mass(high, dof) < 2 * probability - 1:
+        low, high = high, 2 * high
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        if _central_mass(middle, dof) < 2 * probability - 1:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _central_mass(t: float, dof: int) -> float:
+    """Return ``P(|T| <= t)``."""
+    angle = math.atan(t / math.sqrt(dof))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = dof % 2
+    term = cosine if odd else 1.0
+    total = 0.0 if dof == 1 else term
+    for j in range(1, (dof - 1) // 2 if odd else dof // 2):
+        term *= cosine * cosine * ((2 * j) / (2 * j + 1) if odd else (2 * j - 1) / (2 * j))
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
