@@ -1,0 +1,1 @@
+"""What the library plugs into: the command line, plots, tables and the demo."""

@@ -1,0 +1,248 @@
+"""Figures of a report. Functions draw on the axes they are given and return them.
+
+Nothing global is touched: figures are made without pyplot, so the caller's backend and settings
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spectral_core._extras import require
+from spectral_core.errors import ReportError
+from spectral_core.report import LayerSpectrum, SpectralReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "curvature_figure",
+    "plot_alpha_by_depth",
+    "plot_curvature",
+    "plot_rank_profile",
+    "plot_transfer",
+    "rank_profile_figure",
+    "save_figures",
+]
+
+# Okabe and Ito's colours: told apart with any colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_FORMS = {"power_law": "#0072B2", "exponential": "#D55E00", "log_normal": "#009E73"}
+_GREY = "#777777"
+
+
+def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
+    """Draw h against σ on logarithmic axes, with the fit of α and its interval.
+
+    Directions dropped from the fit (h <= 0 or not finite) are crosses at the lower edge.
+    """
+    ax = ax or _new_axes()
+    sigma, h, fit = spectrum.sigma, spectrum.curvature, spectrum.alpha
+    kept = (h > 0) & np.isfinite(h)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.scatter(sigma[kept], h[kept], s=14, color=_COLOURS[0], linewidths=0, zorder=3)
+    if not kept.all():
+        ax.scatter(
+            sigma[~kept], np.full(int((~kept).sum()), 0.03), marker="x", s=18, color=_COLOURS[1],
+            transform=ax.get_xaxis_transform(), clip_on=False, zorder=3,
+        )  # fmt: skip
+    if not fit.reason:
+        x = np.log(np.asarray([sigma[kept].min(), sigma[kept].max()]))
+        x_mean, y_mean = np.log(sigma[kept]).mean(), np.log(h[kept]).mean()
+        lines = [np.exp(y_mean + slope * (x - x_mean)) for slope in (fit.exponent, *fit.interval)]
+        ax.plot(np.exp(x), lines[0], color="black", linewidth=1, zorder=2)
+        xs = np.linspace(x[0], x[1], 50)
+        low, high = (np.exp(y_mean + slope * (xs - x_mean)) for slope in fit.interval)
+        ax.fill_between(np.exp(xs), low, high, color=_GREY, alpha=0.25, linewidth=0, zorder=1)
+        half = (fit.interval[1] - fit.interval[0]) / 2
+        _annotate(ax, f"α = {fit.exponent:.2f} ± {half:.2f}", "upper left")
+    ax.set_xlabel("singular value σ")
+    ax.set_ylabel("curvature h")
+    return ax
+
+
+def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
+    """Draw σ against rank with the three fitted forms; the BIC's choice is the solid line."""
+    ax = ax or _new_axes()
+    k = np.arange(1, len(spectrum.sigma) + 1)
+    ax.set_yscale("log")
+    ax.scatter(k, spectrum.sigma, s=14, color="black", linewidths=0, zorder=3)
+    fits = spectrum.rank_profile
+    curves = {
+        "power_law": lambda p: p["log_prefactor"] - p["gamma"] * np.log(k),
+        "exponential": lambda p: p["log_prefactor"] - p["beta"] * k,
+        "log_normal": lambda p: p["log_prefactor"] + p["a"] * np.log(k) + p["b"] * np.log(k) ** 2,
+    }
+    for name, curve in curves.items():
+        wins = fits.winner == name
+        ax.plot(
+            k, np.exp(curve(getattr(fits, name).parameters)), color=_FORMS[name],
+            linestyle="-" if wins else ":", linewidth=1.6 if wins else 1, zorder=2 if wins else 1,
+            label=name.replace("_", "-"),
+        )  # fmt: skip
+    chosen = fits.winner.replace("_", "-")
+    _annotate(ax, chosen if fits.winner == "undecided" else f"{chosen}, ΔBIC {fits.delta_bic:.0f}")
+    ax.set_xlabel("rank k")
+    ax.set_ylabel("singular value σ")
+    return ax
+
+
+def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
+    """Draw measured s against αγ, layer by layer, with the a-priori band of the defect.
+
+    The bar at each point is ``αγ ± bound`` (Theory 3.2): where s in σ order must lie, apart from the
+    term of dropped directions. Filled points are s in sorted order, open ones in σ order.
+    """
+    ax = ax or _new_axes()
+    colours = _colours_by_kind(report)
+    usable = [s for s in report.values() if math.isfinite(s.s.exponent)]
+    values = [v for s in usable for v in (s.triangle.predicted_s, s.s.exponent)]
+    if values:
+        low, high = min(values), max(values)
+        margin = 0.08 * (high - low) or 0.1
+        ax.plot([low - margin, high + margin], [low - margin, high + margin], color="black",
+                linewidth=0.8, zorder=1)  # fmt: skip
+    for spectrum in usable:
+        triangle = spectrum.triangle
+        colour = colours[spectrum.kind]
+        ax.errorbar(
+            triangle.predicted_s, triangle.predicted_s, yerr=triangle.defect_bound, color=colour,
+            alpha=0.45, linewidth=1.2, capsize=0, zorder=2,
+        )  # fmt: skip
+        ax.scatter(triangle.predicted_s, triangle.s_index, s=22, facecolors="white",
+                   edgecolors=colour, linewidths=0.9, zorder=3)  # fmt: skip
+        ax.scatter(triangle.predicted_s, triangle.s_sorted, s=22, color=colour, linewidths=0,
+                   zorder=4)  # fmt: skip
+    _kind_legend(ax, colours)
+    ax.set_xlabel("predicted αγ")
+    ax.set_ylabel("measured s  (filled: sorted, open: σ order)")
+    return ax
+
+
+def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
+    """Draw α of each layer in the order of the forward pass, with its interval."""
+    ax = ax or _new_axes(width=max(6.4, 0.3 * len(report) + 2))
+    colours = _colours_by_kind(report)
+    ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
+    for position, spectrum in enumerate(report.values()):
+        fit = spectrum.alpha
+        if fit.reason:
+            continue
+        low, high = fit.interval
+        ax.errorbar(
+            position, fit.exponent, yerr=[[fit.exponent - low], [high - fit.exponent]], fmt="o",
+            markersize=4, color=colours[spectrum.kind], linewidth=1, capsize=2, zorder=2,
+        )  # fmt: skip
+    _kind_legend(ax, colours)
+    ax.set_xticks(range(len(report)), [_short(name) for name in report], rotation=90, fontsize=7)
+    ax.set_xlim(-0.7, len(report) - 0.3)
+    ax.set_ylabel("α  (h ∝ σ^α)")
+    return ax
+
+
+def curvature_figure(report: SpectralReport) -> Figure:
+    """Return one panel of `plot_curvature` per layer."""
+    return _small_multiples(report, plot_curvature)
+
+
+def rank_profile_figure(report: SpectralReport) -> Figure:
+    """Return one panel of `plot_rank_profile` per layer."""
+    figure = _small_multiples(report, plot_rank_profile)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
+    """Write every figure of a report as PNG.
+
+    Parameters
+    ----------
+    report : SpectralReport
+        With at least one layer.
+    folder : path
+        Created if need be.
+
+    Returns
+    -------
+    list of Path
+        ``curvature.png``, ``transfer.png``, ``alpha_by_depth.png``, ``rank_profiles.png``.
+
+    Raises
+    ------
+    ReportError
+        If the folder cannot be written.
+    """
+    folder = Path(folder)
+    figures: dict[str, Callable[[], Figure]] = {
+        "curvature.png": lambda: curvature_figure(report),
+        "transfer.png": lambda: plot_transfer(report).figure,  # type: ignore[dict-item, return-value]
+        "alpha_by_depth.png": lambda: plot_alpha_by_depth(report).figure,  # type: ignore[dict-item, return-value]
+        "rank_profiles.png": lambda: rank_profile_figure(report),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, make in figures.items():
+            make().savefig(folder / name, dpi=130)
+    except OSError as error:
+        raise ReportError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder."
+        ) from error
+    return [folder / name for name in figures]
+
+
+def _new_axes(width: float = 6.4, height: float = 4.8) -> Axes:
+    axes: Axes = _new_figure(width, height).add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    figure: Any = require("matplotlib.figure", "plots", "A plot").Figure
+    return figure(figsize=(width, height), layout="constrained")  # type: ignore[no-any-return]
+
+
+def _small_multiples(
+    report: SpectralReport, draw: Callable[[LayerSpectrum, Axes], Axes]
+) -> Figure:
+    columns = min(6, math.ceil(math.sqrt(1.3 * len(report))))
+    rows = math.ceil(len(report) / columns)
+    figure = _new_figure(2.3 * columns + 0.4, 2.0 * rows + 0.6)
+    for index, spectrum in enumerate(report.values()):
+        ax = figure.add_subplot(rows, columns, index + 1)
+        draw(spectrum, ax)
+        ax.set_title(_short(spectrum.name), fontsize=8)
+        ax.tick_params(labelsize=6)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.minorticks_off()
+        ax.set_xlabel(ax.get_xlabel() if index + columns >= len(report) else "", fontsize=8)
+        ax.set_ylabel(ax.get_ylabel() if index % columns == 0 else "", fontsize=8)
+    return figure
+
+
+def _annotate(ax: Axes, text: str, where: str = "lower left") -> None:
+    y, align = (0.97, "top") if where == "upper left" else (0.03, "bottom")
+    ax.text(0.04, y, text, transform=ax.transAxes, va=align, ha="left", fontsize=7, zorder=5)
+
+
+def _colours_by_kind(report: SpectralReport) -> dict[str, str]:
+    kinds = dict.fromkeys(spectrum.kind for spectrum in report.values())
+    return {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
+
+
+def _kind_legend(ax: Axes, colours: dict[str, str]) -> None:
+    for kind, colour in colours.items():
+        ax.scatter([], [], s=22, color=colour, label=kind)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else "…" + name[-(most - 1) :]
+

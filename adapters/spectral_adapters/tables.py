@@ -1,0 +1,57 @@
+"""Reports as tables of other libraries: rows are made in the core, shapes here."""
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+from spectral_core._extras import require
+from spectral_core.report import SpectralReport
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+    from rich.table import Table
+
+__all__ = ["to_csv", "to_markdown", "to_pandas", "to_polars", "to_rich"]
+
+
+def to_pandas(report: SpectralReport) -> "pandas.DataFrame":
+    """Return one row per layer, indexed by its name; needs the extra ``tables``."""
+    frame: Any = require("pandas", "tables", "A pandas table").DataFrame
+    return frame(report.rows()).set_index("layer")  # type: ignore[no-any-return]
+
+
+def to_polars(report: SpectralReport) -> "polars.DataFrame":
+    """Return one row per layer; needs polars."""
+    frame: Any = require("polars", "tables", "A polars table").DataFrame
+    return frame(report.rows())  # type: ignore[no-any-return]
+
+
+def to_rich(report: SpectralReport) -> "Table":
+    """Return the summary's table for a `rich` console; needs the extra ``cli``."""
+    table_class: Any = require("rich.table", "cli", "A rich table").Table
+    table: Table = table_class(box=require("rich.box", "cli", "A rich table").SIMPLE_HEAD)
+    header, rows = report.table()
+    for index, column in enumerate(header):
+        words = index in (0, 1, header.index("profile"))
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(report: SpectralReport) -> str:
+    """Return the summary's table in Markdown."""
+    header, rows = report.table()
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+
+
+def to_csv(report: SpectralReport) -> str:
+    """Return one line per layer with full precision, and a header."""
+    rows = report.rows()
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,113 @@
+"""Every check of the project; `nox -l` lists them, docs/developers.md explains them."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "types", "tests", "docs", "build"]
+
+ROOT = Path(__file__).parent
+# Installed first and pinned, so that pip can take a small CPU build where an index or a wheel folder
+# offers one; a range would pull the newest build with gigabytes of GPU libraries.
+TORCH = os.environ.get("SPECTRAL_TORCH", "torch==2.13.0")
+TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14"]
+OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
+# curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
+# replace torch; so these come without their dependencies.
+ORACLES = ["curvlinops-for-pytorch", "backpack-for-pytorch", "einconv", "unfoldNd", "linear_operator"]
+
+BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train two small networks on real digits, measure every layer, plot."""
+    session.install(TORCH)
+    session.install(".[demo]")
+    session.run("spectral-core", "demo", *(session.posargs or ["--output", "spectral-demo"]))
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the test suite of one backend; torch also runs the measurements and the adapters."""
+    suites = ["tests/core"]
+    if backend == "torch":
+        session.install(TORCH)
+        session.install(*TEST, "einops", "opt-einsum", "tqdm", "pandas", "polars")
+        session.install("--no-deps", *ORACLES)
+        session.install(".[demo,torch]")
+        suites += ["tests/backends", "tests/adapters", "tests/test_packaging.py"]
+    elif backend == "jax":
+        session.install(*TEST, ".[jax]")
+    elif backend == "cupy":
+        session.install(*TEST, ".[cupy]")
+    elif backend == "array-api-strict":
+        session.install(*TEST, "array-api-strict>=2.3", ".")
+    elif backend == "oldest":
+        session.install(*TEST, *OLDEST, ".")
+    else:
+        session.install(*TEST, ".")
+    namespace = "numpy" if backend == "oldest" else backend
+    session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and the direction of imports."""
+    session.install("ruff>=0.14", "import-linter>=2.1", "-e", ".[cli]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly."""
+    session.install(TORCH)
+    session.install("mypy>=1.18", ".[demo]")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, warnings as errors, and run every Python block of it."""
+    session.install(TORCH)
+    session.install(
+        "sphinx>=8", "furo", "myst-parser", "pytest>=8.3", "pytest-markdown-docs", ".[demo,tables]"
+    )
+    session.run("pytest", "--markdown-docs", "-p", "no:cacheprovider", "README.md", "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist, compare with the tree, install each and use it elsewhere."""
+    session.install("build")
+    out = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(out, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(out), silent=True)
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    session.run("python", str(ROOT / "tests" / "compare_wheel.py"), str(wheel), str(ROOT))
+    for archive in (wheel, sdist):
+        # Clean: the smoke test must see nothing but the archive and its core dependencies.
+        session.run("python", "-m", "venv", "--clear", str(out / "venv"))
+        python = out / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        session.run(str(python), "-m", "pip", "install", "-q", str(archive), external=True)
+        with session.chdir(out):
+            session.run(str(python), str(ROOT / "tests" / "smoke.py"), external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; `nox -s bench -- --quick` for small ones."""
+    session.install(TORCH)
+    session.install("scipy", "tqdm", "einops", "opt-einsum", ".[torch]")
+    session.install("--no-deps", *ORACLES)
+    for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
+        session.run("python", str(script), *session.posargs)
