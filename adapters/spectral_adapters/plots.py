@@ -89,6 +89,7 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
         )  # fmt: skip
     chosen = fits.winner.replace("_", "-")
     _annotate(ax, chosen if fits.winner == "undecided" else f"{chosen}, ΔBIC {fits.delta_bic:.0f}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("rank k")
     ax.set_ylabel("singular value σ")
     return ax
@@ -155,8 +156,9 @@ def curvature_figure(report: SpectralReport) -> Figure:
 def rank_profile_figure(report: SpectralReport) -> Figure:
     """Return one panel of `plot_rank_profile` per layer."""
     figure = _small_multiples(report, plot_rank_profile)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    line: Any = require("matplotlib.lines", "plots", "A plot").Line2D
+    handles = [line([], [], color=c, label=name.replace("_", "-")) for name, c in _FORMS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -243,6 +245,11 @@ def _kind_legend(ax: Axes, colours: dict[str, str]) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def _short(name: str, most: int = 26) -> str:
-    return name if len(name) <= most else "…" + name[-(most - 1) :]
+def _short(name: str, most: int = 28) -> str:
+    """Drop leading parts of a dotted name until it fits a panel's title."""
+    parts = name.split(".")
+    while len(parts) > 1 and len(".".join(parts)) >= most:
+        parts = parts[1:]
+    kept = ".".join(parts)[-most:]
+    return kept if kept == name else f"…{kept}"
 

@@ -169,11 +169,11 @@ def _show(report: sc.SpectralReport, console: Console) -> None:
     if not console.is_terminal:
         print(report)
         return
-    head, _, rest = report.summary().split("\n\n", 2)[0], None, report.summary().split("\n\n")[2:]
-    console.print(head, highlight=False)
+    head, _, *rest = report.summary().split("\n\n")  # the second part is the plain table
+    console.print(head, highlight=False, markup=False)
     console.print(to_rich(report))
     for part in rest:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, markup=False)
 
 
 @contextmanager

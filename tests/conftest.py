@@ -1,0 +1,141 @@
+"""Options and the array namespaces that every core function is tested in."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+LIBRARIES = ("numpy", "array-api-strict", "torch", "jax", "cupy")
+VARIANTS = (
+    ("numpy", "float64"), ("numpy", "float32"), ("numpy", "read-only"),
+    ("array-api-strict", "float64"), ("array-api-strict", "restricted"),
+    ("array-api-strict", "device"),
+    ("torch", "float64"), ("torch", "float32"),
+    ("jax", "x64"), ("jax", "x32"), ("jax", "jit"),
+    ("cupy", "float64"),
+)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--namespaces",
+        default="",
+        help=f"array libraries to test, of {','.join(LIBRARIES)}; one named here must be there",
+    )
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One array library in one configuration."""
+
+    library: str
+    variant: str
+
+    @property
+    def eps(self) -> float:
+        return float(np.finfo(self.dtype).eps)
+
+    @property
+    def dtype(self) -> type:
+        return np.float32 if self.variant in ("float32", "x32") else np.float64
+
+    def array(self, values: Any) -> Any:
+        """Convert to an array of this namespace."""
+        data = np.array(values, dtype=self.dtype)
+        if self.library == "numpy":
+            data.flags.writeable = self.variant != "read-only"
+            return data
+        if self.library == "array-api-strict":
+            strict = importlib.import_module("array_api_strict")
+            device = strict.Device("device1" if self.variant == "device" else "CPU_DEVICE")
+            return strict.asarray(data, device=device)
+        if self.library == "torch":
+            return importlib.import_module("torch").asarray(data)
+        return importlib.import_module({"jax": "jax.numpy"}.get(self.library, "cupy")).asarray(data)
+
+    def numpy(self, array: Any) -> Any:
+        """Convert a result back."""
+        if self.library == "array-api-strict" and self.variant == "device":
+            strict = importlib.import_module("array_api_strict")
+            array = array.to_device(strict.Device("CPU_DEVICE"))
+        return array.get() if self.library == "cupy" else np.asarray(array)
+
+    def run(self, function: Any, *arrays: Any) -> Any:
+        """Call, through ``jax.jit`` in that variant; the function returns arrays or tuples."""
+        if self.variant == "jit":
+            return importlib.import_module("jax").jit(function)(*arrays)
+        return function(*arrays)
+
+    def check_kind(self, array: Any, like: Any) -> None:
+        """Assert that a floating result is of the caller's library, dtype and device."""
+        assert type(array) is type(like)
+        assert array.dtype == like.dtype
+        assert getattr(array, "device", None) == getattr(like, "device", None)
+
+
+def _missing(library: str) -> str | None:
+    """Say why a library cannot be tested here, or None."""
+    try:
+        module = importlib.import_module(library.replace("-", "_"))
+    except ImportError:
+        return f"{library} is not installed"
+    if library != "cupy":
+        return None
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"cupy has no GPU here ({type(error).__name__})"
+    return None if count else "cupy has no GPU here"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "xp" in metafunc.fixturenames:
+        asked = [n for n in metafunc.config.getoption("--namespaces").split(",") if n]
+        if unknown := set(asked) - set(LIBRARIES):
+            raise pytest.UsageError(f"--namespaces: unknown {sorted(unknown)}")
+        chosen = [v for v in VARIANTS if not asked or v[0] in asked]
+        metafunc.parametrize("xp", chosen, ids="-".join, indirect=True)
+
+
+@pytest.fixture
+def xp(request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    namespace = Namespace(*request.param)
+    asked = request.config.getoption("--namespaces").split(",")
+    if reason := _missing(namespace.library):
+        if namespace.library in asked and "GPU" not in reason:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    if namespace.variant == "restricted":
+        strict = importlib.import_module("array_api_strict")
+        with strict.ArrayAPIStrictFlags(
+            boolean_indexing=False, data_dependent_shapes=False, api_version="2024.12"
+        ):
+            yield namespace
+    elif namespace.library == "jax":
+        jax = importlib.import_module("jax")
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", namespace.variant != "x32")
+        yield namespace
+        jax.config.update("jax_enable_x64", before)
+    elif namespace.library == "torch":
+        torch = importlib.import_module("torch")
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, namespace.variant))
+        yield namespace
+        torch.set_default_dtype(before)
+    else:
+        yield namespace
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of shared data, outside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside the checkout")
+    return SHARED

@@ -1,0 +1,171 @@
+"""Every core function in every namespace, against NumPy and SciPy in float64."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import spectral_core as sc
+
+RNG = np.random.default_rng(0)
+K = 20
+SIGMA = np.sort(np.exp(RNG.normal(size=(3, K))))[..., ::-1].copy() * np.arange(1, K + 1) ** -0.8
+CURVATURE = SIGMA**1.7 * np.exp(0.3 * RNG.normal(size=(3, K)))
+CURVATURE[1, 4] = -1.0
+CURVATURE[2, 7] = np.nan
+
+
+def relative(xp, found, expected):
+    found = np.asarray(xp.numpy(found), dtype=np.float64)
+    return np.max(np.abs(found - expected) / np.abs(expected))
+
+
+def test_fit_power_law(xp):
+    weights = np.exp(RNG.normal(size=(3, K)))
+    where = np.ones((3, K), dtype=bool)
+    where[0, 3] = False
+    arrays = [xp.array(a) for a in (SIGMA, CURVATURE, weights)]
+    mask = arrays[0] == arrays[0]
+
+    def fit(x, y, w):
+        f = sc.fit_power_law(x, y, weights=w, where=mask)
+        return f.exponent, f.log_prefactor, f.r_squared, f.stderr, *f.interval, f.n, f.n_dropped
+
+    results = xp.run(fit, *arrays)
+    for row in range(3):
+        ok = (CURVATURE[row] > 0) & np.isfinite(CURVATURE[row])
+        x, y, w = np.log(SIGMA[row, ok]), np.log(CURVATURE[row, ok]), weights[row, ok]
+        (slope, offset), covariance = np.polyfit(x, y, 1, w=np.sqrt(w), cov=True)
+        half = stats.t.ppf(0.975, len(x) - 2) * np.sqrt(covariance[0, 0])
+        residual = y - slope * x - offset
+        r2 = 1 - np.sum(w * residual**2) / np.sum(w * (y - np.average(y, weights=w)) ** 2)
+        expected = (slope, offset, r2, np.sqrt(covariance[0, 0]), slope - half, slope + half)
+        for value, number in zip(results, expected, strict=False):
+            assert abs(float(xp.numpy(value)[row]) - number) <= 2000 * xp.eps * (1 + abs(number))
+        assert int(xp.numpy(results[6])[row]) == ok.sum()
+        assert int(xp.numpy(results[7])[row]) == K - ok.sum()
+    xp.check_kind(results[0], arrays[0])
+
+
+def test_fit_agrees_with_scipy_linregress(xp):
+    x, y = xp.array(SIGMA[0]), xp.array(CURVATURE[0])
+    exponent, low, high = xp.run(
+        lambda a, b: (sc.fit_power_law(a, b).exponent, *sc.fit_power_law(a, b).interval), x, y
+    )
+    oracle = stats.linregress(np.log(SIGMA[0]), np.log(CURVATURE[0]))
+    half = stats.t.ppf(0.975, K - 2) * oracle.stderr
+    for value, number in ((exponent, oracle.slope), (low, oracle.slope - half)):
+        assert relative(xp, value, number) < 1000 * xp.eps
+    assert relative(xp, high, oracle.slope + half) < 1000 * xp.eps
+
+
+@pytest.mark.parametrize("order", ["sorted", "index"])
+def test_exponent_triangle(xp, order):
+    names = ("predicted_s", "s_index", "s_sorted", "gamma_window", "defect", "defect_bound",
+             "ordering_term", "window_term", "relative_error", "closure")  # fmt: skip
+
+    def triangle(sigma, h):
+        t = sc.exponent_triangle(sigma, h, order=order)
+        return (t.alpha.exponent, t.gamma.exponent, t.s.exponent, *(getattr(t, n) for n in names))
+
+    arrays = xp.array(SIGMA), xp.array(CURVATURE)
+    results = xp.run(triangle, *arrays)
+    expected = sc.exponent_triangle(SIGMA, CURVATURE, order=order)
+    oracle = [expected.alpha.exponent, expected.gamma.exponent, expected.s.exponent]
+    oracle += [getattr(expected, name) for name in names]
+    for value, numbers in zip(results, oracle, strict=True):
+        assert np.all(np.abs(xp.numpy(value) - numbers) <= 3000 * xp.eps * (1 + np.abs(numbers)))
+        xp.check_kind(value, arrays[0])
+    for row in range(3):
+        k = np.arange(1, K + 1)
+        gamma = -stats.linregress(np.log(k), np.log(SIGMA[row])).slope
+        h = CURVATURE[row]
+        ok = (h > 0) & np.isfinite(h)
+        alpha = stats.linregress(np.log(SIGMA[row, ok]), np.log(h[ok])).slope
+        in_order = np.sort(h[ok])[::-1] if order == "sorted" else h[ok]
+        rank = np.arange(1, ok.sum() + 1) if order == "sorted" else k[ok]
+        s = -stats.linregress(np.log(rank), np.log(in_order)).slope
+        for value, number in zip(results, (alpha, gamma, s), strict=False):
+            assert abs(float(xp.numpy(value)[row]) - number) < 2000 * xp.eps * (1 + abs(number))
+
+
+def test_participation(xp):
+    h = xp.array(CURVATURE)
+    ratio, entropy, certified = xp.run(
+        lambda a: (sc.participation_ratio(a), sc.entropy_rank(a), sc.certified_exponent(a)), h
+    )
+    for row in range(3):
+        values = CURVATURE[row][(CURVATURE[row] > 0) & np.isfinite(CURVATURE[row])]
+        p = values / values.sum()
+        assert abs(float(xp.numpy(ratio)[row]) - 1 / np.sum(p**2)) < 100 * xp.eps * K
+        assert abs(float(xp.numpy(entropy)[row]) - np.exp(stats.entropy(p))) < 100 * xp.eps * K
+        d = np.sort(values)[::-1]
+        k = np.arange(1, len(d))
+        exponent = np.min(np.log(d[:-1] / d[1:]) / np.log((k + 1) / k))
+        assert abs(float(xp.numpy(certified)[row]) - exponent) < 2000 * xp.eps
+    xp.check_kind(ratio, h)
+
+
+def test_bounds(xp):
+    values = np.asarray([0.3, 1.0, 1.01, 1.5, 2.0, 3.3, 30.0])
+    s = xp.array(values)
+    window, limit = xp.run(lambda a: (sc.window_bound(a, 50), sc.zeta_bound(a)), s)
+    k = np.arange(1.0, 51)[:, None]
+    assert relative(xp, window, np.sum(k**-values, 0) ** 2 / np.sum(k ** (-2 * values), 0)) < 1e2 * xp.eps
+    finite = xp.numpy(limit)
+    assert np.all(np.isinf(finite[:2])) and abs(finite[4] - 2.5) < 20 * xp.eps
+    xp.check_kind(window, s)
+    xp.check_kind(limit, s)
+
+
+def test_other_profiles(xp):
+    b, k = np.asarray([0.01, 0.5, 3.0]), np.arange(1, 31)
+    a = np.asarray([-1.0, 0.2, -2.0])
+    rates, slopes = xp.array(b), xp.array(a)
+    ratio, windowed, bent = xp.run(
+        lambda b, a: (
+            sc.exponential_participation(b), sc.exponential_participation(b, 30),
+            sc.log_normal_participation(a, -b, 30),
+        ),
+        rates, slopes,
+    )  # fmt: skip
+    h = np.exp(-b[:, None] * k)
+    assert relative(xp, windowed, h.sum(1) ** 2 / (h**2).sum(1)) < 1e3 * xp.eps
+    assert relative(xp, ratio, 1 / np.tanh(b / 2)) < 20 * xp.eps
+    h = np.exp(a[:, None] * np.log(k) - b[:, None] * np.log(k) ** 2)
+    assert relative(xp, bent, h.sum(1) ** 2 / (h**2).sum(1)) < 1e3 * xp.eps
+    xp.check_kind(ratio, rates)
+
+
+def test_rank_profiles(xp):
+    sigma = xp.array(SIGMA)
+
+    def fits(a):
+        f = sc.fit_rank_profiles(a)
+        return (
+            f.power_law.parameters["gamma"], f.exponential.parameters["beta"],
+            f.log_normal.parameters["a"], f.log_normal.parameters["b"],
+            f.power_law.rss, f.exponential.rss, f.log_normal.rss, f.log_normal.bic, f.delta_bic,
+        )  # fmt: skip
+
+    results = [xp.numpy(value) for value in xp.run(fits, sigma)]
+    k = np.arange(1, K + 1)
+    for row in range(3):
+        y = np.log(SIGMA[row])
+        designs = (np.log(k)[:, None], k[:, None], np.stack([np.log(k), np.log(k) ** 2], 1))
+        solved = [np.linalg.lstsq(np.c_[np.ones(K), d], y, rcond=None) for d in designs]
+        rss = [float(s[1][0]) for s in solved]
+        bic = [K * np.log(r / K) + p * np.log(K) for r, p in zip(rss, (2, 2, 3), strict=True)]
+        expected = (-solved[0][0][1], -solved[1][0][1], *solved[2][0][1:], *rss, bic[2],
+                    np.diff(np.sort(bic))[0])  # fmt: skip
+        for value, number in zip(results, expected, strict=True):
+            assert abs(float(value[row]) - number) < 2e4 * xp.eps * (1 + abs(number))
+
+
+def test_zeta(xp):
+    mpmath = pytest.importorskip("mpmath")
+    values = np.asarray([1.0001, 1.01, 1.3, 2.0, 5.5, 17.0, 59.9, 75.0])
+    expected = np.asarray([float(mpmath.zeta(float(xp.dtype(v)))) for v in values])
+    s = xp.array(values)
+    found = xp.run(sc.zeta, s)
+    assert relative(xp, found, expected) < 8 * xp.eps
+    xp.check_kind(found, s)
