@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from spectral_core.errors import InputError
 
 __all__ = ["FunctionalModel"]
 
+T = TypeVar("T")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -69,12 +70,24 @@ class FunctionalModel:
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Any:
         """Run the user's forward with these parameters (the others keep their copies)."""
-        state = {**self.parameters, **parameters}
         if isinstance(self._model, nn.Module):
-            wrapped = _Forward(self._model, self._run)
-            names = {f"model.{name}": value for name, value in {**state, **self.buffers}.items()}
-            return torch.func.functional_call(wrapped, names, (batch,))
-        return self._run(partial(self._model, {**state, **self.buffers}), batch)
+            return self.hold(parameters, lambda: self._run(self._model, batch))
+        return self._run(partial(self._model, self._state(parameters)), batch)
+
+    def hold(self, parameters: Mapping[str, Tensor], action: Callable[[], T]) -> T:
+        """Run `action` while a module holds these parameters instead of its own.
+
+        Gradient checkpointing runs parts of the forward pass again during a backward pass, so
+        backward passes belong in here too.
+        """
+        if not isinstance(self._model, nn.Module):
+            return action()
+        names = {f"model.{name}": value for name, value in self._state(parameters).items()}
+        held: T = torch.func.functional_call(_Holder(self._model), names, (action,))
+        return held
+
+    def _state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**self.parameters, **self.buffers, **parameters}
 
     def cast(self, value: Tensor, *, copy: bool = False) -> Tensor:
         """Return `value` on the device, in the dtype if it is floating point."""
@@ -91,16 +104,16 @@ class FunctionalModel:
         return model(*inputs_of(batch))
 
 
-class _Forward(nn.Module):
-    """Gives `functional_call` a module whose call is the user's ``forward(model, batch)``."""
+class _Holder(nn.Module):
+    """Gives `functional_call` a module around the user's, whose call runs any action."""
 
-    def __init__(self, model: nn.Module, run: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self._run_forward = model, run
-        self.training = model.training
+        self.model = model
 
-    def forward(self, batch: Any) -> Any:
-        return self._run_forward(self.model, batch)
+    def forward(self, action: Callable[[], Any]) -> Any:
+        """Run the action."""
+        return action()
 
 
 def _unwrapped(model: Any) -> Any:
@@ -138,8 +151,9 @@ def _tensors_of(
                 "params: the model is a function; pass its parameters as params={name: tensor}, "
                 "it is called as model(params, *inputs)."
             )
-        parameters = {n: p for n, p in params.items() if p.is_floating_point()}
-        buffers = {n: p for n, p in params.items() if not p.is_floating_point()}
+        continuous = {n: p.is_floating_point() or p.is_complex() for n, p in params.items()}
+        parameters = {n: p for n, p in params.items() if continuous[n]}
+        buffers = {n: p for n, p in params.items() if not continuous[n]}
         frozen = frozenset()
     if not parameters:
         raise InputError("model: it has no parameters, so there is no curvature to measure.")

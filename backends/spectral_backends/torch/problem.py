@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -103,6 +104,8 @@ class CurvatureProblem:
         self._model = FunctionalModel(
             model, params, forward, dtype, None if device is None else torch.device(device)
         )
+        if not any(p.ndim >= 2 for p in self._model.parameters.values()):
+            raise InputError("model: it has no parameter with two or more axes, so no matrix.")
         self._seed, self._chunk_size = seed, chunk_size
         self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
         self._evaluation = self._evaluate(seed)
@@ -148,12 +151,11 @@ class CurvatureProblem:
         with self._pass(self._seed) as batches:
             for batch in batches:
                 weights = {name: self._leaf(name) for name in names}
-                loss, terms = self._loss(weights, batch)
+                found, terms = self._model.hold(
+                    weights, partial(self._batch_gradients, weights, batch)
+                )
                 if terms.count == 0:
                     continue
-                found = torch.autograd.grad(
-                    loss, list(weights.values()), allow_unused=True, materialize_grads=True
-                )
                 for name, gradient in zip(names, found, strict=True):
                     totals[name] += _scale(terms) * gradient
                 count += terms.count
@@ -194,11 +196,13 @@ class CurvatureProblem:
         count = 0.0
         with self._pass(self._seed) as batches:
             for batch in batches:
-                form, terms, size = self._form(located, batch, kind)
-                if terms.count == 0:
-                    continue
-                values = self._along(form, located, u, v, size)
-                total += _scale(terms) * values.to("cpu", torch.float64)
+                weight = self._leaf(located.parameter)
+                values, terms = self._model.hold(
+                    {located.parameter: weight},
+                    partial(self._batch_curvatures, located, weight, u, v, batch, kind),
+                )
+                if terms.count:
+                    total += _scale(terms) * values.to("cpu", torch.float64)
                 count += terms.count
         return (total / count).to(self._model.device, self._model.dtype)
 
@@ -207,7 +211,12 @@ class CurvatureProblem:
     @contextmanager
     def _pass(self, seed: int) -> Iterator[Iterator[Any]]:
         """Yield the batches, moved and cast, with every side effect undone afterwards."""
-        with seeded(seed, self._model.device, self._batches), differentiable_attention():
+        with (
+            seeded(seed, self._model.device, self._batches),
+            differentiable_attention(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield (map_tensors(self._model.cast, batch) for batch in self._batches)
 
     def _evaluate(self, seed: int) -> Evaluation:
@@ -223,7 +232,7 @@ class CurvatureProblem:
                 written |= {n for n, b in before.items() if not torch.equal(b, self._model.buffers[n])}
                 self._model.buffers.update(before)
                 _check_loss(index, loss, terms)
-                losses.append(float(loss.detach()))
+                losses.append(float(loss.detach()) if terms.count else 0.0)
                 counted.append(terms)
         if not losses:
             raise InputError("batches: it is empty; a measurement needs at least one batch.")
@@ -278,12 +287,30 @@ class CurvatureProblem:
             return LossTerms(_checked_count(self._weight(batch)), reduction)
         return LossTerms(seen.count, reduction) if seen else LossTerms(1.0, "mean", known=False)
 
+    def _batch_gradients(
+        self, weights: Mapping[str, Tensor], batch: Any
+    ) -> tuple[tuple[Tensor, ...], LossTerms]:
+        loss, terms = self._loss(weights, batch)
+        leaves = list(weights.values())
+        return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True), terms
+
+    def _batch_curvatures(
+        self,
+        layer: Layer,
+        weight: Tensor,
+        u: Tensor,
+        v: Tensor,
+        batch: Any,
+        kind: CurvatureKind,
+    ) -> tuple[Tensor, LossTerms]:
+        form, terms, size = self._form(layer, weight, batch, kind)
+        return self._along(form, layer, u, v, size), terms
+
     def _form(
-        self, layer: Layer, batch: Any, kind: CurvatureKind
+        self, layer: Layer, weight: Tensor, batch: Any, kind: CurvatureKind
     ) -> tuple[QuadraticForm, LossTerms, int]:
         """Return the batch's quadratic form, its terms, and the bytes of its graph."""
         size = GraphSize()
-        weight = self._leaf(layer.parameter)
         weights = {layer.parameter: weight}
         with _naming(layer.info.name), size.measuring():
             if kind == "hessian":

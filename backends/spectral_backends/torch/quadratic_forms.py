@@ -39,6 +39,7 @@ class HessianForm:
     def __init__(self, loss: Tensor, weight: Tensor) -> None:
         self._weight = weight
         self._gradient = _gradient(loss, weight, create_graph=True)
+        _check_twice_differentiable(self._gradient)
 
     def __call__(self, directions: Tensor) -> Tensor:
         """Evaluate the form for each direction."""
@@ -69,6 +70,7 @@ class GaussNewtonForm:
         (self._pulled,) = torch.autograd.grad(
             outputs, weight, self._cotangent, create_graph=True, materialize_grads=True
         )
+        _check_twice_differentiable(self._pulled)
         self._outputs = outputs.detach().requires_grad_()
         self._output_gradient = _gradient(loss_of(self._outputs), self._outputs, create_graph=True)
 
@@ -146,6 +148,25 @@ def _gradient(value: Tensor, of: Tensor, *, create_graph: bool) -> Tensor:
         value, of, create_graph=create_graph, materialize_grads=True
     )
     return gradient
+
+
+def _check_twice_differentiable(gradient: Tensor) -> None:
+    """Raise `RuntimeError` if part of the gradient's own graph is cut off.
+
+    Behind a function that is differentiable once only, torch puts a node that raises when it is
+    reached; but it leads nowhere, so a second derivative passes it by and is silently wrong.
+    """
+    seen = {gradient.grad_fn}
+    todo = [gradient.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function on the way is marked once_differentiable")
+        new = {following for following, _ in node.next_functions} - seen
+        seen |= new
+        todo.extend(new)
 
 
 def _pull_back(outputs: Tensor, inputs: Tensor, cotangents: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""A loss that is no function of the weights is refused, or measured as its seed fixes it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+
+X, Y = torch.randn(40, 5), torch.randint(3, (40,))
+DATA = TensorDataset(X, Y)
+
+
+def plain():
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return X[index] + 0.1 * torch.randn(5), Y[index]
+
+
+class Shrinking:
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([(X, Y)] * (3 if self.passes == 1 else 2))
+
+
+CASES = {
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+        lambda: [(X, Y)], "dropout.*training mode: call model.eval",
+    ),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+        lambda: [(X, Y)], "buffers.*running_mean.*model.eval",
+    ),
+    "shuffled": (
+        lambda: plain().eval(), lambda: DataLoader(DATA, 16, shuffle=True), "shuffle=False",
+    ),
+    "shuffled and cut": (
+        lambda: plain().eval(), lambda: DataLoader(DATA, 16, shuffle=True, drop_last=True),
+        "fixed set of samples",
+    ),
+    "augmented": (lambda: plain().eval(), lambda: DataLoader(Augmented(), 16), "augments"),
+    "shrinking": (lambda: plain().eval(), Shrinking, "had 3 batches, the second 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_with_the_remedy(name):
+    model, batches, words = CASES[name]
+    with pytest.raises(sc.NonDeterministicError, match=words) as caught:
+        CurvatureProblem(model(), F.cross_entropy, batches())
+    assert "check_deterministic=False" in str(caught.value) or name == "shrinking"
+
+
+@pytest.mark.parametrize("name", ["dropout", "batch norm", "shuffled", "augmented"])
+def test_allowed_explicitly_it_repeats_itself(name):
+    model, batches, _ = CASES[name]
+    model, batches = model(), batches()
+    values = []
+    for _ in range(2):
+        problem = CurvatureProblem(model, F.cross_entropy, batches, check_deterministic=False)
+        report = sc.measure(problem, top_k=3)
+        values.append([*report["0"].sigma, *report["0"].curvature])
+        torch.randn(3)  # the state of the global generator must not matter
+    assert values[0] == values[1]
+
+
+def test_dropout_in_eval_mode_is_fine():
+    model = CASES["dropout"][0]().eval()
+    assert CurvatureProblem(model, F.cross_entropy, DataLoader(DATA, 16)).describe()["n_terms"] == 40

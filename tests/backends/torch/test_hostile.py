@@ -1,0 +1,252 @@
+"""Input that must meet a clear error or an honest result."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+
+torch.manual_seed(0)
+X, Y = torch.randn(12, 4), torch.randint(3, (12,))
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def poisoned():
+    model = net()
+    with torch.no_grad():
+        model[2].weight[1, 2] = float("nan")
+    return model
+
+
+def build(model=None, loss=F.cross_entropy, batches=None, **options):
+    return CurvatureProblem(model or net(), loss, [(X, Y)] if batches is None else batches, **options)
+
+
+class OnTwoDevices(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 3, device="meta")
+
+
+REFUSED = {
+    "empty loader": (lambda: build(batches=[]), "batches: it is empty"),
+    "generator": (lambda: build(batches=iter([(X, Y)])), "exhausted after one pass"),
+    "generator function": (lambda: build(batches=((X, Y) for _ in range(2))), "list\\(batches\\)"),
+    "no iterable": (lambda: build(batches=5), "a int cannot be iterated"),
+    "tensor": (lambda: build(batches=X), "a tensor was passed"),
+    "dict without forward": (lambda: build(batches=[{"x": X, "y": Y}]), "batch is a dict.*forward="),
+    "single tensor batches": (lambda: build(batches=[X]), "batch is a Tensor.*forward="),
+    "nan weights": (lambda: build(poisoned()), "parameter '2.weight' holds 1 NaN or infinite"),
+    "nan data": (lambda: build(batches=[(X, Y), (X * float("nan"), Y)]), "batch 1 holds 48 NaN"),
+    "infinite loss": (
+        lambda: build(loss=lambda y, t: (y - y).log().mean()), "loss of batch 0 is -inf",
+    ),
+    "loss not scalar": (
+        lambda: build(loss=lambda y, t: F.cross_entropy(y, t, reduction="none")),
+        r"tensor of shape \(12,\); reduce it",
+    ),
+    "loss a float": (lambda: build(loss=lambda y, t: 1.0), "returned a float"),
+    "loss ignores the model": (
+        lambda: build(loss=lambda y, t: t.double().mean()), "does not depend on the model",
+    ),
+    "argmax": (
+        lambda: build(loss=lambda y, t: (y.argmax(1) == t).double().mean()), "argmax",
+    ),
+    "detached": (lambda: build(loss=lambda y, t: F.cross_entropy(y.detach(), t)), "detach"),
+    "complex loss": (lambda: build(loss=lambda y, t: y.mean() * 1j), "complex"),
+    "two devices": (lambda: build(OnTwoDevices()), "meta"),
+    "no parameters": (lambda: build(nn.ReLU()), "no parameters"),
+    "only vectors": (lambda: build(nn.LayerNorm(4)), "no parameter with two or more axes"),
+    "function without params": (lambda: build(lambda p, x: x), "params="),
+    "params beside a module": (lambda: build(params={}), "params: a module brings"),
+    "no loss": (lambda: build(loss=None), "loss_fn: None"),
+    "forward without targets": (
+        lambda: build(forward=lambda m, b: m(b[0])), r"must return \(outputs, targets\)",
+    ),
+    "half dtype asked for": (lambda: build(dtype=torch.float16), "too coarse"),
+    "chunk of zero": (lambda: build(chunk_size=0), "chunk_size: 0"),
+    "negative weight": (lambda: build(weight=lambda b: -1), "weight: it returned -1"),
+    "everything ignored": (
+        lambda: build(batches=[(X, torch.full((12,), -100))]), "every target is ignored",
+    ),
+    "complex parameters": (
+        lambda: build(lambda p, x: x, params={"w": torch.ones(2, 2, dtype=torch.complex64)}),
+        "'w' is complex",
+    ),
+    "lazy": (lambda: build(nn.LazyLinear(3)), "is lazy"),
+    "reduction": (lambda: build(reduction="batchmean"), "reduction: 'batchmean'"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_sentence(name):
+    call, words = REFUSED[name]
+    with pytest.raises(sc.InputError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": 0}, "top_k: 0"),
+        ({"top_k": 2.5}, "top_k: 2.5"),
+        ({"curvature": "fisher"}, "'hessian' or 'ggn'"),
+        ({"confidence": 95}, "confidence: 95"),
+        ({"layers": "conv*"}, "'conv\\*' matches none"),
+    ],
+)
+def test_measure_refuses(options, words):
+    with pytest.raises(sc.InputError, match=words):
+        sc.measure(build(), **options)
+
+
+def test_directions_of_the_wrong_shape():
+    with pytest.raises(sc.InputError, match=r"6×4 matrix pass \(6, K\) and \(4, K\)"):
+        build().curvatures("0", torch.ones(4, 2), torch.ones(6, 2))
+
+
+def test_batch_of_one():
+    report = sc.measure(build(batches=[(X[:1], Y[:1])]), top_k=5)
+    assert len(report["0"].sigma) == 1  # the gradient of one sample has rank one
+    assert "fewer than 3" in report["0"].alpha.reason
+    assert any("rank" in note for note in report["0"].notes)
+
+
+def test_window_beyond_the_rank():
+    report = sc.measure(build(), top_k=50)
+    assert len(report["2"].sigma) == 2  # the rows of a softmax head's gradient add up to zero
+    assert any("2 of 50" in note for note in report["2"].notes)
+
+
+def test_zero_gradient_is_skipped_and_named():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    nn.init.zeros_(model[2].weight)  # nothing flows back to the first layer
+    report = sc.measure(build(model), top_k=3)
+    assert list(report) == ["2"] and "gradient is zero" in report.skipped["0"]
+    with pytest.raises(KeyError, match="gradient is zero"):
+        report["0"]
+    with pytest.raises(sc.SpectralError, match="none of the 1 selected layers.*gradient is zero"):
+        sc.measure(build(model), "0")
+
+
+def test_infinite_gradient_is_skipped_and_named():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bad, self.good = nn.Linear(4, 3, bias=False), nn.Linear(4, 3)
+            nn.init.zeros_(self.bad.weight)
+
+        def forward(self, x):
+            return self.good(x) + self.bad(x).abs().sqrt()
+
+    report = sc.measure(build(Root()), top_k=3)
+    assert list(report) == ["good"] and "NaN or infinite" in report.skipped["bad"]
+
+
+def test_only_negative_curvature():
+    report = sc.measure(build(loss=lambda y, t: -((y - 9) ** 2).mean()), "2", top_k=3)
+    spectrum = report["2"]
+    assert (spectrum.curvature < 0).all() and "fewer than 3" in spectrum.alpha.reason
+    assert spectrum.alpha.n_dropped == 3 and spectrum.participation.count == 0
+    assert "3 with h <= 0" in " ".join(spectrum.notes)
+    assert "nan" in str(report)
+
+
+def test_linear_loss_has_zero_curvature():
+    report = sc.measure(build(loss=lambda y, t: y.mean()), "2", top_k=3)
+    assert (report["2"].curvature == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_float32(dtype):
+    model = net().to(dtype)
+    report = sc.measure(build(model, batches=[(X.to(dtype), Y)]), top_k=3)
+    problem = report.provenance.problem
+    assert problem["dtype"] == "float32" and problem["model_dtype"] == str(dtype).split(".")[1]
+    assert model[0].weight.dtype == dtype
+    upcast = sc.measure(build(net().to(dtype).float(), batches=[(X.to(dtype).float(), Y)]), top_k=3)
+    assert list(report["0"].curvature) == list(upcast["0"].curvature)
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad
+
+
+def test_no_second_derivative_is_said_of_the_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.before(x)
+            return self.after(x + OnceOnly.apply(x))  # the sum would hide the missing part
+
+    report = sc.measure(build(Net()), top_k=3)
+    assert list(report) == ["after"]
+    assert "twice" in report.skipped["before"] and "second derivative" in report.skipped["before"]
+
+
+def test_step_functions_have_zero_curvature():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    h = build(model, loss=lambda y, t: y.abs().mean()).curvatures(
+        "0", torch.eye(6)[:, :3], torch.eye(4)[:, :3]
+    )
+    assert (h == 0).all()
+
+
+def test_integer_inputs_are_the_models_business():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
+    tokens = torch.randint(5, (12, 2))
+    assert list(sc.measure(build(model, batches=[(tokens, Y)]), top_k=3)) == ["0", "2"]
+
+
+def test_operations_without_a_batching_rule_fall_back():
+    class NoVmap(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            if torch._C._functorch.is_batchedtensor(grad):
+                raise RuntimeError("no batching rule")
+            return grad * 3 * x**2
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.b(NoVmap.apply(self.a(x)))
+
+    model = Net().double()
+    data = [(X.double(), Y)]
+    u, v = torch.eye(6).double()[:, :4], torch.eye(4).double()
+    found = build(model, batches=data, chunk_size=4).curvatures("a", u, v)
+    expected = build(model, batches=data, chunk_size=1).curvatures("a", u, v)
+    torch.testing.assert_close(found, expected)
+
+
+def test_ggn_needs_outputs():
+    problem = build(loss=None, forward=lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+    with pytest.raises(sc.InputError, match="'ggn' needs"):
+        sc.measure(problem, curvature="ggn")
+    assert len(sc.measure(problem, top_k=3)) == 2

@@ -1,0 +1,129 @@
+"""The user's model and process are as before, also after an exception."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+
+
+class Net(nn.Module):
+    """Fails with `error` at the given call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)
+        self.last = nn.Linear(8, 3)
+        self.calls, self.fail_at, self.error = 0, -1, ValueError("user's own error")
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise self.error
+        return self.last(self.drop(torch.tanh(self.norm(self.first(x)))))
+
+
+def snapshot(model, loader):
+    return {
+        "values": {k: v.clone() for k, v in model.state_dict().items()},
+        "ids": [id(p) for p in model.parameters()],
+        "grads": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
+        "flags": [p.requires_grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "hooks": [
+            (list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks))
+            for m in model.modules()
+        ],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].copy(),
+        "python": random.getstate(),
+        "loader": loader.generator.get_state(),
+        "sdp": (
+            torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+        ),
+        "fastpath": torch.backends.mha.get_fastpath_enabled(),
+        "grad": torch.is_grad_enabled(),
+    }  # fmt: skip
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    for key in before:
+        a, b = before[key], after[key]
+        if key == "grads":
+            for x, y in zip(a, b, strict=True):
+                assert (x is None) == (y is None)
+                assert x is None or (x[0] == y[0] and torch.equal(x[1], y[1]))
+        elif key == "values":
+            assert all(torch.equal(a[k], b[k]) for k in a)
+        elif isinstance(a, torch.Tensor):
+            assert torch.equal(a, b), key
+        elif isinstance(a, np.ndarray):
+            assert np.array_equal(a, b)
+        else:
+            assert a == b, key
+
+
+@pytest.fixture
+def setting():
+    torch.manual_seed(0)
+    model = Net().double()
+    data = TensorDataset(torch.randn(40, 5, dtype=torch.float64), torch.randint(3, (40,)))
+    loader = DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator())
+    F.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
+    model.last.weight.grad = None
+    model.first.bias.requires_grad_(False)
+    model.first.register_forward_hook(lambda *a: None)
+    model.last.register_full_backward_hook(lambda *a: None)
+    return model, loader
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_measurement_leaves_no_trace(setting, training):
+    model, loader = setting
+    model.train(training)
+    model.drop.train(not training)
+    before = snapshot(model, loader)
+    problem = CurvatureProblem(model, F.cross_entropy, loader, check_deterministic=False)
+    sc.measure(problem, top_k=3)
+    assert_same(before, snapshot(model, loader))
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("error", [ValueError("user's own error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", [1, 3, 5, 9, 13])
+def test_neither_does_an_exception(setting, error, call):
+    model, loader = setting
+    model.eval()
+    model.calls, model.fail_at, model.error = 0, call, error
+    before = snapshot(model, loader)
+    with pytest.raises(type(error)):
+        sc.measure(
+            CurvatureProblem(model, F.cross_entropy, loader, check_deterministic=False), top_k=3
+        )
+    assert model.calls == call
+    assert_same(before, snapshot(model, loader))
+
+
+def test_inside_no_grad():
+    model = nn.Linear(3, 4)
+    with torch.no_grad():
+        problem = CurvatureProblem(model, F.mse_loss, [(torch.randn(9, 3), torch.randn(9, 4))])
+        assert len(sc.measure(problem)) == 1
+        assert not torch.is_grad_enabled()
+
+
+def test_inputs_are_not_changed():
+    x = torch.randn(9, 3, dtype=torch.float64)
+    target = torch.randn(9, 4)
+    copies = x.clone(), target.clone()
+    sc.measure(CurvatureProblem(nn.Linear(3, 4), F.mse_loss, [(x, target)]))
+    assert torch.equal(x, copies[0]) and torch.equal(target, copies[1]) and not x.requires_grad
