@@ -1,0 +1,113 @@
+"""Figures and tables show the report's numbers and touch nothing global."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+import spectral_core as sc
+from spectral_adapters import plots, tables
+from spectral_core.measurement import spectrum_from_values
+from spectral_core.report import Provenance
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def spectrum(index, kind, alpha=2.0, drop=False, size=20):
+    rng = np.random.default_rng(index)
+    sigma = np.arange(1.0, size + 1) ** -0.8 * np.exp(-0.01 * np.arange(size) ** 2)
+    h = sigma**alpha * np.exp(0.3 * rng.normal(size=size))
+    if drop:
+        h[[3, 7]] = [-0.1, np.nan]
+    name = f"blocks.{index}.some_rather_long.module.name"
+    return spectrum_from_values(sc.LayerInfo(name, kind, (64, 128)), sigma, h)
+
+
+def report_of(*spectra):
+    provenance = Provenance({"loss": 1.0, "n_terms": 9}, {}, 20, "hessian", 0.95)
+    return sc.SpectralReport(provenance, spectra, {"frozen": "because"})
+
+
+@pytest.fixture
+def report():
+    return report_of(
+        *(spectrum(i, ("conv2d", "linear")[i % 2], 1 + i / 4, drop=i == 2) for i in range(7))
+    )
+
+
+def test_layers_are_drawn_as_measured(report):
+    layer = list(report.values())[2]
+    ax = plots.plot_curvature(layer)
+    kept = ax.collections[0].get_offsets()
+    assert len(kept) == 18 and len(ax.collections[1].get_offsets()) == 2
+    np.testing.assert_allclose(kept[:, 0], np.delete(layer.sigma, [3, 7]))
+    line = ax.lines[0]
+    x, y = np.log(line.get_xdata()), np.log(line.get_ydata())
+    assert (y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(layer.alpha.exponent)
+    assert f"{layer.alpha.exponent:.2f}" in ax.texts[0].get_text()
+
+
+def test_winner_is_the_solid_line(report):
+    layer = list(report.values())[0]
+    ax = plots.plot_rank_profile(layer)
+    solid = [line.get_label() for line in ax.lines if line.get_linestyle() == "-"]
+    assert solid == [layer.rank_profile.winner.replace("_", "-")]
+
+
+def test_given_axes_are_used(report):
+    figure = matplotlib.figure.Figure()
+    for draw, what in (
+        (plots.plot_curvature, list(report.values())[0]),
+        (plots.plot_rank_profile, list(report.values())[0]),
+        (plots.plot_transfer, report),
+        (plots.plot_alpha_by_depth, report),
+    ):
+        ax = figure.add_subplot()
+        assert draw(what, ax) is ax
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_any_number_of_layers(tmp_path, count):
+    before = dict(matplotlib.rcParams)
+    report = report_of(*(spectrum(i, "conv2d") for i in range(count)))
+    files = plots.save_figures(report, tmp_path / "deep" / "folder")
+    assert len(files) == 4 and all(f.stat().st_size > 5000 for f in files)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_layers_without_a_fit_are_drawn_too(tmp_path):
+    bad = spectrum_from_values(
+        sc.LayerInfo("bad", "linear", (3, 3)), np.asarray([3.0, 2.0]), np.asarray([-1.0, np.nan])
+    )
+    assert len(plots.save_figures(report_of(bad), tmp_path)) == 4
+
+
+def test_unwritable_folder(report, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sc.ReportError, match="cannot be written"):
+        plots.save_figures(report, tmp_path / "file" / "x")
+
+
+def test_tables_hold_the_reports_values(report):
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(report))))
+    for row, layer in zip(rows, report.values(), strict=True):
+        assert row["layer"] == layer.name
+        assert float(row["alpha"]) == layer.alpha.exponent
+        assert float(row["alpha_low"]) == layer.alpha.interval[0]
+    assert tables.to_markdown(report).count("\n") == len(report) + 1
+
+
+def test_data_frames(report):
+    pytest.importorskip("pandas")
+    pytest.importorskip("polars")
+    a, b = tables.to_pandas(report), tables.to_polars(report)
+    expected = [layer.s.exponent for layer in report.values()]
+    assert list(a["s"]) == list(b["s"]) == expected and list(a.index) == list(report)
+
+
+def test_rich_table(report):
+    console = pytest.importorskip("rich.console").Console(width=300, file=io.StringIO())
+    console.print(tables.to_rich(report))
+    text = console.file.getvalue()
+    assert all(cell in text for row in report.table()[1] for cell in row)
