@@ -12,14 +12,20 @@ nox.options.error_on_missing_interpreters = True
 nox.options.sessions = ["lint", "types", "tests", "docs", "build"]
 
 ROOT = Path(__file__).parent
-# Installed first and pinned, so that pip can take a small CPU build where an index or a wheel folder
-# offers one; a range would pull the newest build with gigabytes of GPU libraries.
+# Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
+# wheels offers one; a range would pull the newest build with gigabytes of GPU libraries.
 TORCH = os.environ.get("SPECTRAL_TORCH", "torch==2.13.0")
 TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14"]
 OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
 # curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
 # replace torch; so these come without their dependencies.
-ORACLES = ["curvlinops-for-pytorch", "backpack-for-pytorch", "einconv", "unfoldNd", "linear_operator"]
+ORACLES = [
+    "curvlinops-for-pytorch",
+    "backpack-for-pytorch",
+    "einconv",
+    "unfoldNd",
+    "linear_operator",
+]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 

@@ -28,7 +28,9 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
         xp = array_api_compat.array_namespace(*arrays.values())
     except TypeError as error:
         kinds = ", ".join(f"{name}: {type(a).__module__}" for name, a in arrays.items())
-        raise InputError(f"arrays of different libraries ({kinds}); convert them to one.") from error
+        raise InputError(
+            f"arrays of different libraries ({kinds}); convert them to one."
+        ) from error
     for name, array in arrays.items():
         if not xp.isdtype(array.dtype, "real floating"):
             raise InputError(
@@ -49,7 +51,8 @@ def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     for name, array in zip(arguments, arrays, strict=True):
         if array.ndim == 0 or array.shape[-1] == 0:
             raise InputError(
-                f"{name}: has shape {tuple(array.shape)}; pass at least one value along the last axis."
+                f"{name}: has shape {tuple(array.shape)}; "
+                "pass at least one value along the last axis."
             )
     lengths = {array.shape[-1] for array in arrays}
     if len(lengths) > 1:
@@ -66,9 +69,7 @@ def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
 
 def ranks(xp: Any, like: Array) -> Array:
     """Return k = 1..K along the last axis of `like`, shape ``(K,)``, in its dtype."""
-    return xp.arange(
-        1, like.shape[-1] + 1, dtype=like.dtype, device=array_api_compat.device(like)
-    )
+    return xp.arange(1, like.shape[-1] + 1, dtype=like.dtype, device=array_api_compat.device(like))
 
 
 def count(xp: Any, usable: Array) -> Array:
@@ -100,5 +101,7 @@ def _as_array(name: str, value: ArrayLike) -> Array:
         try:
             return np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name}: is no regular sequence of real numbers ({error}).") from error
+            raise InputError(
+                f"{name}: is no regular sequence of real numbers ({error})."
+            ) from error
     raise InputError(f"{name}: a {type(value).__name__} is no array; pass an array or numbers.")

@@ -20,7 +20,9 @@ def write_atomically(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise ReportError(f"{path}: cannot be written ({error.strerror}); choose another folder.") from error
+        raise ReportError(
+            f"{path}: cannot be written ({error.strerror}); choose another folder."
+        ) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -29,7 +31,9 @@ def write_atomically(path: Path, text: str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise ReportError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder.") from error
+        raise ReportError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder."
+        ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -1,4 +1,4 @@
-"""What the library raises. Every message names the layer or argument, the value seen and the remedy."""
+"""What the library raises: messages name the layer or argument, the value and the remedy."""
 
 __all__ = [
     "InputError",

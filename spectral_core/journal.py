@@ -40,7 +40,10 @@ class Journal:
         self.spectra: dict[str, LayerSpectrum] = {}
         self.skipped: dict[str, str] = {}
         self._path = None if path is None else Path(path)
-        header = {"schema_version": SCHEMA_VERSION, **encode({"provenance": provenance, "layers": shapes})}
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            **encode({"provenance": provenance, "layers": shapes}),
+        }
         self._stream = None if self._path is None else self._open(self._path, header)
 
     def __contains__(self, name: str) -> bool:
@@ -122,7 +125,7 @@ class Journal:
                 self.skipped[record["skipped"]["name"]] = record["skipped"]["reason"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ReportError(
-                f"{self._path}: holds a line that is no finished layer ({error!r}); delete the file."
+                f"{self._path}: has a line that is no finished layer ({error!r}); delete the file."
             ) from error
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -147,7 +150,9 @@ def _parse(path: Path | None, line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise ReportError(f"{path}: holds a line that is not JSON ({error}); delete the file.") from error
+        raise ReportError(
+            f"{path}: holds a line that is not JSON ({error}); delete the file."
+        ) from error
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -150,8 +150,8 @@ def spectrum_from_values(
     if triangle.alpha.n_dropped:
         bad = int(np.sum(~(curvature > 0)))
         notes += (
-            f"{triangle.alpha.n_dropped} of {len(sigma)} directions dropped from the fits of α and s "
-            f"({bad} with h <= 0 or not finite)",
+            f"{triangle.alpha.n_dropped} of {len(sigma)} directions dropped from the fits of α "
+            f"and s ({bad} with h <= 0 or not finite)",
         )
     if triangle.alpha.reason:
         notes += (f"α: {triangle.alpha.reason}",)

@@ -46,7 +46,7 @@ def entropy_rank(h: ArrayLike) -> Array:
 
 
 def window_bound(s: ArrayLike, k: int) -> Array:
-    """Return ``PR_K(s) = H_K(s)² / H_K(2s)``, the ratio of a pure power law on K ranks (Theory 7.2).
+    """Return ``PR_K(s) = H_K(s)² / H_K(2s)``, that of a power law on K ranks (Theory 7.2).
 
     Parameters
     ----------

@@ -1,14 +1,17 @@
 """One least-squares fit in log space, batched and masked: every exponent comes from it."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import array_api_compat
+
 from spectral_core._arrays import Array, ArrayLike, count, finite_log, positive, spectra, to_numpy
 from spectral_core.errors import InputError
 from spectral_core.student_t import student_t_quantile
 
 __all__ = ["PowerLawFit", "fit_power_law"]
+
+T = TypeVar("T")
 
 OK, TOO_FEW_POINTS, CONSTANT_X = 0, 1, 2
 
@@ -170,12 +173,11 @@ def centre(xp: Any, values: Array, weights: Array, mask: Array) -> tuple[Array, 
     return mean, (values - mean[..., None]) * mask
 
 
-def to_floats(result: Any) -> Any:
+def to_floats(result: T) -> T:
     """Return a result dataclass with Python numbers in place of arrays without axes."""
-    return replace(
-        result,
-        **{f.name: _plain(f.name, getattr(result, f.name)) for f in fields(result) if f.init},
-    )
+    known = [f.name for f in fields(result) if f.init]  # type: ignore[arg-type]
+    plain = {name: _plain(name, getattr(result, name)) for name in known}
+    return replace(result, **plain)  # type: ignore[type-var]
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from spectral_core._arrays import Array, ArrayLike, count, finite_log, positive, ranks, spectra, to_numpy
+from spectral_core._arrays import (
+    Array,
+    ArrayLike,
+    count,
+    finite_log,
+    positive,
+    ranks,
+    spectra,
+    to_numpy,
+)
 from spectral_core.power_law import centre, to_floats
 
 __all__ = ["RankProfile", "RankProfileFits", "fit_rank_profiles"]
@@ -77,7 +86,8 @@ def fit_rank_profiles(sigma: ArrayLike, *, where: Array | None = None) -> RankPr
     """Fit the three rank profiles and choose by BIC (Theory 8).
 
     On data that follow a form exactly all residuals are rounding, and rounding would choose at
-    random; so RSS is floored at the rounding level of log σ and the form with fewer parameters wins.
+    random; so RSS is floored at the rounding level of log σ, and the form with fewer parameters
+    wins.
 
     Parameters
     ----------
@@ -126,7 +136,10 @@ def _fit(
     n = count(xp, usable)
     n_float = xp.astype(n, y.dtype)
     y_mean, residual = centre(xp, y, mask, mask)
-    means, columns, triangle, scores = [], [], [], []
+    means: list[Array] = []
+    columns: list[Array] = []
+    triangle: list[list[Array]] = []
+    scores: list[Array] = []
     for regressor in regressors.values():
         mean, column = centre(xp, regressor, mask, mask)
         overlaps = []

@@ -176,20 +176,23 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
 
     def summary(self) -> str:
         """Return the report as a table for a terminal, with its provenance and what was skipped."""
-        problem = self.provenance.problem
-        head = (
-            f"{self.provenance.curvature} curvature along the top {self.provenance.top_k} gradient "
-            f"singular directions of {len(self)} layers; loss {problem.get('loss', math.nan):.6g} over "
-            f"{problem.get('n_terms') or 'an unknown number of'} terms; {problem.get('backend', '?')} "
-            f"{problem.get('dtype', '?')} on {problem.get('device', '?')}"
-        )
-        parts = [head, text_table(*self.table())]
+        parts = [self._heading(), text_table(*self.table())]
         notes = [f"  {s.name}: {note}" for s in self.spectra for note in s.notes]
         if notes:
             parts.append("notes\n" + "\n".join(notes))
         if self.skipped:
             parts.append("skipped\n" + "\n".join(f"  {n}: {r}" for n, r in self.skipped.items()))
         return "\n\n".join(parts)
+
+    def _heading(self) -> str:
+        provenance, problem = self.provenance, self.provenance.problem
+        return (
+            f"{provenance.curvature} curvature along the top {provenance.top_k} gradient singular "
+            f"directions of {len(self)} layers; loss {problem.get('loss', math.nan):.6g} over "
+            f"{problem.get('n_terms') or 'an unknown number of'} terms; "
+            f"{problem.get('backend', '?')} {problem.get('dtype', '?')} on "
+            f"{problem.get('device', '?')}"
+        )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the formatted cells of the summary's table."""
@@ -233,7 +236,9 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         """Rebuild a report from `to_dict`; `source` names it in errors."""
         version = data.get("schema_version") if isinstance(data, dict) else None
         if not isinstance(version, int):
-            raise ReportError(f"{source}: holds no 'schema_version'; it is not a spectral-core report.")
+            raise ReportError(
+                f"{source}: holds no 'schema_version'; it is not a spectral-core report."
+            )
         if version > SCHEMA_VERSION:
             raise ReportError(
                 f"{source}: has schema {version}, this version reads up to {SCHEMA_VERSION}; "
@@ -246,7 +251,9 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
                 skipped=dict(data["skipped"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ReportError(f"{source}: is not a complete report ({error!r}); save it again.") from error
+            raise ReportError(
+                f"{source}: is not a complete report ({error!r}); save it again."
+            ) from error
 
 
 _COLUMNS = (

@@ -75,7 +75,7 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
     ax.set_yscale("log")
     ax.scatter(k, spectrum.sigma, s=14, color="black", linewidths=0, zorder=3)
     fits = spectrum.rank_profile
-    curves = {
+    curves: dict[str, Callable[[Any], Any]] = {
         "power_law": lambda p: p["log_prefactor"] - p["gamma"] * np.log(k),
         "exponential": lambda p: p["log_prefactor"] - p["beta"] * k,
         "log_normal": lambda p: p["log_prefactor"] + p["a"] * np.log(k) + p["b"] * np.log(k) ** 2,
@@ -89,7 +89,7 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
         )  # fmt: skip
     chosen = fits.winner.replace("_", "-")
     _annotate(ax, chosen if fits.winner == "undecided" else f"{chosen}, ΔBIC {fits.delta_bic:.0f}")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("rank k")
     ax.set_ylabel("singular value σ")
     return ax
@@ -98,8 +98,8 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
 def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
     """Draw measured s against αγ, layer by layer, with the a-priori band of the defect.
 
-    The bar at each point is ``αγ ± bound`` (Theory 3.2): where s in σ order must lie, apart from the
-    term of dropped directions. Filled points are s in sorted order, open ones in σ order.
+    The bar at each point is ``αγ ± bound`` (Theory 3.2): where s in σ order must lie, apart from
+    the term of dropped directions. Filled points are s in sorted order, open ones in σ order.
     """
     ax = ax or _new_axes()
     colours = _colours_by_kind(report)
@@ -211,9 +211,7 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure(figsize=(width, height), layout="constrained")  # type: ignore[no-any-return]
 
 
-def _small_multiples(
-    report: SpectralReport, draw: Callable[[LayerSpectrum, Axes], Axes]
-) -> Figure:
+def _small_multiples(report: SpectralReport, draw: Callable[[LayerSpectrum, Axes], Axes]) -> Figure:
     columns = min(6, math.ceil(math.sqrt(1.3 * len(report))))
     rows = math.ceil(len(report) / columns)
     figure = _new_figure(2.3 * columns + 0.4, 2.0 * rows + 0.6)
@@ -252,4 +250,3 @@ def _short(name: str, most: int = 28) -> str:
         parts = parts[1:]
     kept = ".".join(parts)[-most:]
     return kept if kept == name else f"…{kept}"
-

@@ -44,7 +44,9 @@ def to_markdown(report: SpectralReport) -> str:
     """Return the summary's table in Markdown."""
     header, rows = report.table()
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )
 
 
 def to_csv(report: SpectralReport) -> str:

@@ -19,7 +19,7 @@ def load_weights(path: str | Path) -> "dict[str, Tensor]":
     Parameters
     ----------
     path : path
-        The file. A torch file may hold the dict itself or have it under ``state_dict`` or ``model``.
+        The file. A torch file may hold the dict itself, or under ``state_dict`` or ``model``.
 
     Returns
     -------

@@ -1,4 +1,6 @@
-"""The 260k-parameter Llama on text sampled from itself, from a weights file::
+"""The 260k-parameter Llama on text sampled from itself, from a weights file.
+
+::
 
     SPECTRAL_DATA=path/to/data spectral-core measure docs/examples/stories260k_llama.py:problem \
         --weights path/to/data/stories260k_llama.safetensors --output report.json --plots figures
@@ -7,30 +9,15 @@ The data folder holds `stories260k_selfsampled_tokens.npz` (`tokens`, uint16, on
 and `reference_networks.py` with the forward pass of the stored weights.
 """
 
-import importlib.util
-import os
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from shared_data import DATA, reference_networks
 from torch import Tensor
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
-
-DATA = Path(os.environ.get("SPECTRAL_DATA", "../shared/data"))
-
-
-def load_module(path: Path) -> ModuleType:
-    """Import a Python file by path."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sequences(count: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
@@ -47,7 +34,7 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def problem(weights: dict[str, Tensor], **options: Any) -> CurvatureProblem:
     """Return the problem: a function of the parameter dict, with a tied embedding."""
-    networks = load_module(DATA / "reference_networks.py")
+    networks = reference_networks()
     return CurvatureProblem(
         lambda params, tokens: networks.llama_260k(params)(tokens),
         token_loss,

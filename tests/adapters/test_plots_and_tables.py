@@ -49,7 +49,7 @@ def test_layers_are_drawn_as_measured(report):
 
 
 def test_winner_is_the_solid_line(report):
-    layer = list(report.values())[0]
+    layer = next(iter(report.values()))
     ax = plots.plot_rank_profile(layer)
     solid = [line.get_label() for line in ax.lines if line.get_linestyle() == "-"]
     assert solid == [layer.rank_profile.winner.replace("_", "-")]
@@ -58,8 +58,8 @@ def test_winner_is_the_solid_line(report):
 def test_given_axes_are_used(report):
     figure = matplotlib.figure.Figure()
     for draw, what in (
-        (plots.plot_curvature, list(report.values())[0]),
-        (plots.plot_rank_profile, list(report.values())[0]),
+        (plots.plot_curvature, next(iter(report.values()))),
+        (plots.plot_rank_profile, next(iter(report.values()))),
         (plots.plot_transfer, report),
         (plots.plot_alpha_by_depth, report),
     ):

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 def positive_spectra(draw, min_size=3, max_size=25):
     """Positive values of any order, over many orders of magnitude, sometimes tied."""
     size = draw(st.integers(min_size, max_size))
-    logs = draw(
-        st.lists(st.floats(-20, 20, allow_nan=False), min_size=size, max_size=size)
-    )
+    logs = draw(st.lists(st.floats(-20, 20, allow_nan=False), min_size=size, max_size=size))
     if draw(st.booleans()):
         logs = [round(value) for value in logs]
     return np.exp(np.asarray(logs, dtype=np.float64))

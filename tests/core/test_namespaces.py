@@ -110,7 +110,10 @@ def test_bounds(xp):
     s = xp.array(values)
     window, limit = xp.run(lambda a: (sc.window_bound(a, 50), sc.zeta_bound(a)), s)
     k = np.arange(1.0, 51)[:, None]
-    assert relative(xp, window, np.sum(k**-values, 0) ** 2 / np.sum(k ** (-2 * values), 0)) < 1e2 * xp.eps
+    assert (
+        relative(xp, window, np.sum(k**-values, 0) ** 2 / np.sum(k ** (-2 * values), 0))
+        < 1e2 * xp.eps
+    )
     finite = xp.numpy(limit)
     assert np.all(np.isinf(finite[:2])) and abs(finite[4] - 2.5) < 20 * xp.eps
     xp.check_kind(window, s)

@@ -30,7 +30,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
-        notes = getattr(stop.__context__ or stop, "__notes__", None) or getattr(stop, "__notes__", [])
+        notes = getattr(stop.__context__ or stop, "__notes__", None) or getattr(
+            stop, "__notes__", []
+        )
         print("Interrupted.", *notes, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -64,7 +66,7 @@ _debug = click.option("--debug", is_flag=True, help="Show the traceback of an er
 @click.option("--seed", default=0, show_default=True, help="Of data, weights and order.")
 @_debug
 def demo(output: str, seed: int, debug: bool) -> None:
-    """Train two small networks on real digits, measure every layer, plot, and say what was found."""
+    """Train two small networks on real digits, measure, plot, and say what was found."""
     from spectral_adapters.demo import find_sentences, run_demo
 
     console = _console()

@@ -35,9 +35,9 @@ def load_problem(target: str, weights: str | None) -> CurvatureProblem:
     factory = load_factory(target)
     made = factory() if weights is None else factory(load_weights(weights))
     if isinstance(made, tuple):
-        made = require("spectral_backends.torch", "torch", "A tuple from a factory").CurvatureProblem(
-            *made
-        )
+        made = require(
+            "spectral_backends.torch", "torch", "A tuple from a factory"
+        ).CurvatureProblem(*made)
     if not isinstance(made, CurvatureProblem):
         raise InputError(
             f"{target}: returned a {type(made).__name__}; return a CurvatureProblem, or a tuple "
@@ -78,6 +78,8 @@ def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise InputError(f"{name}: cannot be imported ({error}); check the module's name.") from error
+        raise InputError(
+            f"{name}: cannot be imported ({error}); check the module's name."
+        ) from error
     finally:
         sys.path.remove("")

@@ -18,7 +18,9 @@ def check_reiterable(batches: Any) -> None:
             f"batches: a {type(batches).__name__} cannot be iterated; pass a DataLoader or a list."
         )
     if isinstance(batches, Tensor):
-        raise InputError("batches: a tensor was passed; pass a list of batches, [(inputs, targets)].")
+        raise InputError(
+            "batches: a tensor was passed; pass a list of batches, [(inputs, targets)]."
+        )
     if isinstance(batches, Iterator):
         raise InputError(
             f"batches: a {type(batches).__name__} is exhausted after one pass and the measurement "

@@ -62,9 +62,7 @@ class FunctionalModel:
         _check_finite(parameters)
         self.device = device or _only_device(parameters)
         self.stored_dtype = _widest_dtype(parameters)
-        self.dtype = dtype or (
-            torch.float32 if self.stored_dtype in _HALF else self.stored_dtype
-        )
+        self.dtype = dtype or (torch.float32 if self.stored_dtype in _HALF else self.stored_dtype)
         self.parameters = {name: self.cast(p.detach(), copy=True) for name, p in parameters.items()}
         self.buffers = {name: self.cast(b.detach(), copy=True) for name, b in buffers.items()}
 
@@ -142,7 +140,7 @@ def _tensors_of(
             raise InputError("params: a module brings its own parameters; leave params out.")
         if isinstance(model, torch.jit.ScriptModule):
             raise InputError("model: a scripted module hides its operations; pass the original.")
-        parameters = dict(model.named_parameters())
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
         frozen = frozenset(name for name, p in parameters.items() if not p.requires_grad)
         buffers = dict(model.named_buffers())
     else:

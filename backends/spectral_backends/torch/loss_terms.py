@@ -99,7 +99,7 @@ def _count_classes(func: Callable[..., Any], bound: inspect.BoundArguments) -> f
     logits, target = bound.arguments["input"], bound.arguments["target"]
     if target.is_floating_point():  # class probabilities: one term per distribution
         classes = logits.shape[1 if logits.ndim > 1 else 0]
-        return logits.numel() / int(classes)
+        return float(logits.numel() / classes)
     valid = target != bound.arguments["ignore_index"]
     weight = bound.arguments["weight"]
     if weight is None:

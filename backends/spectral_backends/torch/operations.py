@@ -192,12 +192,58 @@ def _is_lookup(name: str, args: tuple[Any, ...]) -> bool:
 
 
 _COPIES = frozenset(
-    "to float double half bfloat16 type type_as contiguous clone detach data cpu cuda alias".split()
+    [
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "type_as",
+        "contiguous",
+        "clone",
+        "detach",
+        "data",
+        "cpu",
+        "cuda",
+        "alias",
+    ]
 )
 _VIEWS = frozenset(
-    "t T mT H mH adjoint transpose swapaxes swapdims permute movedim moveaxis view view_as reshape "
-    "reshape_as flatten unflatten ravel squeeze unsqueeze narrow select getitem chunk split "
-    "split_with_sizes tensor_split unbind expand expand_as broadcast_to".split()
+    [
+        "t",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "adjoint",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "permute",
+        "movedim",
+        "moveaxis",
+        "view",
+        "view_as",
+        "reshape",
+        "reshape_as",
+        "flatten",
+        "unflatten",
+        "ravel",
+        "squeeze",
+        "unsqueeze",
+        "narrow",
+        "select",
+        "getitem",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "unbind",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+    ]
 )
 
 _ShadowOf = Callable[[Any], Tensor | None]
@@ -239,7 +285,7 @@ def _read_convolution(kind: str) -> _Reader:
     def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
         bound = _bind("input weight bias stride padding dilation groups", args, kwargs)
         if (shadow := shadow_of(bound["weight"])) is not None:
-            grouped = shadow.unflatten(0, (bound.get("groups", 1), -1))
+            grouped = shadow.view(bound.get("groups", 1), -1, *shadow.shape[1:])
             yield bound["weight"], _Consumed(grouped, kind, group_axes=1)
 
     return read
@@ -252,7 +298,7 @@ def _read_transposed_convolution(kind: str) -> _Reader:
         names = "input weight bias stride padding output_padding groups dilation"
         bound = _bind(names, args, kwargs)
         if (shadow := shadow_of(bound["weight"])) is not None:
-            grouped = shadow.unflatten(0, (bound.get("groups", 1), -1)).transpose(1, 2)
+            grouped = shadow.view(bound.get("groups", 1), -1, *shadow.shape[1:]).transpose(1, 2)
             yield bound["weight"], _Consumed(grouped, kind, group_axes=1)
 
     return read
@@ -304,12 +350,12 @@ def _read_attention(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _S
     """Read `nn.MultiheadAttention`: its packed projection is three matrices."""
     bound = inspect.signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
     arguments = bound.arguments
-    packed = arguments.get("in_proj_weight")
+    packed: Any = arguments.get("in_proj_weight")
     if (shadow := shadow_of(packed)) is not None:
         for label, part in zip("qkv", shadow.chunk(3), strict=True):
             yield packed, _Consumed(part, "attention", label=label)
     for key in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"):
-        weight = arguments.get(key)
+        weight: Any = arguments.get(key)
         if (shadow := shadow_of(weight)) is not None:
             yield weight, _Consumed(shadow, "attention")
 

@@ -160,8 +160,7 @@ class CurvatureProblem:
                     totals[name] += _scale(terms) * gradient
                 count += terms.count
         return {
-            layer.info.name: layer.view.matrix(totals[layer.parameter] / count)
-            for layer in located
+            layer.info.name: layer.view.matrix(totals[layer.parameter] / count) for layer in located
         }
 
     def curvatures(
@@ -229,7 +228,9 @@ class CurvatureProblem:
                 check_batch(index, batch)
                 before = {name: b.clone() for name, b in self._model.buffers.items()}
                 loss, terms = self._loss(self._matrix_leaves(), batch)
-                written |= {n for n, b in before.items() if not torch.equal(b, self._model.buffers[n])}
+                written |= {
+                    n for n, b in before.items() if not torch.equal(b, self._model.buffers[n])
+                }
                 self._model.buffers.update(before)
                 _check_loss(index, loss, terms)
                 losses.append(float(loss.detach()) if terms.count else 0.0)
@@ -246,7 +247,9 @@ class CurvatureProblem:
                 "<number of samples or tokens that the loss averages>."
             )
         total = sum(
-            _scale(terms) * value for terms, value in zip(counted, losses, strict=True) if terms.count
+            _scale(terms) * value
+            for terms, value in zip(counted, losses, strict=True)
+            if terms.count
         )
         return Evaluation(
             loss=total / n_terms,

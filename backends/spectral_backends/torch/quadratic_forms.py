@@ -144,9 +144,7 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 
 def _gradient(value: Tensor, of: Tensor, *, create_graph: bool) -> Tensor:
-    (gradient,) = torch.autograd.grad(
-        value, of, create_graph=create_graph, materialize_grads=True
-    )
+    (gradient,) = torch.autograd.grad(value, of, create_graph=create_graph, materialize_grads=True)
     return gradient
 
 

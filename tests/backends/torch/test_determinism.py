@@ -78,4 +78,6 @@ def test_allowed_explicitly_it_repeats_itself(name):
 
 def test_dropout_in_eval_mode_is_fine():
     model = CASES["dropout"][0]().eval()
-    assert CurvatureProblem(model, F.cross_entropy, DataLoader(DATA, 16)).describe()["n_terms"] == 40
+    assert (
+        CurvatureProblem(model, F.cross_entropy, DataLoader(DATA, 16)).describe()["n_terms"] == 40
+    )

@@ -159,7 +159,7 @@ def test_resnet20(networks):
     matrices = [n for n, p in params.items() if p.ndim >= 2]
     found = {layer.name: layer for layer in problem.layers()}
     assert len(found) == len(matrices) == 20 and not problem.skipped()
-    assert list(found)[0] == "conv1" and list(found)[-1] == "linear"
+    assert next(iter(found)) == "conv1" and list(found)[-1] == "linear"
     assert found["layer3.0.conv1"].shape == (64, 288) and found["conv1"].kind == "conv2d"
 
 

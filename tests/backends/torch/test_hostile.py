@@ -25,7 +25,9 @@ def poisoned():
 
 
 def build(model=None, loss=F.cross_entropy, batches=None, **options):
-    return CurvatureProblem(model or net(), loss, [(X, Y)] if batches is None else batches, **options)
+    return CurvatureProblem(
+        model or net(), loss, [(X, Y)] if batches is None else batches, **options
+    )
 
 
 class OnTwoDevices(nn.Module):
