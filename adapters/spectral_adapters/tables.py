@@ -18,13 +18,15 @@ __all__ = ["to_csv", "to_markdown", "to_pandas", "to_polars", "to_rich"]
 def to_pandas(report: SpectralReport) -> "pandas.DataFrame":
     """Return one row per layer, indexed by its name; needs the extra ``tables``."""
     frame: Any = require("pandas", "tables", "A pandas table").DataFrame
-    return frame(report.rows()).set_index("layer")  # type: ignore[no-any-return]
+    table: pandas.DataFrame = frame(report.rows()).set_index("layer")
+    return table
 
 
 def to_polars(report: SpectralReport) -> "polars.DataFrame":
     """Return one row per layer; needs polars."""
     frame: Any = require("polars", "tables", "A polars table").DataFrame
-    return frame(report.rows())  # type: ignore[no-any-return]
+    table: polars.DataFrame = frame(report.rows())
+    return table
 
 
 def to_rich(report: SpectralReport) -> "Table":
