@@ -95,7 +95,7 @@ def docs(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Build wheel and sdist, compare with the tree, install each and use it elsewhere."""
     session.install("build")
-    out = Path(session.create_tmp()) / "dist"
+    out = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(out, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(out), silent=True)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")

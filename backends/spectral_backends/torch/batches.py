@@ -1,14 +1,15 @@
-"""The user's batches: traversed again and again, moved, cast and checked."""
+"""Checks of the user's batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectral_backends.torch.nested import tensors_in
 from spectral_core.errors import InputError
 
-__all__ = ["check_batch", "check_reiterable", "map_tensors", "tensors_in"]
+__all__ = ["check_batch", "check_reiterable"]
 
 
 def check_reiterable(batches: Any) -> None:
@@ -26,31 +27,6 @@ def check_reiterable(batches: Any) -> None:
             f"batches: a {type(batches).__name__} is exhausted after one pass and the measurement "
             "needs several; pass list(batches), or a DataLoader."
         )
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply `function` to every tensor in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(function, item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, item) for item in value)
-    return value
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested tuples, lists and mappings."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, value)
-    return iter(found)
 
 
 def check_batch(index: int, batch: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LossTerms", "ReductionRecorder"]
+__all__ = ["LossTerms", "Reduction", "ReductionRecorder"]
 
 Reduction = Literal["mean", "sum"]
 
@@ -30,6 +30,11 @@ class LossTerms:
     count: float
     reduction: Reduction
     known: bool = True
+
+    @property
+    def scale(self) -> float:
+        """What turns the batch's loss into a sum over its terms."""
+        return self.count if self.reduction == "mean" else 1.0
 
 
 class ReductionRecorder(TorchFunctionMode):

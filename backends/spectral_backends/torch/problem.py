@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spectral_backends.torch.batches import check_batch, check_reiterable, map_tensors
-from spectral_backends.torch.determinism import Evaluation, compare_evaluations
+from spectral_backends.torch.batches import check_reiterable
+from spectral_backends.torch.determinism import compare_evaluations
 from spectral_backends.torch.discovery import Layer, name_layers
 from spectral_backends.torch.functional_model import FunctionalModel
-from spectral_backends.torch.loss_terms import LossTerms, ReductionRecorder
+from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.operations import OperationRecorder
 from spectral_backends.torch.quadratic_forms import (
     GaussNewtonForm,
@@ -21,7 +22,6 @@ from spectral_backends.torch.quadratic_forms import (
     QuadraticForm,
     along_directions,
 )
-from spectral_backends.torch.state import differentiable_attention, seeded
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind, LayerInfo
 
@@ -99,18 +99,18 @@ class CurvatureProblem:
     ) -> None:
         check_reiterable(batches)
         _check_options(loss_fn, forward, reduction, dtype, chunk_size)
-        self._loss_fn, self._forward = loss_fn, forward
-        self._batches, self._weight, self._reduction = batches, weight, reduction
         self._model = FunctionalModel(
             model, params, forward, dtype, None if device is None else torch.device(device)
         )
         if not any(p.ndim >= 2 for p in self._model.parameters.values()):
             raise InputError("model: it has no parameter with two or more axes, so no matrix.")
         self._seed, self._chunk_size = seed, chunk_size
+        self._without_batching_rule: set[str] = set()
         self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
-        self._evaluation = self._evaluate(seed)
+        self._objective = Objective(self._model, loss_fn, batches, forward, weight, reduction)
+        self._evaluation = self._objective.evaluate(seed)
         if check_deterministic:
-            again = self._evaluate(seed + 1)
+            again = self._objective.evaluate(seed + 1)
             compare_evaluations(self._evaluation, again, self._model)
         self._layers, self._skipped = self._discover()
 
@@ -148,16 +148,16 @@ class CurvatureProblem:
         names = list(dict.fromkeys(layer.parameter for layer in located))
         totals = {name: torch.zeros_like(self._model.parameters[name]) for name in names}
         count = 0.0
-        with self._pass(self._seed) as batches:
+        with self._objective.one_pass(self._seed) as batches:
             for batch in batches:
-                weights = {name: self._leaf(name) for name in names}
+                weights = {name: self._objective.leaf(name) for name in names}
                 found, terms = self._model.hold(
                     weights, partial(self._batch_gradients, weights, batch)
                 )
                 if terms.count == 0:
                     continue
                 for name, gradient in zip(names, found, strict=True):
-                    totals[name] += _scale(terms) * gradient
+                    totals[name] += terms.scale * gradient
                 count += terms.count
         return {
             layer.info.name: layer.view.matrix(totals[layer.parameter] / count) for layer in located
@@ -193,107 +193,22 @@ class CurvatureProblem:
         u, v = self._directions(located, u, v)
         total = torch.zeros(u.shape[1], dtype=torch.float64)
         count = 0.0
-        with self._pass(self._seed) as batches:
+        with self._objective.one_pass(self._seed) as batches:
             for batch in batches:
-                weight = self._leaf(located.parameter)
+                weight = self._objective.leaf(located.parameter)
                 values, terms = self._model.hold(
                     {located.parameter: weight},
                     partial(self._batch_curvatures, located, weight, u, v, batch, kind),
                 )
                 if terms.count:
-                    total += _scale(terms) * values.to("cpu", torch.float64)
+                    total += terms.scale * values.to("cpu", torch.float64)
                 count += terms.count
         return (total / count).to(self._model.device, self._model.dtype)
-
-    # One pass over the data
-
-    @contextmanager
-    def _pass(self, seed: int) -> Iterator[Iterator[Any]]:
-        """Yield the batches, moved and cast, with every side effect undone afterwards."""
-        with (
-            seeded(seed, self._model.device, self._batches),
-            differentiable_attention(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):
-            yield (map_tensors(self._model.cast, batch) for batch in self._batches)
-
-    def _evaluate(self, seed: int) -> Evaluation:
-        """Run the model over all data once, checking everything on the way."""
-        losses: list[float] = []
-        counted: list[LossTerms] = []
-        written: set[str] = set()
-        with self._pass(seed) as batches:
-            for index, batch in enumerate(batches):
-                check_batch(index, batch)
-                before = {name: b.clone() for name, b in self._model.buffers.items()}
-                loss, terms = self._loss(self._matrix_leaves(), batch)
-                written |= {
-                    n for n, b in before.items() if not torch.equal(b, self._model.buffers[n])
-                }
-                self._model.buffers.update(before)
-                _check_loss(index, loss, terms)
-                losses.append(float(loss.detach()) if terms.count else 0.0)
-                counted.append(terms)
-        if not losses:
-            raise InputError("batches: it is empty; a measurement needs at least one batch.")
-        n_terms = sum(terms.count for terms in counted)
-        if n_terms == 0:
-            raise InputError("batches: no term counts, every target is ignored; check the targets.")
-        if len(losses) > 1 and not all(terms.known for terms in counted):
-            raise InputError(
-                "weight: the number of terms behind each batch's loss cannot be read off it, and "
-                f"{len(losses)} batches must be weighted by it; pass weight=lambda batch: "
-                "<number of samples or tokens that the loss averages>."
-            )
-        total = sum(
-            _scale(terms) * value
-            for terms, value in zip(counted, losses, strict=True)
-            if terms.count
-        )
-        return Evaluation(
-            loss=total / n_terms,
-            n_terms=n_terms if counted[0].known else None,
-            batch_losses=tuple(losses),
-            written_buffers=tuple(sorted(written)),
-        )
-
-    # One batch
-
-    def _outputs(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
-        """Return what goes into the loss function."""
-        result = self._model(weights, batch)
-        if self._forward is None:
-            return result, batch[-1]
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise InputError(
-                f"forward: it returned a {type(result).__name__}; with a loss_fn it must return "
-                "(outputs, targets). If it returns the loss, pass loss_fn=None."
-            )
-        return result
-
-    def _loss(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, LossTerms]:
-        recorder = ReductionRecorder()
-        if self._loss_fn is None:
-            with recorder:
-                loss = self._model(weights, batch)
-        else:
-            outputs, targets = self._outputs(weights, batch)
-            with recorder:
-                loss = self._loss_fn(outputs, targets)
-        return _as_scalar(loss), self._terms(recorder, loss, batch)
-
-    def _terms(self, recorder: ReductionRecorder, loss: Tensor, batch: Any) -> LossTerms:
-        seen = recorder.terms(loss)
-        reduction = self._reduction or (seen.reduction if seen else "mean")
-        if self._weight is not None:
-            return LossTerms(_checked_count(self._weight(batch)), reduction)
-        return LossTerms(seen.count, reduction) if seen else LossTerms(1.0, "mean", known=False)
 
     def _batch_gradients(
         self, weights: Mapping[str, Tensor], batch: Any
     ) -> tuple[tuple[Tensor, ...], LossTerms]:
-        loss, terms = self._loss(weights, batch)
+        loss, terms = self._objective.loss(weights, batch)
         leaves = list(weights.values())
         return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True), terms
 
@@ -317,63 +232,31 @@ class CurvatureProblem:
         weights = {layer.parameter: weight}
         with _naming(layer.info.name), size.measuring():
             if kind == "hessian":
-                loss, terms = self._loss(weights, batch)
+                loss, terms = self._objective.loss(weights, batch)
                 return HessianForm(loss, weight), terms, size.bytes
-            outputs, loss_of = self._split(layer, weights, batch)
-            recorder = ReductionRecorder()
-            with recorder:
-                loss = loss_of(outputs.detach())
-            terms = self._terms(recorder, loss, batch)
+            outputs, loss_of, terms = self._objective.split(weights, batch)
             return GaussNewtonForm(outputs, loss_of, weight), terms, size.bytes
-
-    def _split(
-        self, layer: Layer, weights: Mapping[str, Tensor], batch: Any
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Return the outputs with their graph, and the loss as a function of them."""
-        if self._loss_fn is None:
-            raise InputError(
-                "curvature 'ggn' needs to know the model's outputs: pass a loss_fn, and a forward "
-                "that returns (outputs, targets)."
-            )
-        outputs, targets = self._outputs(weights, batch)
-        if not isinstance(outputs, Tensor):
-            raise InputError(
-                f"curvature 'ggn' needs a tensor of outputs and the forward returned a "
-                f"{type(outputs).__name__}; return the tensor that the loss depends on."
-            )
-        loss_fn = self._loss_fn
-        return outputs, lambda y: _as_scalar(loss_fn(y, targets))
 
     def _along(
         self, form: QuadraticForm, layer: Layer, u: Tensor, v: Tensor, graph_bytes: int
     ) -> Tensor:
-        shape = self._model.parameters[layer.parameter].shape
+        name, shape = layer.info.name, self._model.parameters[layer.parameter].shape
         per_direction = graph_bytes + 3 * shape.numel() * u.element_size()
         chunk = self._chunk_size or max(1, self._memory_budget // max(per_direction, 1))
-        with _naming(layer.info.name):
-            try:
-                return along_directions(form, layer.view, shape, u, v, chunk)
-            except (RuntimeError, NotImplementedError):
-                if chunk == 1:
-                    raise
-                # Some operation has no batching rule: one direction at a time needs none.
-                self._chunk_size = 1
-                return along_directions(form, layer.view, shape, u, v, 1)
-
-    # Names and tensors
+        with _naming(name):
+            if chunk > 1 and name not in self._without_batching_rule:
+                try:
+                    return along_directions(form, layer.view, shape, u, v, chunk)
+                except (RuntimeError, NotImplementedError):
+                    self._without_batching_rule.add(name)  # one direction at a time needs none
+            return along_directions(form, layer.view, shape, u, v, 1)
 
     def _discover(self) -> tuple[dict[str, Layer], dict[str, str]]:
-        matrices = self._matrix_leaves()
+        matrices = self._objective.matrix_leaves()
         recorder = OperationRecorder(matrices)
-        with self._pass(self._seed) as batches, recorder:
-            self._loss(matrices, next(batches))
+        with self._objective.one_pass(self._seed) as batches, recorder:
+            self._objective.loss(matrices, next(batches))
         return name_layers(recorder, matrices, self._model.frozen)
-
-    def _leaf(self, name: str) -> Tensor:
-        return self._model.parameters[name].detach().requires_grad_()
-
-    def _matrix_leaves(self) -> dict[str, Tensor]:
-        return {name: self._leaf(name) for name, p in self._model.parameters.items() if p.ndim >= 2}
 
     def _find(self, name: str) -> Layer:
         if name in self._layers:
@@ -396,45 +279,6 @@ class CurvatureProblem:
 
 def _whole_if_whole(count: float | None) -> float | int | None:
     return int(count) if count is not None and count == int(count) else count
-
-
-def _scale(terms: LossTerms) -> float:
-    """Return what turns the batch's loss into a sum over its terms."""
-    return terms.count if terms.reduction == "mean" else 1.0
-
-
-def _as_scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor):
-        raise InputError(f"loss_fn: it returned a {type(loss).__name__}; return a scalar tensor.")
-    if loss.numel() != 1:
-        raise InputError(
-            f"loss_fn: it returned a tensor of shape {tuple(loss.shape)}; reduce it to a scalar, "
-            "for instance with .mean()."
-        )
-    if loss.is_complex():
-        raise InputError("loss_fn: it returned a complex number; return a real one.")
-    return loss.reshape(()) if loss.ndim else loss
-
-
-def _check_loss(index: int, loss: Tensor, terms: LossTerms) -> None:
-    if not loss.requires_grad:
-        raise InputError(
-            "loss_fn: the loss does not depend on the model's parameters in a differentiable way; "
-            "look for detach(), no_grad(), argmax or item() on the way, or outputs that the loss "
-            "ignores."
-        )
-    if terms.count and not torch.isfinite(loss):
-        raise InputError(
-            f"batches: the loss of batch {index} is {float(loss.detach())}, on finite data and "
-            "parameters; look for an overflow, a logarithm of zero or a division by zero."
-        )
-
-
-def _checked_count(count: Any) -> float:
-    value = float(count)
-    if not 0 <= value < float("inf"):
-        raise InputError(f"weight: it returned {count!r}; return the batch's number of loss terms.")
-    return value
 
 
 def _check_options(

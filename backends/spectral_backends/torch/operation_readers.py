@@ -1,0 +1,173 @@
+"""What each torch operation consumes: which of its arguments is a weight, and in what orientation.
+
+A reader looks at the arguments of one call and yields the followed tensors among them that serve as
+weight matrices, with their axes put in the order groups, outputs, inputs.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spectral_backends.torch.nested import tensors_in
+
+__all__ = ["READERS", "Consumed"]
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What an operation says of a parameter: axes are groups, then outputs, then inputs."""
+
+    shadow: Tensor
+    kind: str
+    group_axes: int = 0
+    out_axes: int = 1
+    label: str = ""
+
+
+_ShadowOf = Callable[[Any], Tensor | None]
+_Found = Iterator[tuple[Tensor, Consumed]]
+_Reader = Callable[[tuple[Any, ...], dict[str, Any], _ShadowOf], _Found]
+
+
+def _bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(names.split(), args, strict=False)) | kwargs
+
+
+def _read_linear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    weight = _bind("input weight bias", args, kwargs)["weight"]
+    if (shadow := shadow_of(weight)) is not None:
+        yield weight, Consumed(shadow, "linear")
+
+
+def _read_product(names: str) -> _Reader:
+    """Read ``left @ right``: the outputs of a right operand are its last axis."""
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+        bound = _bind(names, args, kwargs)
+        left, right = (bound[key] for key in names.split()[-2:])
+        if (shadow := shadow_of(left)) is not None and shadow.ndim >= 2:
+            yield left, Consumed(shadow, "linear", group_axes=shadow.ndim - 2)
+        if (shadow := shadow_of(right)) is not None and shadow.ndim >= 2:
+            yield right, Consumed(shadow.mT, "linear", group_axes=shadow.ndim - 2)
+
+    return read
+
+
+def _read_reversed_product(
+    args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf
+) -> _Found:
+    return _read_product("left right")(args[1::-1], kwargs, shadow_of)
+
+
+def _read_convolution(kind: str) -> _Reader:
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+        bound = _bind("input weight bias stride padding dilation groups", args, kwargs)
+        if (shadow := shadow_of(bound["weight"])) is not None:
+            grouped = shadow.view(bound.get("groups", 1), -1, *shadow.shape[1:])
+            yield bound["weight"], Consumed(grouped, kind, group_axes=1)
+
+    return read
+
+
+def _read_transposed_convolution(kind: str) -> _Reader:
+    """Read kernels (inputs, outputs / groups, *k): one position's output takes (inputs, *k)."""
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+        names = "input weight bias stride padding output_padding groups dilation"
+        bound = _bind(names, args, kwargs)
+        if (shadow := shadow_of(bound["weight"])) is not None:
+            grouped = shadow.view(bound.get("groups", 1), -1, *shadow.shape[1:]).transpose(1, 2)
+            yield bound["weight"], Consumed(grouped, kind, group_axes=1)
+
+    return read
+
+
+def _read_embedding(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    """Read a table (entries, width): width outputs of a one-hot input."""
+    weight = _bind("input weight", args, kwargs)["weight"]
+    if (shadow := shadow_of(weight)) is not None and shadow.ndim == 2:
+        yield weight, Consumed(shadow.mT, "embedding")
+
+
+def _read_lookup(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    table, index = args[0], args[1]
+    first = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+    if isinstance(first, Tensor) and not first.is_floating_point() and first.dtype != torch.bool:
+        yield from _read_embedding((first, table), {}, shadow_of)
+
+
+def _read_bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    weight = _bind("input1 input2 weight bias", args, kwargs)["weight"]
+    if (shadow := shadow_of(weight)) is not None:
+        yield weight, Consumed(shadow, "bilinear")
+
+
+def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    """Read a subscript: shared and kept = groups, kept only by the weight = outputs."""
+    equation, operands = args[0], args[1:]
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+        return
+    inputs, output = equation.replace(" ", "").split("->")
+    terms = inputs.split(",")
+    for position, (weight, term) in enumerate(zip(operands, terms, strict=True)):
+        shadow = shadow_of(weight)
+        if shadow is None or len(set(term)) < len(term):
+            continue
+        others = set("".join(terms[:position] + terms[position + 1 :]))
+        groups = [axis for axis in term if axis in output and axis in others]
+        outs = [axis for axis in term if axis in output and axis not in others]
+        ins = [axis for axis in term if axis not in output]
+        if outs and ins:
+            order = [term.index(axis) for axis in groups + outs + ins]
+            yield weight, Consumed(shadow.permute(order), "einsum", len(groups), len(outs))
+
+
+def _read_attention(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    """Read `nn.MultiheadAttention`: its packed projection is three matrices."""
+    bound = inspect.signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
+    arguments = bound.arguments
+    packed: Any = arguments.get("in_proj_weight")
+    if (shadow := shadow_of(packed)) is not None:
+        for label, part in zip("qkv", shadow.chunk(3), strict=True):
+            yield packed, Consumed(part, "attention", label=label)
+    for key in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"):
+        weight: Any = arguments.get(key)
+        if (shadow := shadow_of(weight)) is not None:
+            yield weight, Consumed(shadow, "attention")
+
+
+def _read_recurrent(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    """Read an LSTM, GRU or RNN: each gate matrix stack is one matrix, as the layer holds it."""
+    for tensor in tensors_in((args, kwargs)):
+        if (shadow := shadow_of(tensor)) is not None and shadow.ndim == 2:
+            yield tensor, Consumed(shadow, "recurrent")
+
+
+READERS: dict[str, _Reader] = {
+    "linear": _read_linear,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _read_product("left right")),
+    **dict.fromkeys(
+        ("addmm", "baddbmm", "addbmm", "addmv", "addmm_", "baddbmm_"),
+        _read_product("input left right"),
+    ),
+    "rmatmul": _read_reversed_product,
+    **{f"conv{d}d": _read_convolution(f"conv{d}d") for d in (1, 2, 3)},
+    **{
+        f"conv_transpose{d}d": _read_transposed_convolution(f"conv_transpose{d}d")
+        for d in (1, 2, 3)
+    },
+    "embedding": _read_embedding,
+    "embedding_bag": _read_embedding,
+    "getitem": _read_lookup,
+    "bilinear": _read_bilinear,
+    "einsum": _read_einsum,
+    "multi_head_attention_forward": _read_attention,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _read_recurrent),
+}
