@@ -105,8 +105,9 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "venv", "--clear", str(out / "venv"))
         python = out / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         session.run(str(python), "-m", "pip", "install", "-q", str(archive), external=True)
+        shutil.copy(ROOT / "tests" / "smoke.py", out)  # its own folder is what it can import from
         with session.chdir(out):
-            session.run(str(python), str(ROOT / "tests" / "smoke.py"), external=True)
+            session.run(str(python), "smoke.py", external=True)
 
 
 @nox.session

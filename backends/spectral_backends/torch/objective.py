@@ -51,25 +51,26 @@ class Objective:
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
-            yield (map_tensors(self.model.cast, batch) for batch in self._batches)
+            before = {name: buffer.clone() for name, buffer in self.model.buffers.items()}
+            try:
+                yield (map_tensors(self.model.cast, batch) for batch in self._batches)
+            finally:
+                self.model.buffers.update(before)  # every pass starts from the user's buffers
 
     def evaluate(self, seed: int) -> Evaluation:
         """Run the model over all data once, checking everything on the way."""
         losses: list[float] = []
         counted: list[LossTerms] = []
-        written: set[str] = set()
         with self.one_pass(seed) as batches:
+            before = {name: buffer.clone() for name, buffer in self.model.buffers.items()}
             for index, batch in enumerate(batches):
                 check_batch(index, batch)
-                before = {name: b.clone() for name, b in self.model.buffers.items()}
                 loss, terms = self.loss(self.matrix_leaves(), batch)
-                written |= {
-                    n for n, b in before.items() if not torch.equal(b, self.model.buffers[n])
-                }
-                self.model.buffers.update(before)
                 _check_loss(index, loss, terms)
                 losses.append(float(loss.detach()) if terms.count else 0.0)
                 counted.append(terms)
+            after = self.model.buffers
+            written = [name for name, b in before.items() if not torch.equal(b, after[name])]
         if not losses:
             raise InputError("batches: it is empty; a measurement needs at least one batch.")
         n_terms = sum(terms.count for terms in counted)
