@@ -31,13 +31,13 @@ def cifar10_test(count: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
 
 
-def problem(weights: dict[str, Tensor], **options: Any) -> CurvatureProblem:
+def problem(weights: dict[str, Tensor], count: int = 2048, **options: Any) -> CurvatureProblem:
     """Return the problem: a function of the parameter dict, batch norm in eval mode."""
     networks = reference_networks()
     return CurvatureProblem(
         lambda params, images: networks.resnet_cifar(params)(images),
         F.cross_entropy,
-        cifar10_test(count=2048, batch_size=128),
+        cifar10_test(count, batch_size=128),
         params=weights,
         **options,
     )

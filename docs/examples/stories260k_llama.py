@@ -32,13 +32,13 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def problem(weights: dict[str, Tensor], **options: Any) -> CurvatureProblem:
+def problem(weights: dict[str, Tensor], count: int = 128, **options: Any) -> CurvatureProblem:
     """Return the problem: a function of the parameter dict, with a tied embedding."""
     networks = reference_networks()
     return CurvatureProblem(
         lambda params, tokens: networks.llama_260k(params)(tokens),
         token_loss,
-        sequences(count=128, batch_size=8),
+        sequences(count, batch_size=8),
         params=weights,
         **options,
     )

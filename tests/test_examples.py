@@ -1,0 +1,31 @@
+"""The examples of the documentation run on the shared data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import spectral_core as sc
+
+pytest.importorskip("torch")
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
+
+
+@pytest.mark.parametrize(
+    ("example", "layer", "kind"),
+    [
+        ("resnet20_cifar10", "layer3.2.conv2", "conv2d"),
+        ("stories260k_llama", "layers.4.feed_forward.w2", "linear"),
+    ],
+)
+def test_example(example, layer, kind, shared, monkeypatch):
+    from spectral_adapters.cli.factory import load_factory
+    from spectral_adapters.weights import load_weights
+
+    monkeypatch.setitem(os.environ, "SPECTRAL_DATA", str(shared / "data"))
+    factory = load_factory(f"{EXAMPLES / example}.py:problem")
+    problem = factory(load_weights(shared / "data" / f"{example}.safetensors"), count=8)
+    report = sc.measure(problem, layer, top_k=3)
+    assert list(report) == [layer] and report[layer].kind == kind
+    assert report[layer].alpha.n == 3
