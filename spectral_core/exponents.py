@@ -42,7 +42,7 @@ class ExponentTriangle:
     defect_bound : array
         ``|τ| <= (‖z‖/‖x‖) sqrt((1 − R²_α)(1 − R²_γ))`` (Theory 3.2).
     relative_error : array
-        ``|s − αγ| / |s|``, the paper's figure.
+        ``|s − αγ| / |s|``, the paper's figure; NaN where s is 0.
     """
 
     alpha: PowerLawFit
@@ -132,7 +132,7 @@ def exponent_triangle(
         ordering_term=s.exponent - s_index.exponent,
         window_term=alpha.exponent * (gamma_window.exponent - gamma.exponent),
         defect_bound=bound,
-        relative_error=xp.abs(s.exponent - predicted) / xp.abs(s.exponent),
+        relative_error=_relative(xp, s.exponent - predicted, s.exponent),
     )
 
 
@@ -141,6 +141,12 @@ def decay(fit: PowerLawFit) -> PowerLawFit:
     low, high = fit.interval
     values = {**vars(fit), "exponent": -fit.exponent, "interval": (-high, -low)}
     return PowerLawFit(**values)
+
+
+def _relative(xp: Array, difference: Array, reference: Array) -> Array:
+    defined = reference != 0
+    safe = xp.where(defined, reference, xp.ones_like(reference))
+    return xp.where(defined, xp.abs(difference / safe), xp.full_like(safe, float("nan")))
 
 
 def _sorted_descending(xp: Array, log_h: Array, window: Array) -> tuple[Array, Array]:

@@ -106,11 +106,13 @@ def certified_exponent(h: ArrayLike) -> Array:
         ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0; NaN for fewer than two values.
     """
     xp, (h,) = spectra(h=h)
-    lowest = xp.full_like(h, -float("inf"))
     usable = positive(xp, h)
+    lowest = xp.full_like(h, -float("inf"))
     log_h = xp.sort(xp.where(usable, finite_log(xp, h, usable), lowest), axis=-1, descending=True)
-    pairs = xp.isfinite(log_h[..., 1:])
-    steps = xp.where(pairs, log_h[..., :-1] - log_h[..., 1:], xp.zeros_like(log_h[..., 1:]))
+    there = xp.isfinite(log_h)
+    log_h = xp.where(there, log_h, xp.zeros_like(log_h))
+    pairs = there[..., 1:]
+    steps = log_h[..., :-1] - log_h[..., 1:]
     log_k = xp.log(ranks(xp, h))
     slopes = steps / (log_k[1:] - log_k[:-1])
     if slopes.shape[-1] == 0:

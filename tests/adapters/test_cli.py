@@ -168,6 +168,8 @@ def test_interruption_keeps_what_is_finished(folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "spectral_core", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts background jobs with the signal ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     journal = folder / "report.json.journal"
     deadline = time.monotonic() + 60
