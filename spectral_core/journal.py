@@ -17,7 +17,9 @@ class Journal:
     """The layers that a measurement has finished, appended and synced one by one.
 
     The first line says what is measured; a journal is continued only by the same measurement. A
-    last line that was cut short by a crash is dropped, and its layer is measured again.
+    last line that was cut short by a crash is dropped, and its layer is measured again. A layer
+    that could not be measured is no finished layer: a resumed run tries again, perhaps with more
+    memory.
 
     Parameters
     ----------
@@ -38,7 +40,6 @@ class Journal:
         self, path: str | Path | None, provenance: Provenance, shapes: dict[str, tuple[int, int]]
     ) -> None:
         self.spectra: dict[str, LayerSpectrum] = {}
-        self.skipped: dict[str, str] = {}
         self._path = None if path is None else Path(path)
         header = {
             "schema_version": SCHEMA_VERSION,
@@ -48,17 +49,12 @@ class Journal:
 
     def __contains__(self, name: str) -> bool:
         """Say whether the layer is finished."""
-        return name in self.spectra or name in self.skipped
+        return name in self.spectra
 
     def add(self, spectrum: LayerSpectrum) -> None:
         """Keep a measured layer."""
         self.spectra[spectrum.name] = spectrum
         self._append({"spectrum": spectrum.to_dict()})
-
-    def skip(self, name: str, reason: str) -> None:
-        """Keep the reason why a layer could not be measured."""
-        self.skipped[name] = reason
-        self._append({"skipped": {"name": name, "reason": reason}})
 
     def __enter__(self) -> Self:
         """Return the journal."""
@@ -118,11 +114,8 @@ class Journal:
 
     def _take(self, record: Any) -> None:
         try:
-            if "spectrum" in record:
-                spectrum = LayerSpectrum.from_dict(record["spectrum"])
-                self.spectra[spectrum.name] = spectrum
-            else:
-                self.skipped[record["skipped"]["name"]] = record["skipped"]["reason"]
+            spectrum = LayerSpectrum.from_dict(record["spectrum"])
+            self.spectra[spectrum.name] = spectrum
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ReportError(
                 f"{self._path}: has a line that is no finished layer ({error!r}); delete the file."

@@ -1,6 +1,7 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
 import platform
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def measure(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        top_k=top_k,
+        top_k=int(top_k),
         curvature=curvature,
         confidence=confidence,
     )
@@ -103,25 +104,25 @@ def measure(
         reporting(progress, len(selected)) as report_progress,
     ):
         todo = [layer for layer in selected if layer.name not in journal]
+        skipped: dict[str, str] = {}
         gradients = dict(problem.gradients([layer.name for layer in todo])) if todo else {}
         for layer in todo:
-            report_progress(_finished(journal), len(selected), layer.name)
+            report_progress(len(journal.spectra) + len(skipped), len(selected), layer.name)
             try:
                 gradient = gradients.pop(layer.name)
                 journal.add(_measure_layer(problem, layer, gradient, top_k, curvature, confidence))
             except LayerError as error:
-                journal.skip(layer.name, error.reason)
-        report_progress(_finished(journal), len(selected), "")
+                skipped[layer.name] = error.reason
+        report_progress(len(selected), len(selected), "")
     if not journal.spectra:
-        name, reason = next(iter(journal.skipped.items()))
+        name, reason = next(iter(skipped.items()))
         raise SpectralError(
             f"none of the {len(selected)} selected layers could be measured; {name!r}: {reason}"
         )
     return SpectralReport(
         provenance=provenance,
         spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
-        skipped=dict(problem.skipped())
-        | {s.name: journal.skipped[s.name] for s in selected if s.name in journal.skipped},
+        skipped=dict(problem.skipped()) | skipped,
     )
 
 
@@ -234,13 +235,9 @@ def _participation(curvature: npt.NDArray[np.float64], s: float) -> Participatio
 
 
 def _check_arguments(top_k: int, curvature: str, confidence: float) -> None:
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
     if curvature not in ("hessian", "ggn"):
         raise InputError(f"curvature: {curvature!r} is unknown; choose 'hessian' or 'ggn'.")
     if not 0 < confidence < 1:
         raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
-
-
-def _finished(journal: Journal) -> int:
-    return len(journal.spectra) + len(journal.skipped)

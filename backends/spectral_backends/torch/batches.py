@@ -30,10 +30,14 @@ def check_reiterable(batches: Any) -> None:
 
 
 def check_batch(index: int, batch: Any) -> None:
-    """Raise `InputError` if a floating point tensor of the batch is not finite."""
+    """Raise `InputError` if a tensor of the batch holds NaN.
+
+    Infinities may be meant, as in an additive attention mask; where they are not, the loss or a
+    gradient says so.
+    """
     for tensor in tensors_in(batch):
-        if tensor.is_floating_point() and (bad := int((~torch.isfinite(tensor)).sum())):
+        if tensor.is_floating_point() and (bad := int(torch.isnan(tensor).sum())):
             raise InputError(
-                f"batches: batch {index} holds {bad} NaN or infinite values in a tensor of shape "
+                f"batches: batch {index} holds {bad} NaN values in a tensor of shape "
                 f"{tuple(tensor.shape)}; clean the data."
             )

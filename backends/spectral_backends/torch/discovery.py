@@ -45,6 +45,8 @@ def name_layers(
         for index, use in enumerate(uses.matrices):
             label = use.label or ("" if len(uses.matrices) == 1 else f"part{index}")
             full = f"{base}.{label}" if label else base
+            while full in layers or (label and full in bases.values()):
+                full += "_"  # another parameter has that name
             info = LayerInfo(full, "+".join(use.kinds), use.view.shape)
             layers[full] = Layer(info, name, use.view)
     return layers, skipped
@@ -61,7 +63,10 @@ def _why_no_layer(frozen: bool, matrices: list[MatrixUse], others: list[str]) ->
     if frozen:
         return "frozen; call requires_grad_(True) on it to measure it"
     if not matrices and not others:
-        return "no operation of the model used it on the first batch"
+        return (
+            "no operation of the model used it on the first batch, or one out of sight did, as in "
+            "a scripted module or under vmap"
+        )
     if not matrices:
         seen = ", ".join(sorted(set(others)))
         return f"no matrix product, convolution or lookup used it as it is stored (seen: {seen})"

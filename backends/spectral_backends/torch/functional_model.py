@@ -1,6 +1,7 @@
 """A model as a pure function of its parameters, on private copies of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +13,6 @@ from spectral_core.errors import InputError
 __all__ = ["FunctionalModel"]
 
 T = TypeVar("T")
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class FunctionalModel:
@@ -62,9 +62,9 @@ class FunctionalModel:
         _check_finite(parameters)
         self.device = device or _only_device(parameters)
         self.stored_dtype = _widest_dtype(parameters)
-        self.dtype = dtype or (torch.float32 if self.stored_dtype in _HALF else self.stored_dtype)
-        self.parameters = {name: self.cast(p.detach(), copy=True) for name, p in parameters.items()}
-        self.buffers = {name: self.cast(b.detach(), copy=True) for name, b in buffers.items()}
+        self.dtype = dtype or torch.promote_types(self.stored_dtype, torch.float32)
+        self.parameters = {name: self.cast(p, copy=True) for name, p in parameters.items()}
+        self.buffers = {name: self.cast(b, copy=True) for name, b in buffers.items()}
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Any:
         """Run the user's forward with these parameters (the others keep their copies)."""
@@ -88,9 +88,29 @@ class FunctionalModel:
         return {**self.parameters, **self.buffers, **parameters}
 
     def cast(self, value: Tensor, *, copy: bool = False) -> Tensor:
-        """Return `value` on the device, in the dtype if it is floating point."""
+        """Return `value` on the device, in the dtype if it is floating point, without a graph."""
         dtype = self.dtype if value.is_floating_point() else value.dtype
-        return value.to(self.device, dtype, copy=copy)
+        with torch.inference_mode(False):  # autograd does not take tensors made in that mode
+            return value.detach().to(self.device, dtype, copy=copy or value.is_inference())
+
+    def cast_input(self, value: Tensor) -> Tensor:
+        """Return a batch's tensor cast, in an object of its own that a forward may mark."""
+        return self.cast(value).detach().requires_grad_(value.requires_grad)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Undo what forward passes write: to the buffers copied here, and to module attributes."""
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        modules = self._model.modules() if isinstance(self._model, nn.Module) else ()
+        attributes = [(vars(module), dict(vars(module))) for module in modules]
+        try:
+            yield
+        finally:
+            self.buffers.update(buffers)
+            for current, before in attributes:
+                for name in current.keys() - before.keys():
+                    del current[name]
+                current.update(before)
 
     def is_training(self) -> bool:
         """Say whether any module of the model is in training mode."""
@@ -140,19 +160,13 @@ def _tensors_of(
             raise InputError("params: a module brings its own parameters; leave params out.")
         if isinstance(model, torch.jit.ScriptModule):
             raise InputError("model: a scripted module hides its operations; pass the original.")
-        parameters: dict[str, Tensor] = dict(model.named_parameters())
-        frozen = frozenset(name for name, p in parameters.items() if not p.requires_grad)
-        buffers = dict(model.named_buffers())
+        named: dict[str, Tensor] = dict(model.named_parameters())
+        frozen = frozenset(name for name, p in named.items() if not p.requires_grad)
+        buffers: dict[str, Tensor] = dict(model.named_buffers())
     else:
-        if params is None:
-            raise InputError(
-                "params: the model is a function; pass its parameters as params={name: tensor}, "
-                "it is called as model(params, *inputs)."
-            )
-        continuous = {n: p.is_floating_point() or p.is_complex() for n, p in params.items()}
-        parameters = {n: p for n, p in params.items() if continuous[n]}
-        buffers = {n: p for n, p in params.items() if not continuous[n]}
-        frozen = frozenset()
+        named, frozen, buffers = _checked_params(model, params), frozenset(), {}
+    parameters = {n: p for n, p in named.items() if p.is_floating_point() or p.is_complex()}
+    buffers |= {n: p for n, p in named.items() if n not in parameters}  # integers have no curvature
     if not parameters:
         raise InputError("model: it has no parameters, so there is no curvature to measure.")
     for name, parameter in parameters.items():
@@ -163,15 +177,42 @@ def _tensors_of(
     return parameters, buffers, frozen
 
 
+def _checked_params(
+    model: Callable[..., Any], params: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    if not callable(model):
+        raise InputError(
+            f"model: a {type(model).__name__} is neither a module nor a function of its parameters."
+        )
+    if params is None:
+        raise InputError(
+            "params: the model is a function; pass its parameters as params={name: tensor}, "
+            "it is called as model(params, *inputs)."
+        )
+    for name, parameter in params.items():
+        if not isinstance(parameter, Tensor):
+            raise InputError(
+                f"params: {name!r} is a {type(parameter).__name__}; pass a flat dict of tensors."
+            )
+    return dict(params)
+
+
 def _check_finite(parameters: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if parameter.device.type == "meta":
             raise InputError(f"model: parameter {name!r} is on the meta device, without values.")
-        if count := int((~torch.isfinite(parameter.detach())).sum()):
+        if count := count_not_finite(parameter):
             raise InputError(
                 f"model: parameter {name!r} holds {count} NaN or infinite values of "
                 f"{parameter.numel()}; load a checkpoint from before it diverged."
             )
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """Return how many values are NaN or infinite."""
+    # Not every operation is there for types of eight bits.
+    values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+    return int((~torch.isfinite(values)).sum())
 
 
 def _only_device(parameters: Mapping[str, Tensor]) -> torch.device:

@@ -42,7 +42,7 @@ class ReductionRecorder(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: list[tuple[Tensor, LossTerms]] = []
+        self._seen: list[tuple[Tensor, int, LossTerms]] = []
 
     def __torch_function__(
         self,
@@ -56,9 +56,9 @@ class ReductionRecorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.ndim == 0:
             with torch.no_grad():
-                terms = _terms(func, args, kwargs)
+                terms = self._read(func, args, kwargs)
             if terms is not None:
-                self._seen.append((result, terms))
+                self._seen.append((result, result._version, terms))
         return result
 
     def terms(self, loss: Tensor) -> LossTerms | None:
@@ -67,15 +67,29 @@ class ReductionRecorder(TorchFunctionMode):
         A loss that is computed further (scaled, divided, added to another) may no longer be a mean
         over the counted terms, so nothing is guessed.
         """
-        return next((terms for result, terms in self._seen if result is loss), None)
+        return next(
+            (
+                terms
+                for result, version, terms in self._seen
+                if result is loss and result._version == version  # no ``loss += ...`` since
+            ),
+            None,
+        )
+
+    def _read(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LossTerms | None:
+        name = getattr(func, "__name__", "")
+        if name in ("mean", "sum") and args and isinstance(args[0], Tensor):
+            if args[0].ndim == 0:  # of a scalar: the scalar
+                return self.terms(args[0])
+            return LossTerms(args[0].numel(), "mean" if name == "mean" else "sum")
+        return _terms_of_loss(name, func, args, kwargs)
 
 
-def _terms(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _terms_of_loss(
+    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> LossTerms | None:
-    name = getattr(func, "__name__", "")
-    if name in ("mean", "sum") and args and isinstance(args[0], Tensor):
-        return LossTerms(args[0].numel(), "mean" if name == "mean" else "sum")
     try:
         bound = inspect.signature(func).bind(*args, **kwargs)
     except (TypeError, ValueError):  # a builtin without a signature is no loss function
@@ -112,6 +126,12 @@ def _count_classes(func: Callable[..., Any], bound: inspect.BoundArguments) -> f
     return float(torch.where(valid, weight[torch.where(valid, target, 0)], 0).sum())
 
 
+def _count_weights(func: Callable[..., Any], bound: inspect.BoundArguments) -> float:
+    """Count elements by their weight where the mean is a weighted one."""
+    weight = bound.arguments.get("weight")
+    return _count_unreduced(func, bound) if weight is None else float(weight.sum())
+
+
 def _count_sequences(func: Callable[..., Any], bound: inspect.BoundArguments) -> float:
     return float(prod(torch.as_tensor(bound.arguments["input_lengths"]).shape))
 
@@ -120,4 +140,6 @@ _COUNTS: dict[str, Callable[[Callable[..., Any], inspect.BoundArguments], float]
     "cross_entropy": _count_classes,
     "nll_loss": _count_classes,
     "ctc_loss": _count_sequences,
+    "mse_loss": _count_weights,
+    "l1_loss": _count_weights,
 }

@@ -5,14 +5,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral_backends.torch.batches import check_batch
 from spectral_backends.torch.determinism import Evaluation
-from spectral_backends.torch.functional_model import FunctionalModel
+from spectral_backends.torch.forward_watch import ForwardWatch
+from spectral_backends.torch.functional_model import FunctionalModel, count_not_finite
+from spectral_backends.torch.graph import node_names
 from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRecorder
-from spectral_backends.torch.nested import map_tensors
-from spectral_backends.torch.state import differentiable_attention, seeded
+from spectral_backends.torch.nested import map_tensors, tensors_in
+from spectral_backends.torch.state import differentiable_operations, seeded
+from spectral_backends.torch.term_check import check_additive
 from spectral_core.errors import InputError
 
 __all__ = ["Objective"]
@@ -39,7 +42,8 @@ class Objective:
         reduction: Reduction | None,
     ) -> None:
         self.model = model
-        self._loss_fn, self._batches, self._forward = loss_fn, batches, forward
+        self._loss_fn = _with_tensors_cast(loss_fn, model)
+        self._batches, self._forward = batches, forward
         self._weight, self._reduction = weight, reduction
 
     @contextmanager
@@ -47,30 +51,31 @@ class Objective:
         """Yield the batches, moved and cast, with every side effect undone afterwards."""
         with (
             seeded(seed, self.model.device, self._batches),
-            differentiable_attention(),
+            differentiable_operations(self.model.device),
             torch.inference_mode(False),
             torch.enable_grad(),
+            self.model.unchanged(),
         ):
-            before = {name: buffer.clone() for name, buffer in self.model.buffers.items()}
-            try:
-                yield (map_tensors(self.model.cast, batch) for batch in self._batches)
-            finally:
-                self.model.buffers.update(before)  # every pass starts from the user's buffers
+            yield (map_tensors(self.model.cast_input, batch) for batch in self._batches)
 
     def evaluate(self, seed: int) -> Evaluation:
         """Run the model over all data once, checking everything on the way."""
         losses: list[float] = []
         counted: list[LossTerms] = []
+        watch = ForwardWatch(self.model.device)
         with self.one_pass(seed) as batches:
             before = {name: buffer.clone() for name, buffer in self.model.buffers.items()}
             for index, batch in enumerate(batches):
                 check_batch(index, batch)
-                loss, terms = self.loss(self.matrix_leaves(), batch)
-                _check_loss(index, loss, terms)
+                with watch:
+                    loss, terms = self.loss(self.matrix_leaves(), batch)
+                _check_graph(loss)
+                if terms.count and not torch.isfinite(loss):
+                    raise InputError(self._why_not_finite(index, float(loss.detach()), batch))
                 losses.append(float(loss.detach()) if terms.count else 0.0)
                 counted.append(terms)
             after = self.model.buffers
-            written = [name for name, b in before.items() if not torch.equal(b, after[name])]
+            written = [name for name, b in before.items() if not _same(b, after[name])]
         if not losses:
             raise InputError("batches: it is empty; a measurement needs at least one batch.")
         n_terms = sum(terms.count for terms in counted)
@@ -90,7 +95,24 @@ class Objective:
             n_terms=n_terms if counted[0].known else None,
             batch_losses=tuple(losses),
             written_buffers=tuple(sorted(written)),
+            batch_statistics=watch.batch_statistics,
+            depends_on_count=len(counted) > 1 or counted[0].reduction == "sum",
         )
+
+    def check_terms(self, seed: int) -> None:
+        """Raise `InputError` if the first batch's loss is no mean over the terms read off it.
+
+        Nothing is checked where the user says how to weight batches.
+        """
+        if self._weight is not None:
+            return
+        with self.one_pass(seed) as batches:
+            batch = next(batches)
+            if self._loss_fn is None:
+                check_additive(lambda part: self.loss({}, part), batch)
+            else:
+                pair = self._outputs({}, batch)
+                check_additive(lambda part: self._reduced(part[0], part[1], batch), pair)
 
     def leaf(self, name: str) -> Tensor:
         """Return a parameter as a leaf of a new graph."""
@@ -102,14 +124,11 @@ class Objective:
 
     def loss(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, LossTerms]:
         """Return the batch's loss with its graph, and its terms."""
-        recorder = ReductionRecorder()
-        if self._loss_fn is None:
-            with recorder:
-                loss = self.model(weights, batch)
-        else:
+        if self._loss_fn is not None:
             outputs, targets = self._outputs(weights, batch)
-            with recorder:
-                loss = self._loss_fn(outputs, targets)
+            return self._reduced(outputs, targets, batch)
+        with ReductionRecorder() as recorder:
+            loss = self.model(weights, batch)
         return _as_scalar(loss), self._terms(recorder, loss, batch)
 
     def split(
@@ -133,11 +152,16 @@ class Objective:
                 f"curvature 'ggn' needs a tensor of outputs and the forward returned a "
                 f"{type(outputs).__name__}; return the tensor that the loss depends on."
             )
-        loss_fn, recorder = self._loss_fn, ReductionRecorder()
-        with recorder:
-            loss = loss_fn(outputs.detach(), targets)
-        terms = self._terms(recorder, loss, batch)
+        loss_fn = self._loss_fn
+        _, terms = self._reduced(outputs.detach(), targets, batch)
         return outputs, lambda y: _as_scalar(loss_fn(y, targets)), terms
+
+    def _reduced(self, outputs: Any, targets: Any, batch: Any) -> tuple[Tensor, LossTerms]:
+        """Return the loss function's value, and the terms of it."""
+        assert self._loss_fn is not None
+        with ReductionRecorder() as recorder:
+            loss = self._loss_fn(outputs, targets)
+        return _as_scalar(loss), self._terms(recorder, loss, batch)
 
     def _outputs(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
         """Return what goes into the loss function."""
@@ -155,8 +179,25 @@ class Objective:
         seen = recorder.terms(loss)
         reduction = self._reduction or (seen.reduction if seen else "mean")
         if self._weight is not None:
+            if reduction == "sum" and self._reduction is None:
+                raise InputError(
+                    "weight: it says how many terms the loss averages, but the loss ends in a sum; "
+                    "pass reduction='sum' if it adds up that many terms, 'mean' if their mean."
+                )
             return LossTerms(_checked_count(self._weight(batch)), reduction)
         return LossTerms(seen.count, reduction) if seen else LossTerms(1.0, "mean", known=False)
+
+    def _why_not_finite(self, index: int, loss: float, batch: Any) -> str:
+        infinite = sum(map(count_not_finite, tensors_in(batch)))
+        buffers = [name for name, b in self.model.buffers.items() if count_not_finite(b)]
+        causes = [f"the batch holds {infinite} infinite values"] if infinite else []
+        causes += [f"buffer {name!r} of the model holds NaN or infinite values" for name in buffers]
+        return f"batches: the loss of batch {index} is {loss}; " + (
+            " and ".join(causes) + "."
+            if causes
+            else "the data and the model are finite, so look for an overflow, a logarithm of zero "
+            "or a division by zero."
+        )
 
 
 def _as_scalar(loss: Any) -> Tensor:
@@ -172,22 +213,40 @@ def _as_scalar(loss: Any) -> Tensor:
     return loss.reshape(()) if loss.ndim else loss
 
 
-def _check_loss(index: int, loss: Tensor, terms: LossTerms) -> None:
+def _check_graph(loss: Tensor) -> None:
     if not loss.requires_grad:
         raise InputError(
             "loss_fn: the loss does not depend on the model's parameters in a differentiable way; "
             "look for detach(), no_grad(), argmax or item() on the way, or outputs that the loss "
             "ignores."
         )
-    if terms.count and not torch.isfinite(loss):
+    if "CheckpointFunctionBackward" in node_names(loss):
         raise InputError(
-            f"batches: the loss of batch {index} is {float(loss.detach())}, on finite data and "
-            "parameters; look for an overflow, a logarithm of zero or a division by zero."
+            "model: its gradient checkpointing is of the reentrant kind, which hides parameters "
+            "from autograd; call checkpoint(..., use_reentrant=False)."
         )
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
+
+
+def _with_tensors_cast(loss_fn: Any, model: FunctionalModel) -> Any:
+    """Let a loss module compute with copies of its tensors, such as class weights, cast."""
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    own = [*loss_fn.named_parameters(), *loss_fn.named_buffers()]
+    if not own:
+        return loss_fn
+    tensors = {name: model.cast(tensor, copy=True) for name, tensor in own}
+    return lambda outputs, targets: torch.func.functional_call(loss_fn, tensors, (outputs, targets))
+
+
 def _checked_count(count: Any) -> float:
-    value = float(count)
+    try:
+        value = float(count)
+    except (TypeError, ValueError):
+        value = -1.0
     if not 0 <= value < float("inf"):
         raise InputError(f"weight: it returned {count!r}; return the batch's number of loss terms.")
     return value

@@ -20,13 +20,17 @@ __all__ = ["READERS", "Consumed"]
 
 @dataclass(frozen=True)
 class Consumed:
-    """What an operation says of a parameter: axes are groups, then outputs, then inputs."""
+    """What an operation says of a parameter: axes are groups, then outputs, then inputs.
+
+    `usable` is False where the operation's gradient is not the derivative of what it computes.
+    """
 
     shadow: Tensor
     kind: str
     group_axes: int = 0
     out_axes: int = 1
     label: str = ""
+    usable: bool = True
 
 
 _ShadowOf = Callable[[Any], Tensor | None]
@@ -45,7 +49,7 @@ def _read_linear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _Shad
 
 
 def _read_product(names: str) -> _Reader:
-    """Read ``left @ right``: the outputs of a right operand are its last axis."""
+    """Read ``left @ right``, the last two names: a right operand's outputs are its last axis."""
 
     def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
         bound = _bind(names, args, kwargs)
@@ -61,7 +65,7 @@ def _read_product(names: str) -> _Reader:
 def _read_reversed_product(
     args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf
 ) -> _Found:
-    return _read_product("left right")(args[1::-1], kwargs, shadow_of)
+    return _read_product("input other")(args[1::-1], kwargs, shadow_of)
 
 
 def _read_convolution(kind: str) -> _Reader:
@@ -89,9 +93,12 @@ def _read_transposed_convolution(kind: str) -> _Reader:
 
 def _read_embedding(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
     """Read a table (entries, width): width outputs of a one-hot input."""
-    weight = _bind("input weight", args, kwargs)["weight"]
-    if (shadow := shadow_of(weight)) is not None and shadow.ndim == 2:
-        yield weight, Consumed(shadow.mT, "embedding")
+    names = "input weight padding_idx max_norm norm_type scale_grad_by_freq"
+    bound = _bind(names, args, kwargs)
+    if (shadow := shadow_of(bound["weight"])) is not None and shadow.ndim == 2:
+        scaled = bound.get("scale_grad_by_freq")
+        kind = "embedding with scale_grad_by_freq" if scaled else "embedding"
+        yield bound["weight"], Consumed(shadow.mT, kind, usable=not scaled)
 
 
 def _read_lookup(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
@@ -109,16 +116,16 @@ def _read_bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _Sh
 
 def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
     """Read a subscript: shared and kept = groups, kept only by the weight = outputs."""
-    equation, operands = args[0], args[1:]
+    equation, operands = kwargs.get("equation", args[0] if args else None), args[1:]
+    operands = kwargs.get("operands", operands)
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+    if not isinstance(equation, str):
         return
-    inputs, output = equation.replace(" ", "").split("->")
-    terms = inputs.split(",")
+    terms, output = _subscripts(equation)
     for position, (weight, term) in enumerate(zip(operands, terms, strict=True)):
         shadow = shadow_of(weight)
-        if shadow is None or len(set(term)) < len(term):
+        if shadow is None or len(set(term)) < len(term) or _ELLIPSIS in term:
             continue
         others = set("".join(terms[:position] + terms[position + 1 :]))
         groups = [axis for axis in term if axis in output and axis in others]
@@ -127,6 +134,18 @@ def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _Shad
         if outs and ins:
             order = [term.index(axis) for axis in groups + outs + ins]
             yield weight, Consumed(shadow.permute(order), "einsum", len(groups), len(outs))
+
+
+_ELLIPSIS = "…"
+
+
+def _subscripts(equation: str) -> tuple[list[str], str]:
+    """Return the subscripts of the operands and of the result, an ellipsis as one letter."""
+    inputs, arrow, output = equation.replace(" ", "").replace("...", _ELLIPSIS).partition("->")
+    if not arrow:  # by convention the letters that occur once, sorted, behind the ellipsis
+        once = sorted(axis for axis in set(inputs) - {",", _ELLIPSIS} if inputs.count(axis) == 1)
+        output = (_ELLIPSIS if _ELLIPSIS in inputs else "") + "".join(once)
+    return inputs.split(","), output
 
 
 def _read_attention(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
@@ -152,11 +171,14 @@ def _read_recurrent(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _S
 
 READERS: dict[str, _Reader] = {
     "linear": _read_linear,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _read_product("left right")),
+    "matmul": _read_product("input other"),
+    **dict.fromkeys(("mm", "bmm"), _read_product("input mat2")),
+    "mv": _read_product("input vec"),
+    **dict.fromkeys(("addmm", "addmm_"), _read_product("input mat1 mat2")),
     **dict.fromkeys(
-        ("addmm", "baddbmm", "addbmm", "addmv", "addmm_", "baddbmm_"),
-        _read_product("input left right"),
+        ("baddbmm", "baddbmm_", "addbmm", "addbmm_"), _read_product("input batch1 batch2")
     ),
+    **dict.fromkeys(("addmv", "addmv_"), _read_product("input mat vec")),
     "rmatmul": _read_reversed_product,
     **{f"conv{d}d": _read_convolution(f"conv{d}d") for d in (1, 2, 3)},
     **{
@@ -170,4 +192,5 @@ READERS: dict[str, _Reader] = {
     "einsum": _read_einsum,
     "multi_head_attention_forward": _read_attention,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _read_recurrent),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _read_recurrent),
 }

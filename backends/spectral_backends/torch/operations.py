@@ -8,6 +8,8 @@ whose strides then tell which elements of the parameter form the matrix that an 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -88,8 +90,7 @@ class OperationRecorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         followed = [t for t in tensors_in((args, kwargs)) if id(t) in self._followed]
         if followed and any(True for _ in tensors_in(result)):
-            with torch.no_grad():
-                self._look(func, args, kwargs, result, followed)
+            self._look(func, args, kwargs, result, followed)
         return result
 
     def _look(
@@ -101,20 +102,26 @@ class OperationRecorder(TorchFunctionMode):
         followed: list[Tensor],
     ) -> None:
         name = _operation_name(func)
-        if name in _COPIES:
-            self._follow(followed[0], [result], [self._shadow(followed[0])])
-        elif name in _VIEWS and args and args[0] is followed[0] and not _is_lookup(name, args):
-            shadows = func(self._shadow(args[0]), *args[1:], **kwargs)
-            self._follow(args[0], list(tensors_in(result)), list(tensors_in(shadows)))
+        source = args[0] if args and args[0] is followed[0] else None
+        if not torch.is_grad_enabled():  # a constant of the loss, whatever it computes
+            self._record_others(followed, f"{name} under no_grad")
+        elif name in _COPIES:
+            if source is not None:  # not as in x.to(W), where W only says which type
+                self._follow(source, [result], [self._shadow(source)])
+        elif name in _VIEWS and source is not None and not _is_lookup(name, args):
+            shadows = func(self._shadow(source), *args[1:], **kwargs)
+            self._follow(source, list(tensors_in(result)), list(tensors_in(shadows)))
         else:
             read = READERS.get(name)
             seen: set[int] = set()
             for tensor, consumed in read(args, kwargs, self._shadow) if read else ():
                 seen.add(id(tensor))
                 self._record(self._followed[id(tensor)][0], consumed)
-            for tensor in followed:
-                if id(tensor) not in seen:
-                    self.uses[self._followed[id(tensor)][0]].other_operations.append(name)
+            self._record_others([t for t in followed if id(t) not in seen], name)
+
+    def _record_others(self, tensors: list[Tensor], operation: str) -> None:
+        for tensor in tensors:
+            self.uses[self._followed[id(tensor)][0]].other_operations.append(operation)
 
     def _shadow(self, tensor: Any) -> Tensor | None:
         entry = self._followed.get(id(tensor))
@@ -129,7 +136,8 @@ class OperationRecorder(TorchFunctionMode):
                 self.uses[name].other_operations.append("reshape with a copy")
 
     def _record(self, name: str, consumed: Consumed) -> None:
-        if consumed.shadow.ndim < consumed.group_axes + 2 or 0 in consumed.shadow.stride():
+        repeated = 0 in consumed.shadow.stride()[consumed.group_axes :]
+        if not consumed.usable or consumed.shadow.ndim < consumed.group_axes + 2 or repeated:
             self.uses[name].other_operations.append(consumed.kind)
             return
         if name not in self.order:
@@ -150,12 +158,13 @@ class OperationRecorder(TorchFunctionMode):
 
 
 def _split_groups(consumed: Consumed) -> Iterator[tuple[str, Tensor]]:
-    if consumed.group_axes == 0:
-        yield consumed.label, consumed.shadow
-        return
-    stacked = consumed.shadow.flatten(0, consumed.group_axes - 1)
-    for index, matrix in enumerate(stacked.unbind(0)):
-        yield (f"{consumed.label}group{index}" if len(stacked) > 1 else consumed.label), matrix
+    """Yield each group's matrix; along an expanded axis there is but one."""
+    size, stride = consumed.shadow.shape, consumed.shadow.stride()
+    groups = [range(size[axis] if stride[axis] else 1) for axis in range(consumed.group_axes)]
+    several = prod(map(len, groups)) > 1
+    for index, position in enumerate(product(*groups)):
+        label = f"{consumed.label}group{index}" if several else consumed.label
+        yield label, consumed.shadow[position]
 
 
 def _operation_name(func: Callable[..., Any]) -> str:
@@ -181,8 +190,6 @@ _COPIES = frozenset(
         "type_as",
         "contiguous",
         "clone",
-        "detach",
-        "data",
         "cpu",
         "cuda",
         "alias",

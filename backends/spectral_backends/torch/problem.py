@@ -98,7 +98,7 @@ class CurvatureProblem:
         check_deterministic: bool = True,
     ) -> None:
         check_reiterable(batches)
-        _check_options(loss_fn, forward, reduction, dtype, chunk_size)
+        _check_options(loss_fn, forward, reduction, dtype, chunk_size, seed)
         self._model = FunctionalModel(
             model, params, forward, dtype, None if device is None else torch.device(device)
         )
@@ -112,6 +112,8 @@ class CurvatureProblem:
         if check_deterministic:
             again = self._objective.evaluate(seed + 1)
             compare_evaluations(self._evaluation, again, self._model)
+            if self._evaluation.depends_on_count:
+                self._objective.check_terms(seed)
         self._layers, self._skipped = self._discover()
 
     def layers(self) -> list[LayerInfo]:
@@ -146,9 +148,9 @@ class CurvatureProblem:
         """
         located = [self._find(name) for name in layers]
         names = list(dict.fromkeys(layer.parameter for layer in located))
-        totals = {name: torch.zeros_like(self._model.parameters[name]) for name in names}
         count = 0.0
         with self._objective.one_pass(self._seed) as batches:
+            totals = {name: torch.zeros_like(self._model.parameters[name]) for name in names}
             for batch in batches:
                 weights = {name: self._objective.leaf(name) for name in names}
                 found, terms = self._model.hold(
@@ -190,10 +192,12 @@ class CurvatureProblem:
             If autograd cannot differentiate the layer twice.
         """
         located = self._find(layer)
+        if kind not in ("hessian", "ggn"):
+            raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
         u, v = self._directions(located, u, v)
-        total = torch.zeros(u.shape[1], dtype=torch.float64)
         count = 0.0
         with self._objective.one_pass(self._seed) as batches:
+            total = torch.zeros(u.shape[1], dtype=torch.float64, device="cpu")
             for batch in batches:
                 weight = self._objective.leaf(located.parameter)
                 values, terms = self._model.hold(
@@ -230,12 +234,14 @@ class CurvatureProblem:
         """Return the batch's quadratic form, its terms, and the bytes of its graph."""
         size = GraphSize()
         weights = {layer.parameter: weight}
-        with _naming(layer.info.name), size.measuring():
+        with size.measuring():
             if kind == "hessian":
                 loss, terms = self._objective.loss(weights, batch)
-                return HessianForm(loss, weight), terms, size.bytes
+                with _naming(layer.info.name):
+                    return HessianForm(loss, weight), terms, size.bytes
             outputs, loss_of, terms = self._objective.split(weights, batch)
-            return GaussNewtonForm(outputs, loss_of, weight), terms, size.bytes
+            with _naming(layer.info.name):
+                return GaussNewtonForm(outputs, loss_of, weight), terms, size.bytes
 
     def _along(
         self, form: QuadraticForm, layer: Layer, u: Tensor, v: Tensor, graph_bytes: int
@@ -252,10 +258,10 @@ class CurvatureProblem:
             return along_directions(form, layer.view, shape, u, v, 1)
 
     def _discover(self) -> tuple[dict[str, Layer], dict[str, str]]:
-        matrices = self._objective.matrix_leaves()
-        recorder = OperationRecorder(matrices)
-        with self._objective.one_pass(self._seed) as batches, recorder:
-            self._objective.loss(matrices, next(batches))
+        with self._objective.one_pass(self._seed) as batches:
+            matrices = self._objective.matrix_leaves()
+            with OperationRecorder(matrices) as recorder:
+                self._objective.loss(matrices, next(batches))
         return name_layers(recorder, matrices, self._model.frozen)
 
     def _find(self, name: str) -> Layer:
@@ -269,6 +275,7 @@ class CurvatureProblem:
 
     def _directions(self, layer: Layer, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         m, n = layer.info.shape
+        u, v = (d if isinstance(d, Tensor) else torch.as_tensor(d) for d in (u, v))
         if u.ndim != 2 or v.ndim != 2 or len(u) != m or len(v) != n or u.shape[1] != v.shape[1]:
             raise InputError(
                 f"layer {layer.info.name!r}: u and v have shapes {tuple(u.shape)} and "
@@ -282,7 +289,12 @@ def _whole_if_whole(count: float | None) -> float | int | None:
 
 
 def _check_options(
-    loss_fn: Any, forward: Any, reduction: Any, dtype: torch.dtype | None, chunk_size: Any
+    loss_fn: Any,
+    forward: Any,
+    reduction: Any,
+    dtype: torch.dtype | None,
+    chunk_size: Any,
+    seed: Any,
 ) -> None:
     if loss_fn is None and forward is None:
         raise InputError("loss_fn: None is for a forward that returns the loss; pass one of both.")
@@ -294,6 +306,8 @@ def _check_options(
         raise InputError(f"dtype: {dtype} is too coarse to measure in; choose float32 or float64.")
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise InputError(f"chunk_size: {chunk_size!r} is not a positive number of directions.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32 - 1:
+        raise InputError(f"seed: {seed!r} is not a whole number from 0 to 2**32 - 2.")
 
 
 @contextmanager

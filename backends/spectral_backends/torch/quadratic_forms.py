@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spectral_backends.torch.graph import node_names
 from spectral_backends.torch.matrix_view import MatrixView
 
 __all__ = ["GaussNewtonForm", "GraphSize", "HessianForm", "QuadraticForm", "along_directions"]
@@ -95,13 +96,22 @@ class GraphSize:
     def measuring(self) -> AbstractContextManager[object]:
         """Return a context in which graphs are measured."""
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            self._storages[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()
+        def pack(tensor: Tensor) -> tuple[Tensor, int]:
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                self._storages[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach(), tensor._version
+
+        def unpack(saved: tuple[Tensor, int]) -> Tensor:
+            tensor, version = saved
+            if tensor._version != version:  # autograd's own check, which hooks switch off
+                raise RuntimeError(
+                    "a variable needed for it has been modified by an inplace operation"
+                )
+            return tensor
 
         hooks: AbstractContextManager[object] = torch.autograd.graph.saved_tensors_hooks(
-            pack, lambda tensor: tensor
+            pack, unpack
         )
         return hooks
 
@@ -132,7 +142,7 @@ def along_directions(
     Tensor
         Shape ``(K,)``.
     """
-    parts = []
+    parts = [u.new_zeros(0)]
     for chunk in _chunks(u.shape[1], chunk_size):
         matrices = torch.einsum("mk,nk->kmn", u[:, chunk], v[:, chunk])
         parts.append(form(view.embed(matrices, shape)).detach())
@@ -145,7 +155,12 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 def _gradient(value: Tensor, of: Tensor, *, create_graph: bool) -> Tensor:
     (gradient,) = torch.autograd.grad(value, of, create_graph=create_graph, materialize_grads=True)
-    return gradient
+    return _dense(gradient)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """Return a gradient that an embedding may have made sparse as a plain tensor."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _check_twice_differentiable(gradient: Tensor) -> None:
@@ -154,17 +169,8 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
     Behind a function that is differentiable once only, torch puts a node that raises when it is
     reached; but it leads nowhere, so a second derivative passes it by and is silently wrong.
     """
-    seen = {gradient.grad_fn}
-    todo = [gradient.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("a function on the way is marked once_differentiable")
-        new = {following for following, _ in node.next_functions} - seen
-        seen |= new
-        todo.extend(new)
+    if "torch::autograd::Error" in node_names(gradient):
+        raise RuntimeError("a function on the way is marked once_differentiable")
 
 
 def _pull_back(outputs: Tensor, inputs: Tensor, cotangents: Tensor) -> Tensor:
@@ -182,4 +188,4 @@ def _pull_back(outputs: Tensor, inputs: Tensor, cotangents: Tensor) -> Tensor:
         allow_unused=True,
     )
     # None: the dependence is through steps only, such as a sign.
-    return zeros if products is None else products.reshape(zeros.shape)
+    return zeros if products is None else _dense(products).reshape(zeros.shape)

@@ -1,26 +1,28 @@
 """Leaving the process as it was found, and making a model's passes differentiable twice."""
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable_attention", "seeded"]
+__all__ = ["differentiable_operations", "seeded"]
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device, batches: Any) -> Iterator[None]:
     """Run with every random generator seeded, then put each back where it was.
 
-    Covers Python, NumPy, torch on the CPU and on `device`, and the generators that a `DataLoader`
-    and its sampler hold, so that a random model or loader repeats itself from pass to pass.
+    Covers Python, NumPy, torch on the CPU and on `device`, and the generators that a `DataLoader`,
+    its data set and its samplers hold, so that a random model or loader repeats itself from pass to
+    pass.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    own = [g for g in _generators(batches) if isinstance(g, torch.Generator)]
+    own = _generators(batches)
     own_states = [generator.get_state() for generator in own]
     devices = [device] if device.type not in ("cpu", "meta") else []
     try:
@@ -38,19 +40,38 @@ def seeded(seed: int, device: torch.device, batches: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _generators(batches: Any) -> list[Any]:
-    holders = [batches, getattr(batches, "sampler", None)]
-    found = [getattr(holder, "generator", None) for holder in holders]
-    return list({id(generator): generator for generator in found}.values())
+def _generators(batches: Any) -> list[torch.Generator]:
+    """Return every generator of a loader and of the samplers and data sets nested in it."""
+    found: dict[int, torch.Generator] = {}
+    holders, seen = [batches], set()
+    while holders:
+        holder = holders.pop()
+        if holder is None or id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
+            found[id(generator)] = generator
+        holders += [getattr(holder, name, None) for name in ("sampler", "batch_sampler", "dataset")]
+    return list(found.values())
 
 
 @contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Use the attention kernels that have a second derivative; restore the others afterwards."""
+def differentiable_operations(device: torch.device) -> Iterator[None]:
+    """Run operations as they are written: in their own precision and with second derivatives.
+
+    Fused attention kernels and compiled regions have no second derivative, and an autocast around
+    the measurement would round what it measures. All are as before afterwards.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:  # slow to import, and nothing is compiled without
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for kind in {"cpu", device.type}:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -215,6 +215,79 @@ def experts() -> Case:
     return Case(model, (random(6, 5),), classes(6), layers, params=params)
 
 
+def interleaved_experts() -> Case:
+    """Groups along two axes that are not neighbours in the parameter."""
+    params = {"up": random(2, 5, 3, 4), "down": random(3, 4, 2, 3)}
+
+    def model(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        x = x[:, None, None, :].expand(-1, 2, 3, -1)
+        hidden = torch.tanh(torch.einsum("bghi,giho->bgho", x, p["up"]))
+        return (hidden[:, :, :, None] @ p["down"].permute(2, 0, 1, 3)).sum((1, 2, 3))
+
+    def up(g: int, h: int) -> Matrix:
+        return lambda w: w[g, :, h].T
+
+    def down(g: int, h: int) -> Matrix:
+        return lambda w: w[h, :, g].T
+
+    layers = {f"{name}.group{3 * g + h}": (name, rule(g, h))
+              for name, rule in (("up", up), ("down", down)) for g in (0, 1) for h in (0, 1, 2)}  # fmt: skip
+    return Case(model, (random(6, 5),), classes(6), layers, params=params)
+
+
+def spelled_out() -> Case:
+    """Products by keyword, implicit and with ellipses, and of expanded weights."""
+    params = {
+        "matmul": random(5, 6), "addmm": random(6, 4), "ellipsis": random(4, 5),
+        "implicit": random(5, 4), "expanded": random(4, 3),
+    }  # fmt: skip
+
+    def model(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        x = torch.tanh(torch.matmul(input=x, other=p["matmul"]))
+        x = torch.tanh(torch.addmm(torch.zeros(4, dtype=x.dtype), mat1=x, mat2=p["addmm"]))
+        x = torch.tanh(torch.einsum("...i, io -> ...o", x, p["ellipsis"]))
+        x = torch.tanh(torch.einsum("bi,io", x, p["implicit"]))
+        return torch.bmm(x.expand(2, -1, -1), p["expanded"].expand(2, -1, -1))[1]
+
+    layers = {name: (name, transposed) for name in params}
+    return Case(model, (random(7, 5),), classes(7), layers, params=params)
+
+
+class Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru, self.rnn = nn.LSTMCell(4, 3), nn.GRUCell(4, 3), nn.RNNCell(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.tanh(x[:, :3])
+        return self.lstm(x, (state, state))[0] + self.gru(x, state) + self.rnn(x, state)
+
+
+def cells() -> Case:
+    names = [f"{c}.weight_{i}" for c in ("lstm", "gru", "rnn") for i in ("ih", "hh")]
+    layers = {name: (name, identity) for name in names}
+    return Case(Cells().double(), (random(5, 4),), classes(5), layers)
+
+
+class Padded(nn.Module):
+    """An encoder whose fused form, used without gradients, zeroes what is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+        return self.head(self.encoder(x, src_key_padding_mask=padded).mean(1))
+
+
+def padded_encoder() -> Case:
+    padded = torch.arange(5) >= torch.tensor([[5], [3], [2]])
+    layers = {"head": ("head.weight", identity)}
+    layers["encoder.layers.1.linear2"] = ("encoder.layers.1.linear2.weight", identity)
+    return Case(Padded().double().eval(), (random(3, 5, 4), padded), classes(3), layers)
+
+
 class Block(nn.Module):
     """A GELU and LayerNorm block with fused attention on packed weights, cut by hand."""
 
@@ -311,6 +384,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "separate attention": separate_attention,
     "functions": functions,
     "experts": experts,
+    "interleaved experts": interleaved_experts,
+    "spelled out": spelled_out,
+    "cells": cells,
+    "padded encoder": padded_encoder,
     "block": block,
     "lstm": recurrent(nn.LSTM),
     "gru": recurrent(nn.GRU),
@@ -384,6 +461,20 @@ def test_against_dense_second_derivatives(name):
                 h = problem.curvatures(layer, u, v, kind)
                 error = ((h - expected).abs() / (expected.abs() + 1e-3 * scale)).max()
                 assert error <= TOLERANCE, (layer, kind, chunk)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_sparse_gradients_are_gradients(kind):
+    torch.manual_seed(0)
+    case = embedding()
+    values = []
+    for sparse in (False, True):
+        case.model[0].sparse = sparse
+        problem = CurvatureProblem(case.model, case.loss, [(*case.inputs, case.target)])
+        gradient = problem.gradients(["0"])["0"]
+        h = problem.curvatures("0", torch.eye(4).double(), torch.eye(5).double()[:, :4], kind)
+        values.append(torch.cat([gradient.flatten(), h]))
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-15)
 
 
 def test_float32_is_near_float64():

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
 
+torch.manual_seed(0)
 X, Y = torch.randn(40, 5), torch.randint(3, (40,))
 DATA = TensorDataset(X, Y)
 
@@ -43,6 +44,12 @@ CASES = {
         lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
         lambda: [(X, Y)], "buffers.*running_mean.*model.eval",
     ),
+    "batch norm without statistics": (
+        lambda: nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)
+        ).eval(),
+        lambda: [(X, Y)], "statistics of each batch.*no running statistics",
+    ),
     "shuffled": (
         lambda: plain().eval(), lambda: DataLoader(DATA, 16, shuffle=True), "shuffle=False",
     ),
@@ -57,6 +64,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_refused_with_the_remedy(name):
+    torch.manual_seed(1)
     model, batches, words = CASES[name]
     with pytest.raises(sc.NonDeterministicError, match=words) as caught:
         CurvatureProblem(model(), F.cross_entropy, batches())
@@ -74,6 +82,27 @@ def test_allowed_explicitly_it_repeats_itself(name):
         values.append([*report["0"].sigma, *report["0"].curvature])
         torch.randn(3)  # the state of the global generator must not matter
     assert values[0] == values[1]
+
+
+def test_every_generator_of_a_loader_is_seeded():
+    generator = torch.Generator().manual_seed(3)
+    sampler = BatchSampler(RandomSampler(DATA, generator=generator), 8, drop_last=True)
+    loader = DataLoader(DATA, batch_sampler=sampler)
+    state, model = generator.get_state(), plain()
+    values = []
+    for _ in range(2):
+        problem = CurvatureProblem(model, F.cross_entropy, loader, check_deterministic=False)
+        values.append(list(sc.measure(problem, top_k=3)["0"].curvature))
+        assert torch.equal(generator.get_state(), state)
+        torch.manual_seed(len(values))
+    assert values[0] == values[1]
+
+
+def test_nan_in_an_unused_buffer_is_no_change():
+    model = plain().eval()
+    model.register_buffer("unused", torch.tensor([float("nan"), 1.0]))
+    model.register_buffer("flags", torch.tensor([True, False]))
+    assert len(CurvatureProblem(model, F.cross_entropy, [(X, Y)]).layers()) == 2
 
 
 def test_dropout_in_eval_mode_is_fine():

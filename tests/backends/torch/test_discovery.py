@@ -68,6 +68,50 @@ def test_colliding_names_stay_whole():
     assert names(problem_of(Twice())) == ["a.w", "a.w_weight"]
 
 
+def function(model, **shapes):
+    data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    params = {name.replace("__", "."): torch.randn(shape) for name, shape in shapes.items()}
+    return CurvatureProblem(model, F.cross_entropy, data, params=params)
+
+
+def test_parts_named_like_a_parameter_are_not_lost():
+    def model(p, x):
+        a, b = p["qkv.weight"].chunk(2)
+        return F.linear(x, a) * F.linear(x, b) * (x @ p["qkv.part0.weight"])
+
+    problem = function(model, qkv__weight=(6, 4), qkv__part0__weight=(4, 3))
+    assert sorted(names(problem)) == ["qkv.part0", "qkv.part0_", "qkv.part1"]
+    gradients = problem.gradients(names(problem))
+    assert not torch.equal(gradients["qkv.part0"], gradients["qkv.part0_"])
+
+
+def test_a_parameter_that_only_gives_the_type_is_not_consumed():
+    problem = function(lambda p, x: (x.to(p["s"]).type_as(p["s"]) @ p["w"]) * p["s"],
+                       s=(1, 3), w=(4, 3))  # fmt: skip
+    assert names(problem) == ["w"] and "mul" in problem.skipped()["s"]
+
+
+def test_constants_of_the_loss_are_no_layers():
+    def model(p, x):
+        with torch.no_grad():
+            target = x @ p["teacher"]
+        return x @ p["student"] - target - x @ p["stopped"].detach()
+
+    problem = function(model, student=(4, 3), teacher=(4, 3), stopped=(4, 3))
+    assert names(problem) == ["student"]
+    assert "matmul under no_grad" in problem.skipped()["teacher"]
+    assert "detach" in problem.skipped()["stopped"]
+
+
+def test_a_gradient_that_is_rescaled_is_said():
+    table = nn.Embedding(5, 4, scale_grad_by_freq=True)
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(8, 3))
+    problem = CurvatureProblem(
+        model, F.cross_entropy, [(torch.randint(5, (12, 2)), torch.randint(3, (12,)))]
+    )
+    assert names(problem) == ["2"] and "scale_grad_by_freq" in problem.skipped()["0"]
+
+
 def test_a_view_and_its_transpose_are_one_matrix():
     class Autoencoder(nn.Module):
         def __init__(self):
@@ -105,6 +149,33 @@ def test_wrappers_are_looked_into():
     assert names(problem_of(nn.DataParallel(model))) == ["0", "2"]
     compiled = torch.compile(model, backend="eager")
     assert names(problem_of(compiled)) == ["0", "2"]
+
+
+def test_compiled_parts_are_measured_as_written():
+    """Compiled regions have no second derivative, so they run uncompiled."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    compiled = nn.Sequential(torch.compile(plain[0], backend="aot_eager"), *plain[1:])
+    data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    expected, found = (
+        list(sc.measure(CurvatureProblem(m, F.cross_entropy, data), top_k=4).values())
+        for m in (plain, compiled)
+    )
+    assert [s.name for s in found] == ["0._orig_mod", "2"]
+    assert list(found[0].curvature) == list(expected[0].curvature)
+
+
+def test_reentrant_checkpointing_is_refused():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.c(checkpoint(self.b, self.a(x), use_reentrant=True))
+
+    with pytest.raises(sc.InputError, match="use_reentrant=False"):
+        problem_of(Checkpointed())
 
 
 def test_scripted_models_are_refused():

@@ -1,5 +1,9 @@
 """Input that must meet a clear error or an honest result."""
 
+from collections import UserDict
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,6 +28,22 @@ def poisoned():
     return model
 
 
+def with_buffer(value):
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
+    model[1].running_mean[0] = value
+    return model
+
+
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.a(x).float()
+
+
 def build(model=None, loss=F.cross_entropy, batches=None, **options):
     return CurvatureProblem(
         model or net(), loss, [(X, Y)] if batches is None else batches, **options
@@ -46,9 +66,24 @@ REFUSED = {
     "single tensor batches": (lambda: build(batches=[X]), "batch is a Tensor.*forward="),
     "nan weights": (lambda: build(poisoned()), "parameter '2.weight' holds 1 NaN or infinite"),
     "nan data": (lambda: build(batches=[(X, Y), (X * float("nan"), Y)]), "batch 1 holds 48 NaN"),
-    "infinite loss": (
-        lambda: build(loss=lambda y, t: (y - y).log().mean()), "loss of batch 0 is -inf",
+    "infinite data": (
+        lambda: build(batches=[(X * float("inf"), Y)]), "loss of batch 0 is nan; the batch holds 48",
     ),
+    "nan buffer": (
+        lambda: build(with_buffer(float("nan"))), "buffer '1.running_mean' of the model holds NaN",
+    ),
+    "infinite loss": (
+        lambda: build(loss=lambda y, t: (y - y).log().mean()), "loss of batch 0 is -inf.*overflow",
+    ),
+    "autocast inside": (lambda: build(Autocast()), "under torch.autocast.*take the autocast out"),
+    "no model": (lambda: CurvatureProblem(None, F.cross_entropy, [(X, Y)]), "a NoneType is neither"),
+    "arrays as params": (
+        lambda: build(lambda p, x: x, params={"w": np.ones((4, 3))}), "'w' is a ndarray",
+    ),
+    "nested params": (lambda: build(lambda p, x: x, params={"w": {}}), "'w' is a dict; pass a flat"),
+    "weight none": (lambda: build(weight=lambda b: None), "weight: it returned None"),
+    "negative seed": (lambda: build(seed=-1), "seed: -1"),
+    "huge seed": (lambda: build(seed=2**32), "seed: 4294967296"),
     "loss not scalar": (
         lambda: build(loss=lambda y, t: F.cross_entropy(y, t, reduction="none")),
         r"tensor of shape \(12,\); reduce it",
@@ -107,6 +142,117 @@ def test_refused_with_a_sentence(name):
 def test_measure_refuses(options, words):
     with pytest.raises(sc.InputError, match=words):
         sc.measure(build(), **options)
+
+
+def test_top_k_may_be_any_integer():
+    assert len(sc.measure(build(), top_k=np.int64(2))["0"].sigma) == 2
+
+
+def test_unknown_kind_of_curvature():
+    with pytest.raises(sc.InputError, match="kind: 'fisher'"):
+        build().curvatures("0", torch.ones(6, 2), torch.ones(4, 2), kind="fisher")
+
+
+def test_directions_as_arrays_and_none_at_all():
+    problem = build()
+    found = problem.curvatures("0", np.eye(6)[:, :2], np.eye(4)[:, :2])
+    assert torch.equal(found, problem.curvatures("0", torch.eye(6)[:, :2], torch.eye(4)[:, :2]))
+    assert problem.curvatures("0", torch.ones(6, 0), torch.ones(4, 0)).shape == (0,)
+
+
+class Encoding(UserDict):
+    """As tokenizers return it: a mapping whose items are attributes too."""
+
+    def __getattr__(self, name):
+        return self.data[name]
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Encoding, Batch])
+def test_batches_keep_their_type(kind):
+    batch = kind(x=X.double(), y=Y)
+    problem = build(batches=[batch], forward=lambda m, b: (m(b.x), b.y))
+    assert len(problem.layers()) == 2 and problem.describe()["dtype"] == "float32"
+    assert batch.x.dtype == torch.float64
+
+
+def test_an_infinite_mask_is_no_bad_data():
+    mask = torch.zeros(12, 3)
+    mask[:, 2] = -torch.inf
+    data = [(X, mask, Y % 2)]
+    problem = build(batches=data, forward=lambda m, b: (m(b[0]) + b[1], b[2]))
+    assert np.isfinite(sc.measure(problem, top_k=3)["0"].curvature).all()
+
+
+def test_integer_and_eight_bit_parameters_are_carried_along():
+    model = net()
+    model.steps = nn.Parameter(torch.ones(3, 3, dtype=torch.int64), requires_grad=False)
+    model.codes = nn.Parameter(torch.ones(3, 3).to(torch.float8_e4m3fn), requires_grad=False)
+    problem = build(model)
+    assert [layer.name for layer in problem.layers()] == ["0", "2"]
+    assert problem.skipped().keys() == {"codes"} and problem.describe()["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_tensors_of_the_loss_are_cast_with_the_model(dtype):
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]).to(dtype))
+    model, data = net().to(dtype), [(X.to(dtype), Y)]
+    wide = torch.float64 if dtype == torch.float32 else None
+    assert len(sc.measure(build(model, loss, data, dtype=wide), top_k=3)) == 2
+    assert loss.weight.dtype == dtype
+
+
+def test_errors_of_the_users_own_code_stay_their_own():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.calls = nn.Linear(4, 3), []
+
+        def forward(self, x):
+            self.calls.append(1)
+            if len(self.calls) == 5:
+                raise RuntimeError("my own: file not found")
+            return self.a(x)
+
+    with pytest.raises(RuntimeError, match="^my own: file not found"):
+        sc.measure(build(Fails()), top_k=3)
+
+
+def test_overwritten_activations_are_no_number():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return torch.sigmoid(self.a(x)).mul_(2)
+
+    problem = build(InPlace())
+    with pytest.raises(sc.LayerError, match="'a'.*inplace"):
+        problem.curvatures("a", torch.eye(3), torch.eye(4)[:, :3])
+
+
+def test_a_layer_that_failed_is_tried_again(tmp_path, monkeypatch):
+    """A resumed run may have the memory that the first had not."""
+    expected = sc.measure(build(), top_k=3)
+    problem = build()
+    curvatures = problem.curvatures
+
+    def out_of_memory(layer, u, v, kind):
+        if layer == "2":
+            raise sc.LayerError(layer, "its graph does not fit into the device's memory")
+        return curvatures(layer, u, v, kind)
+
+    monkeypatch.setattr(problem, "curvatures", out_of_memory)
+    first = sc.measure(problem, top_k=3, resume=tmp_path / "journal")
+    assert list(first) == ["0"] and "memory" in first.skipped["2"]
+    resumed = sc.measure(build(), top_k=3, resume=tmp_path / "journal")
+    assert resumed.to_dict() == expected.to_dict()
 
 
 def test_directions_of_the_wrong_shape():

@@ -20,12 +20,15 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.norm, self.drop = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)
         self.last = nn.Linear(8, 3)
-        self.calls, self.fail_at, self.error = 0, -1, ValueError("user's own error")
+        self.calls, self.fail_at, self.error = [], -1, ValueError("user's own error")
+        self.cached = None
 
     def forward(self, x):
-        self.calls += 1
-        if self.calls == self.fail_at:
+        self.calls.append(1)  # a list, as attributes are put back after each pass
+        if len(self.calls) == self.fail_at:
             raise self.error
+        self.cached = self.first(x)
+        self.new_attribute = True
         return self.last(self.drop(torch.tanh(self.norm(self.first(x)))))
 
 
@@ -50,6 +53,7 @@ def snapshot(model, loader):
         ),
         "fastpath": torch.backends.mha.get_fastpath_enabled(),
         "grad": torch.is_grad_enabled(),
+        "attributes": sorted(vars(model)), "cached": id(model.cached),
     }  # fmt: skip
 
 
@@ -103,13 +107,14 @@ def test_a_measurement_leaves_no_trace(setting, training):
 def test_neither_does_an_exception(setting, error, call):
     model, loader = setting
     model.eval()
-    model.calls, model.fail_at, model.error = 0, call, error
+    model.calls, model.fail_at, model.error = [], call, error
+    del model.new_attribute
     before = snapshot(model, loader)
     with pytest.raises(type(error)):
         sc.measure(
             CurvatureProblem(model, F.cross_entropy, loader, check_deterministic=False), top_k=3
         )
-    assert model.calls == call
+    assert len(model.calls) == call
     assert_same(before, snapshot(model, loader))
 
 
@@ -119,6 +124,61 @@ def test_inside_no_grad():
         problem = CurvatureProblem(model, F.mse_loss, [(torch.randn(9, 3), torch.randn(9, 4))])
         assert len(sc.measure(problem)) == 1
         assert not torch.is_grad_enabled()
+
+
+def test_inside_inference_mode():
+    with torch.inference_mode():
+        model = nn.Linear(3, 4)
+        data = [(torch.randn(9, 3), torch.randn(9, 4))]
+        inside = sc.measure(CurvatureProblem(model, F.mse_loss, data))["weight"]
+    outside = sc.measure(CurvatureProblem(model, F.mse_loss, data))["weight"]
+    assert list(inside.curvature) == list(outside.curvature)
+
+
+def test_inside_autocast():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+    data = [(torch.randn(23, 5), torch.randint(4, (23,)))]
+    expected = sc.measure(CurvatureProblem(model, F.cross_entropy, data), top_k=4)["0"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sc.measure(CurvatureProblem(model, F.cross_entropy, data), top_k=4)["0"]
+        assert torch.is_autocast_enabled("cpu")
+    assert list(found.curvature) == list(expected.curvature)
+
+
+def test_inside_another_default_device():
+    model, data = nn.Linear(3, 4), [(torch.randn(9, 3), torch.randn(9, 4))]
+    torch.set_default_device("meta")
+    try:
+        assert len(sc.measure(CurvatureProblem(model, F.mse_loss, data))) == 1
+    finally:
+        torch.set_default_device(None)
+
+
+def test_a_forward_may_mark_its_inputs():
+    """As networks do that differentiate in their inputs; the user's tensors stay unmarked."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    x = torch.randn(9, 3, dtype=torch.float64)
+
+    def energy(m, batch):
+        inputs = batch[0].requires_grad_()
+        outputs = m(inputs)
+        (slope,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
+        return (slope.square().sum(1) + outputs[:, 0] ** 2).mean()
+
+    found = CurvatureProblem(model, None, [(x,)], forward=energy)
+    u, v = torch.eye(5).double()[:, :2], torch.eye(3).double()[:, :2]
+    h = found.curvatures("0", u, v)
+    assert not x.requires_grad
+
+    def along(t, k):
+        w = model[0].weight.detach() + t * torch.outer(u[:, k], v[:, k])
+        return energy(lambda z: torch.func.functional_call(model, {"0.weight": w}, (z,)), (x * 1,))
+
+    for k in range(2):
+        t = torch.zeros((), dtype=torch.float64)
+        expected = torch.autograd.functional.hessian(lambda t, k=k: along(t, k), t)
+        torch.testing.assert_close(h[k], expected, rtol=1e-10, atol=0)
 
 
 def test_inputs_are_not_changed():

@@ -1,5 +1,7 @@
 """Totals do not depend on how the data are cut into batches."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ CLASSES = torch.randint(4, (23,))
 CLASS_WEIGHTS = torch.tensor([0.2, 1.0, 3.0, 0.5], dtype=torch.float64)
 IGNORED = torch.where(torch.arange(23) % 5 < 3, CLASSES, -100)
 REAL = torch.randn(23, 4, dtype=torch.float64)
+
+ELEMENT_WEIGHTS = torch.rand(23, 4, dtype=torch.float64) + 0.01
 
 LOSSES = {
     "cross-entropy": (F.cross_entropy, CLASSES),
@@ -33,6 +37,9 @@ LOSSES = {
     "huber": (F.huber_loss, REAL),
     "own mean": (lambda y, t: ((y - t) ** 2).sum(1).mean(), REAL),
     "unreduced": (lambda y, t: F.cross_entropy(y, t, reduction="none").mean(), CLASSES),
+    "mean of a mean": (lambda y, t: F.cross_entropy(y, t).mean(), CLASSES),
+    "by sample, then over samples": (lambda y, t: ((y - t) ** 2).mean(1).mean(0), REAL),
+    "smooth l1": (F.smooth_l1_loss, REAL),
 }  # fmt: skip
 
 
@@ -66,6 +73,34 @@ def test_batching_changes_nothing(name):
     assert whole.describe()["loss"] == pytest.approx(direct.item(), rel=1e-12)
 
 
+TERMS = {
+    "cross-entropy": 23, "ignored": 15, "soft targets": 23, "squared": 92, "kl batchmean": 23,
+    "class weights": CLASS_WEIGHTS[CLASSES].sum().item(), "own mean": 23, "mean of a mean": 23,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_are_counted(name):
+    loss, y = LOSSES[name]
+    problem = CurvatureProblem(NET, loss, cut(X, y, [10, 13]))
+    assert problem.describe()["n_terms"] == pytest.approx(TERMS[name], rel=1e-14)
+
+
+@pytest.mark.parametrize("mean", [F.mse_loss, F.l1_loss])
+def test_a_weighted_mean_counts_its_weights(mean):
+    """``weight=`` of these losses divides by the sum of the weights."""
+    if "weight" not in inspect.signature(mean).parameters:
+        pytest.skip(f"this torch has no weight in {mean.__name__}")
+
+    def loss(y, t):
+        return mean(y, t[:, :4], weight=t[:, 4:])
+
+    y = torch.cat([REAL, ELEMENT_WEIGHTS], 1)
+    expected = values(CurvatureProblem(NET, loss, [(X, y)]))
+    found = CurvatureProblem(NET, loss, cut(X, y, [10, 10, 3]))
+    torch.testing.assert_close(values(found), expected, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("mean", [nn.CrossEntropyLoss, nn.MSELoss])
 def test_sums_are_means_of_the_same_terms(mean):
     y = CLASSES if mean is nn.CrossEntropyLoss else REAL
@@ -95,9 +130,14 @@ AMBIGUOUS = {
     "scaled": lambda y, t: 2 * F.mse_loss(y, t),
     "divided": lambda y, t: F.mse_loss(y, t, reduction="sum") / len(y),
     "penalised": lambda y, t: F.mse_loss(y, t) + 0.1 * y.square().mean(),
+    "penalised in place": lambda y, t: F.mse_loss(y, t).add_(0.1 * y.square().mean()),
+    "mean of means": lambda y, t: torch.stack([F.mse_loss(y, t), y.square().mean()]).mean(),
+    "scalar scaled, then mean": lambda y, t: (2 * F.mse_loss(y, t)).mean(),
+    "legacy": lambda y, t: F.mse_loss(y, t, size_average=True),
 }
 
 
+@pytest.mark.filterwarnings("ignore:size_average")
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_ambiguous_losses_are_refused_until_weighted(name):
     loss = AMBIGUOUS[name]
@@ -106,6 +146,73 @@ def test_ambiguous_losses_are_refused_until_weighted(name):
     expected = values(CurvatureProblem(NET, loss, [(X, REAL)]))
     weighted = CurvatureProblem(NET, loss, cut(X, REAL, [10, 13]), weight=lambda b: len(b[0]))
     torch.testing.assert_close(values(weighted), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_a_sum_with_a_weight_must_say_what_it_is():
+    def penalised(y, t):
+        return torch.stack([F.mse_loss(y, t), y.square().mean()]).sum()
+
+    def written_out(y, t):
+        return F.mse_loss(y, t) + y.square().mean()
+
+    for batches in (cut(X, REAL, [10, 13]), [(X, REAL)]):
+        with pytest.raises(sc.InputError, match="weight=lambda batch"):
+            CurvatureProblem(NET, penalised, batches)
+        with pytest.raises(sc.InputError, match="ends in a sum; pass reduction='sum'.*'mean'"):
+            CurvatureProblem(NET, penalised, batches, weight=lambda b: len(b[0]))
+        mean = {"weight": lambda b: len(b[0]), "reduction": "mean"}
+        found = values(CurvatureProblem(NET, penalised, batches, **mean))
+        expected = values(CurvatureProblem(NET, written_out, [(X, REAL)]))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+COUPLED = {
+    "difference of means": lambda y, t: (y.mean(0) - t.mean(0)).pow(2).mean(),
+    "contrastive": lambda y, t: F.cross_entropy(y @ t.T, torch.arange(len(y))),
+    "centred": lambda y, t: F.mse_loss(y - y.mean(0), t),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("inside", [False, True])
+def test_losses_that_couple_samples_are_refused_until_weighted(name, inside):
+    """They look like means over samples; the halves of a batch tell that they are not."""
+    loss, batches = COUPLED[name], cut(X, REAL, [10, 13])
+
+    def build(**options):
+        if not inside:
+            return CurvatureProblem(NET, loss, batches, **options)
+        return CurvatureProblem(
+            NET, None, batches, forward=lambda m, b: loss(m(b[0]), b[1]), **options
+        )
+
+    with pytest.raises(sc.InputError, match=r"weight: the loss is not a mean.*weight=lambda batch"):
+        build()
+    problem = build(weight=lambda b: len(b[0]))
+    parts = [CurvatureProblem(NET, loss, [batch]) for batch in batches]
+    expected = (10 * values(parts[0]) + 13 * values(parts[1])) / 23
+    torch.testing.assert_close(values(problem), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_what_cannot_be_halved_is_let_pass():
+    """Batches of one, and losses that take one size only."""
+    one = CurvatureProblem(NET, F.cross_entropy, cut(X, CLASSES, 1))
+    torch.testing.assert_close(
+        values(one), values(CurvatureProblem(NET, F.cross_entropy, [(X, CLASSES)])),
+        rtol=1e-10, atol=1e-13,
+    )  # fmt: skip
+
+    def fixed(y, t):
+        return F.cross_entropy(y.view(10, 4), t)
+
+    assert CurvatureProblem(NET, fixed, cut(X[:20], CLASSES[:20], 10)).describe()["n_terms"] == 20
+
+    def counted(model, batch):
+        assert batch["n"] == 10
+        return F.cross_entropy(model(batch["x"]), batch["y"])
+
+    batches = [{"x": x, "y": y, "n": 10} for x, y in cut(X[:20], CLASSES[:20], 10)]
+    assert CurvatureProblem(NET, None, batches, forward=counted).describe()["n_terms"] == 20
 
 
 def test_a_loss_inside_the_model():
