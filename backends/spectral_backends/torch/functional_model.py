@@ -95,7 +95,7 @@ class FunctionalModel:
 
     def cast_input(self, value: Tensor) -> Tensor:
         """Return a batch's tensor cast, in an object of its own that a forward may mark."""
-        return self.cast(value).detach().requires_grad_(value.requires_grad)
+        return self.cast(value).requires_grad_(value.requires_grad)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

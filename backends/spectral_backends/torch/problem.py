@@ -54,7 +54,8 @@ class CurvatureProblem:
         is read off the reduction inside the loss (cross-entropy with its ignored and weighted
         classes, any loss with a ``reduction``, ``mean()``, ``sum()``).
     reduction : {"mean", "sum"}, optional
-        How the loss reduces its terms, where that cannot be read off.
+        How the loss reduces its terms, where that cannot be read off. A sum is divided by the
+        number of terms.
     dtype : torch.dtype, optional
         Measure in this type. By default the model's own, float32 for half precision.
     device : torch.device or str, optional
@@ -68,9 +69,10 @@ class CurvatureProblem:
         default 8 MiB on a CPU, where larger chunks fall out of the caches and were measured slower,
         and 1 GiB elsewhere.
     check_deterministic : bool
-        Refuse a model or loader whose loss changes between two passes, or whose forward pass writes
-        to its buffers. If False, each pass starts from `seed` and the function so defined is
-        measured.
+        Refuse a model or loader whose loss changes between two passes or depends on the batching,
+        as batch norm does in training mode, and a loss whose terms, as read off it, do not add up
+        over the halves of the first batch. If False, each pass starts from `seed` and the function
+        so defined is measured.
 
     Raises
     ------

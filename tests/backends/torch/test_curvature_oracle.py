@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
+from spectral_backends.torch.quadratic_forms import GraphSize
 
 TOLERANCE = 1e-10
 Matrix = Callable[[Tensor], Tensor]
@@ -129,6 +130,19 @@ def embedding() -> Case:
     tokens = torch.randint(5, (6, 3))
     kinds = {"0": "embedding"}
     return Case(model, (tokens,), classes(6), {"0": ("0.weight", transposed)}, kinds=kinds)
+
+
+def lookup() -> Case:
+    params = {"table": random(5, 4), "head": random(3, 12)}
+
+    def model(p: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        return F.linear(torch.tanh(p["table"][tokens]).flatten(1), p["head"])
+
+    layers = {"table": ("table", transposed), "head": ("head", identity)}
+    return Case(
+        model, (torch.randint(5, (6, 3)),), classes(6), layers, params=params,
+        kinds={"table": "embedding"},
+    )  # fmt: skip
 
 
 class Tied(nn.Module):
@@ -379,6 +393,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv_transpose2d grouped": transposed_convolution(2, 2, stride=2, output_padding=1),
     "conv_transpose3d": transposed_convolution(3, 1, dilation=2),
     "embedding": embedding,
+    "lookup": lookup,
     "tied": tied,
     "attention": attention,
     "separate attention": separate_attention,
@@ -475,6 +490,15 @@ def test_sparse_gradients_are_gradients(kind):
         h = problem.curvatures("0", torch.eye(4).double(), torch.eye(5).double()[:, :4], kind)
         values.append(torch.cat([gradient.flatten(), h]))
     torch.testing.assert_close(*values, rtol=1e-12, atol=1e-15)
+
+
+def test_the_size_of_a_graph():
+    x, w = random(7, 5), random(5, 3).requires_grad_()
+    size = GraphSize()
+    with size.measuring():
+        y = torch.tanh(x @ w)
+    # The product keeps x, tanh its result; the leaf w is there anyway but is kept with them.
+    assert y.requires_grad and size.bytes in (8 * (35 + 21), 8 * (35 + 21 + 15))
 
 
 def test_float32_is_near_float64():

@@ -1,5 +1,8 @@
 """A loss that is no function of the weights is refused, or measured as its seed fixes it."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,6 +27,17 @@ class Augmented(Dataset):
 
     def __getitem__(self, index):
         return X[index] + 0.1 * torch.randn(5), Y[index]
+
+
+class Noisy(Dataset):
+    def __init__(self, noise):
+        self.noise = noise
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return X[index] + 0.1 * self.noise(), Y[index]
 
 
 class Shrinking:
@@ -57,6 +71,16 @@ CASES = {
         lambda: plain().eval(), lambda: DataLoader(DATA, 16, shuffle=True, drop_last=True),
         "fixed set of samples",
     ),
+    "shuffled by a generator of its own": (
+        lambda: plain().eval(),
+        lambda: DataLoader(DATA, 16, shuffle=True, generator=torch.Generator()), "shuffle=False",
+    ),
+    "noise of numpy": (
+        lambda: plain().eval(), lambda: DataLoader(Noisy(np.random.normal), 16), "augments",
+    ),
+    "noise of python": (
+        lambda: plain().eval(), lambda: DataLoader(Noisy(random.random), 16), "augments",
+    ),
     "augmented": (lambda: plain().eval(), lambda: DataLoader(Augmented(), 16), "augments"),
     "shrinking": (lambda: plain().eval(), Shrinking, "had 3 batches, the second 2"),
 }  # fmt: skip
@@ -71,7 +95,10 @@ def test_refused_with_the_remedy(name):
     assert "check_deterministic=False" in str(caught.value) or name == "shrinking"
 
 
-@pytest.mark.parametrize("name", ["dropout", "batch norm", "shuffled", "augmented"])
+@pytest.mark.parametrize(
+    "name",
+    ["dropout", "batch norm", "shuffled", "augmented", "noise of numpy", "noise of python"],
+)
 def test_allowed_explicitly_it_repeats_itself(name):
     model, batches, _ = CASES[name]
     model, batches = model(), batches()
@@ -80,7 +107,7 @@ def test_allowed_explicitly_it_repeats_itself(name):
         problem = CurvatureProblem(model, F.cross_entropy, batches, check_deterministic=False)
         report = sc.measure(problem, top_k=3)
         values.append([*report["0"].sigma, *report["0"].curvature])
-        torch.randn(3)  # the state of the global generator must not matter
+        torch.randn(3), np.random.rand(), random.random()  # their states must not matter
     assert values[0] == values[1]
 
 
@@ -96,6 +123,24 @@ def test_every_generator_of_a_loader_is_seeded():
         assert torch.equal(generator.get_state(), state)
         torch.manual_seed(len(values))
     assert values[0] == values[1]
+
+
+def test_every_pass_starts_from_the_same_buffers():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(5, 3)
+            self.register_buffer("passes", torch.ones(()))
+
+        def forward(self, x):
+            self.passes.mul_(2)
+            return self.a(x) * self.passes
+
+    problem = CurvatureProblem(Counting(), F.cross_entropy, [(X, Y)], check_deterministic=False)
+    first, second = (problem.gradients(["a"])["a"] for _ in range(2))
+    assert torch.equal(first, second)
+    with pytest.raises(sc.NonDeterministicError, match="'passes'"):
+        CurvatureProblem(Counting(), F.cross_entropy, [(X, Y)])
 
 
 def test_nan_in_an_unused_buffer_is_no_change():

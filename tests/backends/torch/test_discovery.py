@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -139,6 +140,8 @@ def test_selection():
     assert chosen("?ec") == ["dec"]
     assert chosen(["out", "e*"]) == ["enc", "out"]
     assert chosen(lambda layer: layer.shape[0] == 4) == ["enc", "dec"]
+    bracketed = sc.LayerInfo("blocks[0]", "linear", (4, 4))
+    assert sc.select_layers([bracketed], "blocks[0]") == [bracketed]
     for bad in ("encoder", ["enc", "nope"], [], lambda layer: False):
         with pytest.raises(sc.InputError, match="layers:"):
             chosen(bad)
@@ -201,6 +204,11 @@ def test_checkpointing_and_weight_norm():
     plain = sc.measure(CurvatureProblem(model.body, F.cross_entropy, [(x, y)]), top_k=4)
     torch.testing.assert_close(*(torch.from_numpy(r[n].curvature) for r, n in
                                  ((found, "body.0"), (plain, "0"))))  # fmt: skip
+    # What is computed again during a backward pass uses the copies that are measured, too.
+    wide = sc.measure(
+        CurvatureProblem(model.float(), F.cross_entropy, [(x, y)], dtype=torch.float64), top_k=4
+    )
+    np.testing.assert_allclose(wide["body.0"].curvature, found["body.0"].curvature, rtol=1e-4)
 
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
     problem = problem_of(nn.Sequential(normed, nn.Linear(6, 3)))

@@ -2,6 +2,7 @@
 
 from collections import UserDict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -173,7 +174,12 @@ class Batch:
     y: torch.Tensor
 
 
-@pytest.mark.parametrize("kind", [Encoding, Batch])
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Encoding, Batch, Pair])
 def test_batches_keep_their_type(kind):
     batch = kind(x=X.double(), y=Y)
     problem = build(batches=[batch], forward=lambda m, b: (m(b.x), b.y))

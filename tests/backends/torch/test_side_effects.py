@@ -77,7 +77,10 @@ def assert_same(before, after):
 
 @pytest.fixture
 def setting():
-    torch.manual_seed(0)
+    torch.manual_seed(11)
+    np.random.seed(12)
+    random.seed(13)
+    torch.backends.mha.set_fastpath_enabled(True)
     model = Net().double()
     data = TensorDataset(torch.randn(40, 5, dtype=torch.float64), torch.randint(3, (40,)))
     loader = DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator())
@@ -155,13 +158,15 @@ def test_inside_another_default_device():
         torch.set_default_device(None)
 
 
-def test_a_forward_may_mark_its_inputs():
-    """As networks do that differentiate in their inputs; the user's tensors stay unmarked."""
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_forward_may_differentiate_in_its_inputs(marked):
+    """It marks them itself, or they come marked; the user's tensors stay as they are."""
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
-    x = torch.randn(9, 3, dtype=torch.float64)
+    x = torch.randn(9, 3, dtype=torch.float64, requires_grad=marked)
 
     def energy(m, batch):
-        inputs = batch[0].requires_grad_()
+        inputs = batch[0] if marked else batch[0].requires_grad_()
         outputs = m(inputs)
         (slope,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
         return (slope.square().sum(1) + outputs[:, 0] ** 2).mean()
@@ -169,7 +174,7 @@ def test_a_forward_may_mark_its_inputs():
     found = CurvatureProblem(model, None, [(x,)], forward=energy)
     u, v = torch.eye(5).double()[:, :2], torch.eye(3).double()[:, :2]
     h = found.curvatures("0", u, v)
-    assert not x.requires_grad
+    assert x.requires_grad == marked and x.grad is None
 
     def along(t, k):
         w = model[0].weight.detach() + t * torch.outer(u[:, k], v[:, k])

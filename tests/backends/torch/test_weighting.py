@@ -152,6 +152,12 @@ def test_a_sum_with_a_weight_must_say_what_it_is():
     def penalised(y, t):
         return torch.stack([F.mse_loss(y, t), y.square().mean()]).sum()
 
+    def two_sums(y, t):  # adds up over halves, but over how many terms?
+        return torch.stack([F.mse_loss(y, t, reduction="sum"), y.square().sum()]).sum()
+
+    with pytest.raises(sc.InputError, match="2 terms .* its two halves 4"):
+        CurvatureProblem(NET, two_sums, [(X, REAL)])
+
     def written_out(y, t):
         return F.mse_loss(y, t) + y.square().mean()
 
