@@ -96,7 +96,7 @@ def compare(name: str, model: nn.Module, x: Tensor, layer: str, top_k: int, repe
             peer=other,
             peer_time_over_ours=round(ratio(times, other, "ours"), 2),
             ours_forward_passes_per_direction=round(units, 2),
-            largest_relative_difference=float(((h - values).detach().abs() / values.abs().max()).max()),
+            largest_relative_difference=((h - values).abs() / values.abs().max()).max().item(),
         )
 
 
