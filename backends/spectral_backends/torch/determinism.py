@@ -1,42 +1,12 @@
 """Is the loss a function? Comparing two passes over the same data."""
 
-from dataclasses import dataclass
-
 import torch
 
+from spectral_backends.torch.evaluation import Evaluation
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_core.errors import NonDeterministicError
 
-__all__ = ["Evaluation", "compare_evaluations"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one pass over the data saw.
-
-    Parameters
-    ----------
-    loss : float
-        Mean over all terms.
-    n_terms : float or None
-        Number of terms; None if it could not be read off the loss of a single batch.
-    batch_losses : tuple of float
-        As the loss function returned them.
-    written_buffers : tuple of str
-        Buffers of the model that its forward pass changed.
-    batch_statistics : bool
-        Whether a batch normalisation used the statistics of the batch.
-    depends_on_count : bool
-        Whether `loss` depends on how many terms each batch's loss was found to reduce: one mean
-        over one batch does not.
-    """
-
-    loss: float
-    n_terms: float | None
-    batch_losses: tuple[float, ...]
-    written_buffers: tuple[str, ...]
-    batch_statistics: bool
-    depends_on_count: bool
+__all__ = ["compare_evaluations"]
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation, model: FunctionalModel) -> None:

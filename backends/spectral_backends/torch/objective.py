@@ -1,4 +1,4 @@
-"""The mean loss of a model over its batches: one pass, one batch, their terms and their checks."""
+"""The mean loss of a model over its batches, as a function of its parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,13 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_backends.torch.batches import check_batch
-from spectral_backends.torch.determinism import Evaluation
-from spectral_backends.torch.forward_watch import ForwardWatch
-from spectral_backends.torch.functional_model import FunctionalModel, count_not_finite
-from spectral_backends.torch.graph import node_names
+from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRecorder
-from spectral_backends.torch.nested import map_tensors, tensors_in
+from spectral_backends.torch.nested import map_tensors
 from spectral_backends.torch.state import differentiable_operations, seeded
 from spectral_backends.torch.term_check import check_additive
 from spectral_core.errors import InputError
@@ -57,47 +53,6 @@ class Objective:
             self.model.unchanged(),
         ):
             yield (map_tensors(self.model.cast_input, batch) for batch in self._batches)
-
-    def evaluate(self, seed: int) -> Evaluation:
-        """Run the model over all data once, checking everything on the way."""
-        losses: list[float] = []
-        counted: list[LossTerms] = []
-        watch = ForwardWatch(self.model.device)
-        with self.one_pass(seed) as batches:
-            before = {name: buffer.clone() for name, buffer in self.model.buffers.items()}
-            for index, batch in enumerate(batches):
-                check_batch(index, batch)
-                with watch:
-                    loss, terms = self.loss(self.matrix_leaves(), batch)
-                _check_graph(loss)
-                if terms.count and not torch.isfinite(loss):
-                    raise InputError(self._why_not_finite(index, float(loss.detach()), batch))
-                losses.append(float(loss.detach()) if terms.count else 0.0)
-                counted.append(terms)
-            after = self.model.buffers
-            written = [name for name, b in before.items() if not _same(b, after[name])]
-        if not losses:
-            raise InputError("batches: it is empty; a measurement needs at least one batch.")
-        n_terms = sum(terms.count for terms in counted)
-        if n_terms == 0:
-            raise InputError("batches: no term counts, every target is ignored; check the targets.")
-        if len(losses) > 1 and not all(terms.known for terms in counted):
-            raise InputError(
-                "weight: the number of terms behind each batch's loss cannot be read off it, and "
-                f"{len(losses)} batches must be weighted by it; pass weight=lambda batch: "
-                "<number of samples or tokens that the loss averages>."
-            )
-        total = sum(
-            terms.scale * value for terms, value in zip(counted, losses, strict=True) if terms.count
-        )
-        return Evaluation(
-            loss=total / n_terms,
-            n_terms=n_terms if counted[0].known else None,
-            batch_losses=tuple(losses),
-            written_buffers=tuple(sorted(written)),
-            batch_statistics=watch.batch_statistics,
-            depends_on_count=len(counted) > 1 or counted[0].reduction == "sum",
-        )
 
     def check_terms(self, seed: int) -> None:
         """Raise `InputError` if the first batch's loss is no mean over the terms read off it.
@@ -187,18 +142,6 @@ class Objective:
             return LossTerms(_checked_count(self._weight(batch)), reduction)
         return LossTerms(seen.count, reduction) if seen else LossTerms(1.0, "mean", known=False)
 
-    def _why_not_finite(self, index: int, loss: float, batch: Any) -> str:
-        infinite = sum(map(count_not_finite, tensors_in(batch)))
-        buffers = [name for name, b in self.model.buffers.items() if count_not_finite(b)]
-        causes = [f"the batch holds {infinite} infinite values"] if infinite else []
-        causes += [f"buffer {name!r} of the model holds NaN or infinite values" for name in buffers]
-        return f"batches: the loss of batch {index} is {loss}; " + (
-            " and ".join(causes) + "."
-            if causes
-            else "the data and the model are finite, so look for an overflow, a logarithm of zero "
-            "or a division by zero."
-        )
-
 
 def _as_scalar(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor):
@@ -211,24 +154,6 @@ def _as_scalar(loss: Any) -> Tensor:
     if loss.is_complex():
         raise InputError("loss_fn: it returned a complex number; return a real one.")
     return loss.reshape(()) if loss.ndim else loss
-
-
-def _check_graph(loss: Tensor) -> None:
-    if not loss.requires_grad:
-        raise InputError(
-            "loss_fn: the loss does not depend on the model's parameters in a differentiable way; "
-            "look for detach(), no_grad(), argmax or item() on the way, or outputs that the loss "
-            "ignores."
-        )
-    if "CheckpointFunctionBackward" in node_names(loss):
-        raise InputError(
-            "model: its gradient checkpointing is of the reentrant kind, which hides parameters "
-            "from autograd; call checkpoint(..., use_reentrant=False)."
-        )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
 
 
 def _with_tensors_cast(loss_fn: Any, model: FunctionalModel) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spectral_backends.torch.batches import check_reiterable
 from spectral_backends.torch.determinism import compare_evaluations
 from spectral_backends.torch.discovery import Layer, name_layers
+from spectral_backends.torch.evaluation import evaluate
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
@@ -110,9 +111,9 @@ class CurvatureProblem:
         self._without_batching_rule: set[str] = set()
         self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
         self._objective = Objective(self._model, loss_fn, batches, forward, weight, reduction)
-        self._evaluation = self._objective.evaluate(seed)
+        self._evaluation = evaluate(self._objective, seed)
         if check_deterministic:
-            again = self._objective.evaluate(seed + 1)
+            again = evaluate(self._objective, seed + 1)
             compare_evaluations(self._evaluation, again, self._model)
             if self._evaluation.depends_on_count:
                 self._objective.check_terms(seed)
