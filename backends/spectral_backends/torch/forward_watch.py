@@ -1,17 +1,17 @@
 """Watching a forward pass for what spoils a measurement without changing the loss."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
+from spectral_backends.torch.call_observer import CallObserver
 from spectral_core.errors import InputError
 
 __all__ = ["ForwardWatch"]
 
 
-class ForwardWatch(TorchFunctionMode):
+class ForwardWatch(CallObserver):
     """Refuses an autocast inside the model; notes a batch norm that uses its batch.
 
     Parameters
@@ -30,15 +30,10 @@ class ForwardWatch(TorchFunctionMode):
         self._device = device.type
         self.batch_statistics = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Look at the call, then run it."""
-        kwargs = dict(kwargs or {})
+    def observe(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Look at the call."""
         if torch.is_autocast_enabled(self._device):
             raise InputError(
                 "model: its forward computes under torch.autocast, which rounds to half precision "
@@ -48,4 +43,3 @@ class ForwardWatch(TorchFunctionMode):
             # Sixth, both in torch.nn.functional.batch_norm and in torch.batch_norm.
             training = kwargs.get("training", args[5] if len(args) > 5 else False)
             self.batch_statistics |= bool(training)
-        return func(*args, **kwargs)

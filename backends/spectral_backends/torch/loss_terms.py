@@ -6,14 +6,15 @@ the reduction inside the loss is watched, and its own arguments say what it aver
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from spectral_backends.torch.call_observer import CallObserver
 
 __all__ = ["LossTerms", "Reduction", "ReductionRecorder"]
 
@@ -37,29 +38,22 @@ class LossTerms:
         return self.count if self.reduction == "mean" else 1.0
 
 
-class ReductionRecorder(TorchFunctionMode):
+class ReductionRecorder(CallObserver):
     """Watches torch calls for reductions to a scalar: losses, ``mean()`` and ``sum()``."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: list[tuple[Tensor, int, LossTerms]] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run the call and keep what it reduced."""
-        kwargs = dict(kwargs or {})
-        result = func(*args, **kwargs)
+    def observe(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Keep what the call reduced."""
         if isinstance(result, Tensor) and result.ndim == 0:
             with torch.no_grad():
                 terms = self._read(func, args, kwargs)
             if terms is not None:
                 self._seen.append((result, result._version, terms))
-        return result
 
     def terms(self, loss: Tensor) -> LossTerms | None:
         """Return what `loss` reduced, or None if it is not itself the result of a reduction.

@@ -6,7 +6,7 @@ followed through views and casts by applying the same views to a shadow of it wi
 whose strides then tell which elements of the parameter form the matrix that an operation consumes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from spectral_backends.torch.call_observer import CallObserver
 from spectral_backends.torch.matrix_view import MatrixView
 from spectral_backends.torch.nested import tensors_in
 from spectral_backends.torch.operation_readers import READERS, Consumed
@@ -50,7 +50,7 @@ class ParameterUses:
     other_operations: list[str] = field(default_factory=list)
 
 
-class OperationRecorder(TorchFunctionMode):
+class OperationRecorder(CallObserver):
     """Watches torch calls and records which matrices of which parameters they consume.
 
     Parameters
@@ -78,20 +78,13 @@ class OperationRecorder(TorchFunctionMode):
             self._roots[name] = root
             self._followed[id(parameter)] = (name, root, parameter)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run the call, then look at what it did with the parameters."""
-        kwargs = dict(kwargs or {})
-        result = func(*args, **kwargs)
+    def observe(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Look at what the call did with the parameters."""
         followed = [t for t in tensors_in((args, kwargs)) if id(t) in self._followed]
         if followed and any(True for _ in tensors_in(result)):
             self._look(func, args, kwargs, result, followed)
-        return result
 
     def _look(
         self,

@@ -256,7 +256,7 @@ class CurvatureProblem:
             if chunk > 1 and name not in self._without_batching_rule:
                 try:
                     return along_directions(form, layer.view, shape, u, v, chunk)
-                except (RuntimeError, NotImplementedError):
+                except RuntimeError:
                     self._without_batching_rule.add(name)  # one direction at a time needs none
             return along_directions(form, layer.view, shape, u, v, 1)
 
@@ -322,7 +322,7 @@ def _naming(layer: str) -> Iterator[None]:
         raise LayerError(
             layer, "its graph does not fit into the device's memory; use smaller batches."
         ) from error
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LayerError(
             layer,

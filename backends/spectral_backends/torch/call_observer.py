@@ -1,0 +1,32 @@
+"""Watching the calls that a piece of PyTorch code makes."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["CallObserver"]
+
+
+class CallObserver(TorchFunctionMode):
+    """A context in which every call of a torch function is run, then shown to `observe`."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the call and look at it."""
+        kwargs = dict(kwargs or {})
+        result = func(*args, **kwargs)
+        self.observe(func, args, kwargs, result)
+        return result
+
+    @abstractmethod
+    def observe(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Look at a call and its result; what is called in here is not observed."""
