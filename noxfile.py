@@ -87,15 +87,16 @@ def docs(session: nox.Session) -> None:
     session.install(
         "sphinx>=8", "furo", "myst-parser", "pytest>=8.3", "pytest-markdown-docs", ".[demo,tables]"
     )
-    session.run(
-        "pytest",
-        "--markdown-docs",
-        "-p",
-        "no:cacheprovider",
-        "--ignore=docs/examples",
-        "README.md",
-        "docs",
-    )
+    with session.chdir(session.create_tmp()):  # the blocks write files
+        session.run(
+            "pytest",
+            "--markdown-docs",
+            "-p",
+            "no:cacheprovider",
+            f"--ignore={ROOT / 'docs' / 'examples'}",
+            str(ROOT / "README.md"),
+            str(ROOT / "docs"),
+        )
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 
