@@ -127,8 +127,8 @@ def _on_participation(spectra: list[tuple[str, sc.LayerSpectrum]]) -> str:
     dropped = sum(s.alpha.n_dropped for _, s in spectra)
     return (
         f"The curvature of a window of {median(counts):g} directions is carried by "
-        f"{median(ratios):.1f} of them (median participation ratio), the zeta bound of the fitted s, "
-        f"which only exact power laws must obey, holds in {below} of {len(spectra)} layers, and "
+        f"{median(ratios):.1f} of them (median participation ratio), the zeta bound of the fitted "
+        f"s, which only exact power laws must obey, holds in {below} of {len(spectra)} layers, and "
         f"{dropped} of "
         f"{sum(len(s.sigma) for _, s in spectra)} directions had no positive curvature."
     )
