@@ -55,12 +55,16 @@ def _decode(hint: Any, value: Any) -> Any:
         return decode(hint, value)  # type: ignore[arg-type]
     if hint is np.ndarray or get_origin(hint) is np.ndarray:
         return np.asarray([_number(item) for item in value], dtype=np.float64)
-    if get_origin(hint) is tuple:
-        return tuple(_decode(Any, item) for item in value)
+    if hint is Any and isinstance(value, list):  # an array of numbers or of booleans
+        return np.asarray([_number(item) for item in value])
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_decode(Any, item) for item in value)
-    if get_origin(hint) in (dict, Mapping) or isinstance(value, dict):
-        return {key: _decode(Any, item) for key, item in value.items()}
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return _number(value)
 
 

@@ -1,5 +1,6 @@
 """One least-squares fit in log space, batched and masked: every exponent comes from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -173,14 +174,17 @@ def centre(xp: Any, values: Array, weights: Array, mask: Array) -> tuple[Array, 
     return mean, (values - mean[..., None]) * mask
 
 
-def to_floats(result: T) -> T:
-    """Return a result dataclass with Python numbers in place of arrays without axes."""
+def to_floats(result: T, per_direction: Sequence[str] = ()) -> T:
+    """Return a result dataclass with Python numbers in place of arrays without axes.
+
+    Fields named in `per_direction` have one axis, of directions, and become NumPy arrays.
+    """
     known = [f.name for f in fields(result) if f.init]  # type: ignore[arg-type]
-    plain = {name: _plain(name, getattr(result, name)) for name in known}
+    plain = {name: _plain(name, getattr(result, name), name in per_direction) for name in known}
     return replace(result, **plain)  # type: ignore[type-var]
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: Any, per_direction: bool = False) -> Any:
     if hasattr(value, "to_floats"):
         return value.to_floats()
     if isinstance(value, tuple):
@@ -189,11 +193,11 @@ def _plain(name: str, value: Any) -> Any:
         return {key: _plain(key, item) for key, item in value.items()}
     if not array_api_compat.is_array_api_obj(value):
         return value
-    if value.ndim != 0:
+    if value.ndim != int(per_direction):
         raise InputError(
             f"{name}: has shape {tuple(value.shape)}; a batch has no plain numbers, index it first."
         )
-    return to_numpy(value).item()
+    return to_numpy(value) if per_direction else to_numpy(value).item()
 
 
 def _rounding(xp: Any, values: Array, mask: Array, weights: Array) -> Array:

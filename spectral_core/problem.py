@@ -8,9 +8,22 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from spectral_core.errors import InputError
 
-__all__ = ["CurvatureKind", "CurvatureProblem", "LayerInfo", "LayerSelection", "select_layers"]
+__all__ = [
+    "CurvatureKind",
+    "CurvatureProblem",
+    "Delta",
+    "KroneckerFactors",
+    "LayerInfo",
+    "LayerSelection",
+    "Sharing",
+    "select_layers",
+]
 
 CurvatureKind = Literal["hessian", "ggn"]
+Delta = Literal["ggn", "fisher-mc", "empirical"]
+"""Which output gradients make ``C_δ`` (Theory 4.4)."""
+Sharing = Literal["expand", "reduce"]
+"""How positions that share a weight enter the factors (Theory 4.3)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,30 @@ class LayerInfo:
     name: str
     kind: str
     shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """``C_δ`` and ``C_A`` of one layer, in the normalisation of Theory 4.
+
+    Parameters
+    ----------
+    output_covariance : array, shape (m, m)
+        ``C_δ = (1/N) Σ δ δᵀ`` of un-reduced terms, in units of loss² per output².
+    input_covariance : array, shape (n, n)
+        ``C_A``, the mean of ``a aᵀ``, in units of input².
+    output_noise : array of shape (m, m), or None
+        Half the difference of two independent estimates, where ``C_δ`` is a Monte-Carlo estimate:
+        the root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None where
+        ``C_δ`` is exact.
+    notes : tuple of str
+        What a reader must know of them.
+    """
+
+    output_covariance: Any
+    input_covariance: Any
+    output_noise: Any = None
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -58,6 +95,15 @@ class CurvatureProblem(Protocol):
         ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
         L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
         cannot be differentiated twice.
+        """
+        ...
+
+    def kronecker_factors(
+        self, layers: Sequence[str], *, delta: Delta = "ggn", sharing: Sharing = "expand"
+    ) -> Mapping[str, KroneckerFactors]:
+        """Return the Kronecker factors of each named layer (Theory 4).
+
+        Raises `LayerError` where a layer has none. Only `measure` with ``decompose=True`` asks.
         """
         ...
 

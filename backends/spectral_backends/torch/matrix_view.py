@@ -1,6 +1,7 @@
 """A weight matrix as a strided view of the parameter that holds it."""
 
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import torch
@@ -54,6 +55,16 @@ class MatrixView:
                 axes.append((step, n))
         return self.offset, tuple(axes)
 
+    @property
+    def row_offsets(self) -> list[int]:
+        """Say where in the parameter each row begins."""
+        return [self.offset + step for step in _offsets(self.size, self.stride, 0, self.out_axes)]
+
+    @property
+    def column_offsets(self) -> list[int]:
+        """Say how far from its row's beginning each column is."""
+        return _offsets(self.size, self.stride, self.out_axes, len(self.size))
+
     def matrix(self, parameter: Tensor) -> Tensor:
         """Read the matrix, shape ``(m, n)``, out of a tensor of the parameter's shape."""
         flat = parameter.contiguous()
@@ -66,3 +77,8 @@ class MatrixView:
         target = flat.as_strided((count, *self.size), (numel, *self.stride), self.offset)
         target.copy_(matrices.reshape(count, *self.size))
         return flat.view(count, *shape)
+
+
+def _offsets(size: tuple[int, ...], stride: tuple[int, ...], first: int, last: int) -> list[int]:
+    axes = [[i * stride[axis] for i in range(size[axis])] for axis in range(first, last)]
+    return [sum(steps) for steps in product(*axes)]

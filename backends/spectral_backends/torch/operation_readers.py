@@ -6,7 +6,8 @@ weight matrices, with their axes put in the order groups, outputs, inputs.
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectral_backends.torch.nested import tensors_in
+from spectral_backends.torch.rows import (
+    Rows,
+    convolution_rows,
+    embedding_rows,
+    linear_rows,
+    product_rows,
+    transposed_convolution_rows,
+)
 
 __all__ = ["READERS", "Consumed"]
 
@@ -23,6 +32,8 @@ class Consumed:
     """What an operation says of a parameter: axes are groups, then outputs, then inputs.
 
     `usable` is False where the operation's gradient is not the derivative of what it computes.
+    `rows` makes inputs and outputs of the operation, position by position; None where the operation
+    hides them.
     """
 
     shadow: Tensor
@@ -31,6 +42,7 @@ class Consumed:
     out_axes: int = 1
     label: str = ""
     usable: bool = True
+    rows: Rows | None = None
 
 
 _ShadowOf = Callable[[Any], Tensor | None]
@@ -43,21 +55,31 @@ def _bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 
 
 def _read_linear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
-    weight = _bind("input weight bias", args, kwargs)["weight"]
-    if (shadow := shadow_of(weight)) is not None:
-        yield weight, Consumed(shadow, "linear")
+    bound = _bind("input weight bias", args, kwargs)
+    if (shadow := shadow_of(bound["weight"])) is not None:
+        yield bound["weight"], Consumed(shadow, "linear", rows=linear_rows(bound["input"]))
 
 
-def _read_product(names: str) -> _Reader:
-    """Read ``left @ right``, the last two names: a right operand's outputs are its last axis."""
+def _read_product(names: str, *, by_position: bool = True) -> _Reader:
+    """Read ``left @ right``, the last two names: a right operand's outputs are its last axis.
+
+    `by_position` is False where the result is summed over the batch of products.
+    """
 
     def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
         bound = _bind(names, args, kwargs)
         left, right = (bound[key] for key in names.split()[-2:])
+        scale = float(bound.get("alpha", 1))
+
+        def rows(other: Tensor, groups: int, *, left: bool) -> Rows | None:
+            return product_rows(other, groups, left=left, scale=scale) if by_position else None
+
         if (shadow := shadow_of(left)) is not None and shadow.ndim >= 2:
-            yield left, Consumed(shadow, "linear", group_axes=shadow.ndim - 2)
+            groups = shadow.ndim - 2
+            yield left, Consumed(shadow, "linear", groups, rows=rows(right, groups, left=True))
         if (shadow := shadow_of(right)) is not None and shadow.ndim >= 2:
-            yield right, Consumed(shadow.mT, "linear", group_axes=shadow.ndim - 2)
+            groups = shadow.ndim - 2
+            yield right, Consumed(shadow.mT, "linear", groups, rows=rows(left, groups, left=False))
 
     return read
 
@@ -72,8 +94,12 @@ def _read_convolution(kind: str) -> _Reader:
     def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
         bound = _bind("input weight bias stride padding dilation groups", args, kwargs)
         if (shadow := shadow_of(bound["weight"])) is not None:
-            grouped = shadow.view(bound.get("groups", 1), -1, *shadow.shape[1:])
-            yield bound["weight"], Consumed(grouped, kind, group_axes=1)
+            groups, kernel = bound.get("groups", 1), tuple(shadow.shape[2:])
+            grouped = shadow.view(groups, -1, *shadow.shape[1:])
+            stride, dilation = (_each(bound.get(k, 1), kernel) for k in ("stride", "dilation"))
+            padding = _both_sides(bound.get("padding", 0), kernel, dilation)
+            rows = convolution_rows(bound["input"], kernel, stride, padding, dilation, groups)
+            yield bound["weight"], Consumed(grouped, kind, group_axes=1, rows=rows)
 
     return read
 
@@ -85,10 +111,36 @@ def _read_transposed_convolution(kind: str) -> _Reader:
         names = "input weight bias stride padding output_padding groups dilation"
         bound = _bind(names, args, kwargs)
         if (shadow := shadow_of(bound["weight"])) is not None:
-            grouped = shadow.view(bound.get("groups", 1), -1, *shadow.shape[1:]).transpose(1, 2)
-            yield bound["weight"], Consumed(grouped, kind, group_axes=1)
+            groups, kernel = bound.get("groups", 1), tuple(shadow.shape[2:])
+            grouped = shadow.view(groups, -1, *shadow.shape[1:]).transpose(1, 2)
+            stride, padding, extra, dilation = (
+                _each(bound.get(key, default), kernel)
+                for key, default in (
+                    ("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1)
+                )
+            )  # fmt: skip
+            rows = transposed_convolution_rows(
+                bound["input"], kernel, stride, padding, extra, dilation, groups
+            )
+            yield bound["weight"], Consumed(grouped, kind, group_axes=1, rows=rows)
 
     return read
+
+
+def _each(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return one number per axis of the kernel."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * len(kernel) if len(values) == 1 else values
+
+
+def _both_sides(
+    padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Return the padding before and after each axis; "same" puts the odd one behind."""
+    if padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [(t // 2, t - t // 2) for t in total]
+    return [(p, p) for p in _each(0 if padding == "valid" else padding, kernel)]
 
 
 def _read_embedding(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
@@ -98,7 +150,16 @@ def _read_embedding(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _S
     if (shadow := shadow_of(bound["weight"])) is not None and shadow.ndim == 2:
         scaled = bound.get("scale_grad_by_freq")
         kind = "embedding with scale_grad_by_freq" if scaled else "embedding"
-        yield bound["weight"], Consumed(shadow.mT, kind, usable=not scaled)
+        rows = embedding_rows(
+            bound["input"], shadow.shape[0], bound.get("padding_idx"), bound["weight"]
+        )
+        yield bound["weight"], Consumed(shadow.mT, kind, usable=not scaled, rows=rows)
+
+
+def _read_bag(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
+    """Read a bag of embeddings, which reduces its positions out of sight."""
+    for weight, consumed in _read_embedding(args, kwargs, shadow_of):
+        yield weight, replace(consumed, rows=None)
 
 
 def _read_lookup(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
@@ -109,9 +170,11 @@ def _read_lookup(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _Shad
 
 
 def _read_bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
-    weight = _bind("input1 input2 weight bias", args, kwargs)["weight"]
-    if (shadow := shadow_of(weight)) is not None:
-        yield weight, Consumed(shadow, "bilinear")
+    bound = _bind("input1 input2 weight bias", args, kwargs)
+    if (shadow := shadow_of(bound["weight"])) is not None:
+        pairs = bound["input1"].unsqueeze(-1) * bound["input2"].unsqueeze(-2)
+        rows = linear_rows(pairs.flatten(-2))
+        yield bound["weight"], Consumed(shadow, "bilinear", rows=rows)
 
 
 def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _ShadowOf) -> _Found:
@@ -133,7 +196,39 @@ def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: _Shad
         ins = [axis for axis in term if axis not in output]
         if outs and ins:
             order = [term.index(axis) for axis in groups + outs + ins]
-            yield weight, Consumed(shadow.permute(order), "einsum", len(groups), len(outs))
+            rows = _einsum_rows(terms, operands, position, output, groups, outs, ins)
+            yield (
+                weight,
+                Consumed(shadow.permute(order), "einsum", len(groups), len(outs), rows=rows),
+            )
+
+
+def _einsum_rows(
+    terms: list[str],
+    operands: tuple[Any, ...],
+    position: int,
+    output: str,
+    groups: list[str],
+    outs: list[str],
+    ins: list[str],
+) -> Rows | None:
+    """Return the rows of one operand as the weight: the others together make the inputs."""
+    others = [term for i, term in enumerate(terms) if i != position]
+    if not set(ins) <= set("".join(others)):
+        return None  # summed over by the weight alone
+    rest = [axis for axis in output if axis not in terms[position]]
+    given = tuple(operand for i, operand in enumerate(operands) if i != position)
+
+    def arrange(equation: str, features: list[str], *tensors: Tensor) -> Tensor:
+        target = "".join(groups + rest + features)
+        spelled = f"{equation}->{target}".replace(_ELLIPSIS, "...")
+        rows = torch.einsum(spelled, *tensors)
+        rows = rows.flatten(-len(features))
+        shape, middle = rows.shape[: len(groups)], rows.shape[len(groups) : -1]
+        first = middle[0] if middle else 1
+        return rows.reshape(*shape, first, prod(middle[1:]), rows.shape[-1])
+
+    return Rows(lambda: arrange(",".join(others), ins, *given), lambda y: arrange(output, outs, y))
 
 
 _ELLIPSIS = "…"
@@ -175,9 +270,8 @@ READERS: dict[str, _Reader] = {
     **dict.fromkeys(("mm", "bmm"), _read_product("input mat2")),
     "mv": _read_product("input vec"),
     **dict.fromkeys(("addmm", "addmm_"), _read_product("input mat1 mat2")),
-    **dict.fromkeys(
-        ("baddbmm", "baddbmm_", "addbmm", "addbmm_"), _read_product("input batch1 batch2")
-    ),
+    **dict.fromkeys(("baddbmm", "baddbmm_"), _read_product("input batch1 batch2")),
+    **dict.fromkeys(("addbmm", "addbmm_"), _read_product("input batch1 batch2", by_position=False)),
     **dict.fromkeys(("addmv", "addmv_"), _read_product("input mat vec")),
     "rmatmul": _read_reversed_product,
     **{f"conv{d}d": _read_convolution(f"conv{d}d") for d in (1, 2, 3)},
@@ -186,7 +280,7 @@ READERS: dict[str, _Reader] = {
         for d in (1, 2, 3)
     },
     "embedding": _read_embedding,
-    "embedding_bag": _read_embedding,
+    "embedding_bag": _read_bag,
     "getitem": _read_lookup,
     "bilinear": _read_bilinear,
     "einsum": _read_einsum,

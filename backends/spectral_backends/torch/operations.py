@@ -135,7 +135,7 @@ class OperationRecorder(CallObserver):
             return
         if name not in self.order:
             self.order.append(name)
-        for label, matrix in _split_groups(consumed):
+        for label, matrix in split_groups(consumed):
             view = MatrixView.of(matrix, consumed.out_axes)
             self._merge(self.uses[name].matrices, MatrixUse(view, [consumed.kind], label))
 
@@ -150,7 +150,7 @@ class OperationRecorder(CallObserver):
         known.append(new)
 
 
-def _split_groups(consumed: Consumed) -> Iterator[tuple[str, Tensor]]:
+def split_groups(consumed: Consumed) -> Iterator[tuple[str, Tensor]]:
     """Yield each group's matrix; along an expanded axis there is but one."""
     size, stride = consumed.shadow.shape, consumed.shadow.stride()
     groups = [range(size[axis] if stride[axis] else 1) for axis in range(consumed.group_axes)]

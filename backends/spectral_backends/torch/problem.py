@@ -13,6 +13,7 @@ from spectral_backends.torch.determinism import compare_evaluations
 from spectral_backends.torch.discovery import Layer, name_layers
 from spectral_backends.torch.evaluation import evaluate
 from spectral_backends.torch.functional_model import FunctionalModel
+from spectral_backends.torch.kronecker import FactorOptions, kronecker_factors
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.operations import OperationRecorder
@@ -24,7 +25,7 @@ from spectral_backends.torch.quadratic_forms import (
     along_directions,
 )
 from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import CurvatureKind, LayerInfo
+from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
 
@@ -211,6 +212,61 @@ class CurvatureProblem:
                     total += terms.scale * values.to("cpu", torch.float64)
                 count += terms.count
         return (total / count).to(self._model.device, self._model.dtype)
+
+    def kronecker_factors(
+        self,
+        layers: Sequence[str],
+        *,
+        delta: Delta = "ggn",
+        sharing: Sharing = "expand",
+        draws: int = 16,
+        max_columns: int = 128,
+    ) -> dict[str, KroneckerFactors]:
+        """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
+
+        ``C_A`` is the mean of ``a aᵀ`` over positions and terms, ``C_δ = (1/N) Σ δ δᵀ`` with the
+        un-reduced terms' gradients δ at the layer's outputs; all loss scaling is in ``C_δ``.
+        Memory is O(m² + n²) for each layer, in float64.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Names of layers.
+        delta : {"ggn", "fisher-mc", "empirical"}
+            Columns of the root of the loss's Hessian in the outputs; gradients for targets drawn
+            from the model; gradients for the true targets.
+        sharing : {"expand", "reduce"}
+            Positions that share the weight each count, or inputs are averaged and output gradients
+            summed over them first (Theory 4.3; as in KFAC-expand and KFAC-reduce).
+        draws : int
+            Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
+        max_columns : int
+            ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
+            times positions of the outputs. Beyond it, or where samples of the outputs meet in the
+            network (flattened tokens), it is an unbiased estimate from `draws` random combinations
+            of all of them, with `KroneckerFactors.output_noise` for its standard error.
+
+        Returns
+        -------
+        dict of str to KroneckerFactors
+            Float64 tensors on the problem's device.
+
+        Raises
+        ------
+        InputError
+            If a name is no layer, an option is unknown, or the loss is not convex in the outputs.
+        LayerError
+            If the operation of a layer hides its inputs and outputs (fused recurrent layers), or
+            a factor would be too large.
+        """
+        located = [self._find(name) for name in layers]
+        options = FactorOptions(delta, sharing, draws, max_columns)
+        return kronecker_factors(
+            self._objective, located, options, self._seed, self._columns_together
+        )
+
+    def _columns_together(self, bytes_of_one: int) -> int:
+        return self._chunk_size or max(1, min(16, self._memory_budget // (64 * bytes_of_one)))
 
     def _batch_gradients(
         self, weights: Mapping[str, Tensor], batch: Any

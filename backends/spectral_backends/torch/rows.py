@@ -1,0 +1,156 @@
+"""What an operation does at each position: inputs and outputs as rows.
+
+Every operation that consumes a weight maps rows of inputs to rows of outputs, ``y = W a``, at each
+position of each sample. Here the tensors that go in and come out are brought into that form: axes
+are groups, then samples, positions and features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "Rows",
+    "convolution_rows",
+    "embedding_rows",
+    "linear_rows",
+    "product_rows",
+    "transposed_convolution_rows",
+]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs of one operation as rows, and the arrangement of its result that belongs to them.
+
+    Parameters
+    ----------
+    inputs : callable
+        Returns the inputs, shape ``(*groups, B, S, n)``; made when asked for, as they may be
+        larger than what the operation was given.
+    outputs : callable
+        Turns a tensor of the shape of the operation's result into ``(*groups, B, S, m)``.
+    """
+
+    inputs: Callable[[], Tensor]
+    outputs: Callable[[Tensor], Tensor]
+
+
+def linear_rows(inputs: Tensor, scale: float = 1.0) -> Rows:
+    """Rows of ``F.linear``: features last, samples first."""
+    return Rows(lambda: _positions(inputs) * scale, _positions)
+
+
+def product_rows(inputs: Tensor, group_axes: int, *, left: bool, scale: float = 1.0) -> Rows:
+    """Rows of ``inputs @ W``, or of ``W @ inputs`` if W is the left operand.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        The other operand; the leading axes of W align with those before its last two.
+    group_axes : int
+        Number of leading axes of W.
+    """
+    vector = inputs.ndim == 1
+
+    def arrange(tensor: Tensor) -> Tensor:
+        rows = tensor.unsqueeze(-1 if left else -2) if vector else tensor
+        rows = rows.mT if left else rows
+        if missing := group_axes + 2 - rows.ndim:
+            rows = rows[(None,) * missing]
+        first = rows.ndim - 2 - group_axes
+        groups = list(range(first, first + group_axes))
+        extra = list(range(first))
+        rows = rows.permute(*groups, *extra, rows.ndim - 2, rows.ndim - 1)
+        shape = rows.shape[:group_axes]
+        rest = rows.shape[group_axes:-1]
+        return rows.reshape(*shape, rest[0], prod(rest[1:]), rows.shape[-1])
+
+    return Rows(lambda: arrange(inputs) * scale, arrange)
+
+
+def embedding_rows(tokens: Tensor, entries: int, padding_idx: int | None, like: Tensor) -> Rows:
+    """Rows of a table lookup: one-hot inputs; zero where the padding entry has no derivative."""
+
+    def inputs() -> Tensor:
+        rows = functional.one_hot(tokens.long() % entries, entries).to(like.dtype)
+        if padding_idx is not None:
+            rows = rows * (tokens != padding_idx % entries).unsqueeze(-1)
+        return _positions(rows)
+
+    return Rows(inputs, _positions)
+
+
+def convolution_rows(
+    inputs: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> Rows:
+    """Rows of a convolution: the patch that each output position sees, channel by channel."""
+    dims = len(kernel)
+
+    def patches() -> Tensor:
+        x = inputs if inputs.ndim == dims + 2 else inputs[None]
+        x = functional.pad(x, [side for pair in reversed(list(padding)) for side in pair])
+        for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
+            x = x.unfold(axis + 2, spread * (size - 1) + 1, step)[..., ::spread]
+        return _channel_groups(x, groups, dims)
+
+    return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
+
+
+def transposed_convolution_rows(
+    inputs: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Rows:
+    """Rows of a transposed convolution: one of stretched inputs by a reversed kernel."""
+    dims = len(kernel)
+
+    def patches() -> Tensor:
+        x = inputs if inputs.ndim == dims + 2 else inputs[None]
+        sides = []
+        for axis, (size, step) in enumerate(zip(x.shape[2:], stride, strict=True)):
+            stretched = x.new_zeros([*x.shape[: axis + 2], size, step, *x.shape[axis + 3 :]])
+            stretched.select(axis + 3, 0).copy_(x)
+            x = stretched.flatten(axis + 2, axis + 3).narrow(axis + 2, 0, (size - 1) * step + 1)
+            reach = dilation[axis] * (kernel[axis] - 1) - padding[axis]
+            sides.append((reach, reach + output_padding[axis]))
+        x = functional.pad(x, [side for pair in reversed(sides) for side in pair])
+        for axis, (size, spread) in enumerate(zip(kernel, dilation, strict=True)):
+            x = x.unfold(axis + 2, spread * (size - 1) + 1, 1)[..., ::spread]
+        x = x.flip(list(range(-dims, 0)))
+        return _channel_groups(x, groups, dims)
+
+    return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """Return ``(B, S, features)`` of a tensor with samples first and features last."""
+    if tensor.ndim < 2:
+        return tensor.reshape(1, 1, -1)
+    return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:-1]), tensor.shape[-1])
+
+
+def _batched(tensor: Tensor, dims: int) -> Tensor:
+    return tensor if tensor.ndim == dims + 2 else tensor[None]
+
+
+def _channel_groups(x: Tensor, groups: int, dims: int) -> Tensor:
+    """Turn ``(B, channels, *positions, *kernel)`` into ``(groups, B, S, features)``."""
+    x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    positions = list(range(3, 3 + dims))
+    kernel = list(range(3 + dims, x.ndim))
+    x = x.permute(1, 0, *positions, 2, *kernel)
+    return torch.flatten(torch.flatten(x, 2, 1 + dims), 3)
