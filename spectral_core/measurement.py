@@ -1,9 +1,10 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
 import platform
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat
 import numpy as np
@@ -11,8 +12,10 @@ import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core._version import __version__
+from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
+from spectral_core.factor_source import FactorSource
 from spectral_core.journal import Journal
 from spectral_core.participation import (
     certified_exponent,
@@ -24,8 +27,10 @@ from spectral_core.participation import (
 from spectral_core.problem import (
     CurvatureKind,
     CurvatureProblem,
+    Delta,
     LayerInfo,
     LayerSelection,
+    Sharing,
     select_layers,
 )
 from spectral_core.progress import ProgressCallback, reporting
@@ -41,6 +46,9 @@ def measure(
     *,
     top_k: int = 20,
     curvature: CurvatureKind = "hessian",
+    decompose: bool = False,
+    delta: Delta = "ggn",
+    sharing: Sharing = "expand",
     confidence: float = 0.95,
     progress: ProgressCallback | bool | None = None,
     resume: str | Path | None = None,
@@ -63,6 +71,14 @@ def measure(
         said so in the layer's notes.
     curvature : {"hessian", "ggn"}
         The exact Hessian of the loss, or its Gauss-Newton part.
+    decompose : bool
+        Measure also the Gauss-Newton curvatures and the Kronecker factors, and split α into
+        ``β + φ + κ + ν`` (Theory 5). About twice the time. A layer whose factors cannot be had
+        keeps its spectrum, with the reason among its notes.
+    delta : {"ggn", "fisher-mc", "empirical"}
+        Which output gradients make ``C_δ`` (Theory 4.4).
+    sharing : {"expand", "reduce"}
+        How positions that share a weight enter the factors (Theory 4.3).
     confidence : float
         Of the intervals, in (0, 1).
     progress : callable, bool or None
@@ -98,6 +114,7 @@ def measure(
         top_k=int(top_k),
         curvature=curvature,
         confidence=confidence,
+        factors={"delta": delta, "sharing": sharing} if decompose else None,
     )
     with (
         Journal(resume, provenance, {layer.name: layer.shape for layer in selected}) as journal,
@@ -106,11 +123,13 @@ def measure(
         todo = [layer for layer in selected if layer.name not in journal]
         skipped: dict[str, str] = {}
         gradients = dict(problem.gradients([layer.name for layer in todo])) if todo else {}
+        source = FactorSource(problem, todo, delta, sharing) if decompose else None
         for layer in todo:
             report_progress(len(journal.spectra) + len(skipped), len(selected), layer.name)
             try:
                 gradient = gradients.pop(layer.name)
-                journal.add(_measure_layer(problem, layer, gradient, top_k, curvature, confidence))
+                window = _top_directions(layer, gradient, top_k)
+                journal.add(_measure_layer(problem, layer, window, provenance, source))
             except LayerError as error:
                 skipped[layer.name] = error.reason
         report_progress(len(selected), len(selected), "")
@@ -172,20 +191,54 @@ def spectrum_from_values(
 def _measure_layer(
     problem: CurvatureProblem,
     layer: LayerInfo,
-    gradient: Any,
-    top_k: int,
-    curvature: CurvatureKind,
-    confidence: float,
+    window: "_Window",
+    provenance: Provenance,
+    source: FactorSource | None,
 ) -> LayerSpectrum:
-    u, sigma, v, notes = _top_directions(layer, gradient, top_k)
-    h = to_numpy(problem.curvatures(layer.name, u, v, curvature)).astype(np.float64)
-    return spectrum_from_values(layer, sigma, h, confidence=confidence, notes=notes)
+    kind, confidence = provenance.curvature, provenance.confidence
+    h = _curvatures(problem, layer, window, kind)
+    spectrum = spectrum_from_values(
+        layer, window.sigma, h, confidence=confidence, notes=window.notes
+    )
+    if source is None:
+        return spectrum
+    try:
+        alignment, notes = source.alignment(layer, window.u, window.v)
+        ggn = h if kind == "ggn" else _curvatures(problem, layer, window, "ggn")
+    except LayerError as error:
+        return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
+    fits = decompose_exponent(window.sigma, h, ggn, alignment, confidence=confidence).to_floats()
+    if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
+        notes += (f"{lost} more directions dropped from the decomposition (eigenvalues of a factor "
+                  "at rounding level, or a Gauss-Newton curvature <= 0)",)  # fmt: skip
+    return replace(
+        spectrum,
+        ggn=ggn,
+        alignment=alignment,
+        decomposition=fits,
+        notes=spectrum.notes + notes,
+    )
 
 
-def _top_directions(
-    layer: LayerInfo, gradient: Any, top_k: int
-) -> tuple[Any, npt.NDArray[np.float64], Any, tuple[str, ...]]:
-    """Return u (m, K), sigma (K,), v (n, K) of the window, and notes on what limits it."""
+def _curvatures(
+    problem: CurvatureProblem, layer: LayerInfo, window: "_Window", kind: str
+) -> npt.NDArray[np.float64]:
+    found = to_numpy(problem.curvatures(layer.name, window.u, window.v, cast(CurvatureKind, kind)))
+    values: npt.NDArray[np.float64] = found.astype(np.float64)
+    return values
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Directions u (m, K) and v (n, K) with σ (K,), and notes on what limits them."""
+
+    u: Any
+    sigma: npt.NDArray[np.float64]
+    v: Any
+    notes: tuple[str, ...]
+
+
+def _top_directions(layer: LayerInfo, gradient: Any, top_k: int) -> _Window:
     xp = array_api_compat.array_namespace(gradient)
     if not bool(xp.all(xp.isfinite(gradient))):
         count = int(xp.sum(xp.astype(~xp.isfinite(gradient), xp.int64)))
@@ -216,7 +269,7 @@ def _top_directions(
             "directions inside a tie are arbitrary",
         )
     v = xp.matrix_transpose(vh)
-    return u[:, :window], sigma[:window], v[:, :window], notes
+    return _Window(u[:, :window], sigma[:window], v[:, :window], notes)
 
 
 def _participation(curvature: npt.NDArray[np.float64], s: float) -> ParticipationSummary:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from spectral_core._files import write_atomically
 from spectral_core._json import decode, encode
 from spectral_core._text_table import text_table
+from spectral_core.alignment import SpectralAlignment
+from spectral_core.decomposition import ExponentDecomposition
 from spectral_core.errors import ReportError
 from spectral_core.exponents import ExponentTriangle
 from spectral_core.power_law import PowerLawFit
@@ -76,6 +78,12 @@ class LayerSpectrum:
         The form of log σ over rank, by BIC (Theory 8).
     notes : tuple of str
         What a reader must know: dropped directions, a clipped window, near ties.
+    ggn : ndarray, shape (K,), float64, or None
+        Gauss-Newton curvatures of the same directions; with ``decompose=True``.
+    alignment : SpectralAlignment or None
+        The directions in the Kronecker factors (Theory 5.1); with ``decompose=True``.
+    decomposition : ExponentDecomposition or None
+        α as β + φ + κ + ν (Theory 5.5); with ``decompose=True``.
     """
 
     name: str
@@ -87,6 +95,9 @@ class LayerSpectrum:
     participation: ParticipationSummary
     rank_profile: RankProfileFits
     notes: tuple[str, ...] = ()
+    ggn: npt.NDArray[np.float64] | None = None
+    alignment: SpectralAlignment | None = None
+    decomposition: ExponentDecomposition | None = None
 
     @property
     def alpha(self) -> PowerLawFit:
@@ -129,6 +140,8 @@ class Provenance:
         ``"hessian"`` or ``"ggn"``.
     confidence : float
         Of every interval in the report.
+    factors : mapping, optional
+        ``delta`` and ``sharing`` of the Kronecker factors; None without a decomposition.
     """
 
     problem: Mapping[str, Any]
@@ -136,6 +149,7 @@ class Provenance:
     top_k: int
     curvature: str
     confidence: float
+    factors: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,12 +185,22 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         return self.summary()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict per layer: what tables and data frames are made of."""
-        return [_row(spectrum) for spectrum in self.spectra]
+        """Return one flat dict per layer: what tables and data frames are made of.
+
+        Columns of the decomposition are there if any layer has one.
+        """
+        terms = bool(self.decomposed())
+        return [
+            _row(spectrum) | (_term_row(spectrum.decomposition) if terms else {})
+            for spectrum in self.spectra
+        ]
 
     def summary(self) -> str:
         """Return the report as a table for a terminal, with its provenance and what was skipped."""
         parts = [self._heading(), text_table(*self.table())]
+        if self.decomposed():
+            parts.append("α = β + φ + κ + ν, slopes on log σ; χ = κν")
+            parts.append(text_table(*self.decomposition_table()))
         notes = [f"  {s.name}: {note}" for s in self.spectra for note in s.notes]
         if notes:
             parts.append("notes\n" + "\n".join(notes))
@@ -197,6 +221,14 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the formatted cells of the summary's table."""
         return list(_COLUMNS), [_cells(spectrum) for spectrum in self.spectra]
+
+    def decomposed(self) -> list[LayerSpectrum]:
+        """Return the layers that have a decomposition."""
+        return [spectrum for spectrum in self.spectra if spectrum.decomposition is not None]
+
+    def decomposition_table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and formatted cells of the decompositions of α."""
+        return list(_TERM_COLUMNS), [_term_cells(spectrum) for spectrum in self.decomposed()]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with its schema version."""
@@ -284,6 +316,26 @@ def _cells(spectrum: LayerSpectrum) -> list[str]:
     ]
 
 
+_TERM_COLUMNS = (
+    "layer", "α", "β", "φ", "of it φδ", "φA", "κ", "ν", "closure", "χ median", "χ range", "n",
+)  # fmt: skip
+
+
+def _term_cells(spectrum: LayerSpectrum) -> list[str]:
+    fits = spectrum.decomposition
+    assert fits is not None
+    chi = fits.chi[np.isfinite(fits.chi)]
+    shown = (fits.alpha, fits.beta, fits.phi, fits.phi_delta, fits.phi_a, fits.kappa, fits.nu)
+    return [
+        spectrum.name,
+        *(f"{fit.exponent:.2f} ± {_half_width(fit):.2f}" for fit in shown),
+        f"{abs(fits.closure):.0e}",
+        f"{np.median(chi):.3g}" if len(chi) else "",
+        f"{chi.min():.2g}–{chi.max():.2g}" if len(chi) else "",
+        f"{fits.alpha.n}/{len(spectrum.sigma)}",
+    ]
+
+
 def _row(spectrum: LayerSpectrum) -> dict[str, Any]:
     triangle = spectrum.triangle
     row: dict[str, Any] = {
@@ -312,6 +364,18 @@ def _row(spectrum: LayerSpectrum) -> dict[str, Any]:
         "dropped": triangle.alpha.n_dropped,
     }
     return row
+
+
+def _term_row(fits: ExponentDecomposition | None) -> dict[str, Any]:
+    """Return the flat columns of a decomposition; NaN for a layer without one."""
+    row: dict[str, Any] = {}
+    for name in ("beta", "phi", "phi_delta", "phi_a", "kappa", "nu"):
+        fit = getattr(fits, name, None)
+        low, high = fit.interval if fit else (math.nan, math.nan)
+        row |= {
+            name: fit.exponent if fit else math.nan, f"{name}_low": low, f"{name}_high": high,
+        }  # fmt: skip
+    return row | {"closure": fits.closure if fits else math.nan}
 
 
 def _half_width(fit: PowerLawFit) -> float:

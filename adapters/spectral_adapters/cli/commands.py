@@ -89,6 +89,11 @@ def demo(output: str, seed: int, debug: bool) -> None:
 @click.option("--top-k", default=20, show_default=True, help="Directions per layer.")
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian",
               show_default=True, help="Exact Hessian, or its Gauss-Newton part.")  # fmt: skip
+@click.option("--decompose", is_flag=True, help="Split α into β + φ + κ + ν.")
+@click.option("--delta", type=click.Choice(["ggn", "fisher-mc", "empirical"]), default="ggn",
+              show_default=True, help="Output gradients of the Kronecker factors.")  # fmt: skip
+@click.option("--sharing", type=click.Choice(["expand", "reduce"]), default="expand",
+              show_default=True, help="How shared positions enter the factors.")  # fmt: skip
 @click.option("--output", default="report.json", show_default=True, help="Report to write.")
 @click.option("--plots", help="Folder for the figures.")
 @click.option("--fresh", is_flag=True, help="Forget an interrupted measurement.")
@@ -99,6 +104,9 @@ def measure(
     layers: tuple[str, ...],
     top_k: int,
     curvature: str,
+    decompose: bool,
+    delta: str,
+    sharing: str,
     output: str,
     plots: str | None,
     fresh: bool,
@@ -119,6 +127,9 @@ def measure(
             list(layers) or "*",
             top_k=top_k,
             curvature=curvature,  # type: ignore[arg-type]
+            decompose=decompose,
+            delta=delta,  # type: ignore[arg-type]
+            sharing=sharing,  # type: ignore[arg-type]
             progress=progress,
             resume=journal,
         )

@@ -124,6 +124,7 @@ class _Batch:
         )  # fmt: skip
         return cls(outputs, curvature, capture.passages, terms)
 
+    @torch.no_grad()
     def add_to(
         self,
         totals: "dict[str, _Totals]",

@@ -1,0 +1,108 @@
+"""Kronecker factors of many layers, a few at a time, and the alignment of directions in them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from spectral_core._arrays import to_numpy
+from spectral_core.alignment import SpectralAlignment, spectral_alignment
+from spectral_core.errors import LayerError
+from spectral_core.problem import CurvatureProblem, Delta, KroneckerFactors, LayerInfo, Sharing
+
+__all__ = ["FactorSource"]
+
+MAX_ELEMENTS = 2**27
+"""Of all factors held together: 1 GiB in float64."""
+
+
+class FactorSource:
+    """Fetches factors from a problem in groups: one pass over the data serves several layers.
+
+    Parameters
+    ----------
+    problem : CurvatureProblem
+        Where they come from.
+    layers : sequence of LayerInfo
+        In the order in which they will be asked for.
+    delta, sharing
+        As in `CurvatureProblem.kronecker_factors`.
+    """
+
+    def __init__(
+        self,
+        problem: CurvatureProblem,
+        layers: Sequence[LayerInfo],
+        delta: Delta,
+        sharing: Sharing,
+    ) -> None:
+        self._problem, self._delta, self._sharing = problem, delta, sharing
+        self._groups = _groups(layers)
+        self._ready: dict[str, KroneckerFactors] = {}
+        self._failed: dict[str, LayerError] = {}
+
+    def alignment(
+        self, layer: LayerInfo, u: Any, v: Any
+    ) -> tuple[SpectralAlignment, tuple[str, ...]]:
+        """Return the alignment of directions u (m, K), v (n, K), on the host, and notes on it.
+
+        Raises
+        ------
+        LayerError
+            If the layer has no factors.
+        """
+        factors = self._take(layer.name)
+        c_delta, c_a = factors.output_covariance, factors.input_covariance
+        xp = array_api_compat.array_namespace(c_delta)
+        # The factors are sums of squares: below the square of the gradients' rounding they are
+        # noise, however wide the sums are.
+        precision = max(float(xp.finfo(c_delta.dtype).eps), float(xp.finfo(u.dtype).eps) ** 2)
+        u, v = (xp.astype(xp.asarray(d), c_delta.dtype) for d in (u, v))
+        found = spectral_alignment(u, v, c_delta, c_a, rtol=max(layer.shape) * precision)
+        return found.to_floats(), factors.notes + _notes(xp, factors, u, found)
+
+    def _take(self, name: str) -> KroneckerFactors:
+        while name not in self._ready and name not in self._failed:
+            group = next(group for group in self._groups if name in group)
+            self._fetch([n for n in group if n not in self._failed])
+        if name in self._failed:
+            raise self._failed[name]
+        return self._ready.pop(name)
+
+    def _fetch(self, names: list[str]) -> None:
+        try:
+            found = self._problem.kronecker_factors(names, delta=self._delta, sharing=self._sharing)
+            self._ready = dict(found)
+        except LayerError as error:  # the others are fetched without it
+            self._failed[error.layer] = error
+
+
+def _groups(layers: Sequence[LayerInfo]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    room = 0
+    for layer in layers:
+        size = layer.shape[0] ** 2 + layer.shape[1] ** 2
+        if size > room:
+            groups.append([])
+            room = MAX_ELEMENTS
+        groups[-1].append(layer.name)
+        room -= size
+    return groups
+
+
+def _notes(
+    xp: Any, factors: KroneckerFactors, u: Any, alignment: SpectralAlignment
+) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if factors.output_noise is not None:
+        noise = to_numpy(xp.sum(u * (factors.output_noise @ u), axis=-2))
+        error = float(np.sqrt(np.mean((noise / to_numpy(alignment.delta.quadratic)) ** 2)))
+        notes += (f"standard error of uᵀ C_δ u: {error:.1%} (root mean square over the window)",)
+    for symbol, factor in (("C_δ", alignment.delta), ("C_A", alignment.a)):
+        if tied := [str(k + 1) for k, t in enumerate(to_numpy(factor.tied)) if t]:
+            notes += (
+                f"eigenvalues of {symbol} nearly tied at ranks {', '.join(tied)}: which of a tied "
+                "cluster stands beside which direction is arbitrary, within the gap",
+            )
+    return notes

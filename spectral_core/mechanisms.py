@@ -1,0 +1,163 @@
+"""What architecture predicts of a layer's alignment, and what a measured layer shows.
+
+The predictions are computed from sizes and spectra alone; `explain` reads a measured layer.
+"""
+
+from dataclasses import dataclass
+from math import inf, log, sqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core.errors import InputError
+
+__all__ = [
+    "ResidualPrediction",
+    "layernorm_band",
+    "residual_prediction",
+    "slope_bound",
+    "softmax_head_rank",
+]
+
+
+def layernorm_band(n: int, batch: int) -> float:
+    """Return the bound on the condition number of normalised features (Theory 6.1).
+
+    ``((1 + √(n/B)) / (1 − √(n/B)))²``, the Bai-Yin limit for B isotropic sub-Gaussian samples of n
+    features. Trained features are rarely isotropic: compare with the measured condition number.
+
+    Parameters
+    ----------
+    n : int
+        Number of features.
+    batch : int
+        Number of samples (times positions) B.
+
+    Returns
+    -------
+    float
+        At least 1; infinite for B <= n.
+
+    Raises
+    ------
+    InputError
+        If a number is not positive.
+    """
+    if n < 1 or batch < 1:
+        raise InputError(f"n and batch: {n!r} and {batch!r}; pass positive numbers.")
+    if batch <= n:
+        return inf
+    ratio = sqrt(n / batch)
+    return ((1 + ratio) / (1 - ratio)) ** 2
+
+
+def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
+    """Return the largest slope on log σ of values that lie within a band.
+
+    ``log(band) Σ|x − x̄| / (2 Σ(x − x̄)²)`` with ``x = log σ``: attained by values that jump at the
+    mean. (Dividing by the spread of x, as if the slope were a rise over a run, is no bound.)
+
+    Parameters
+    ----------
+    sigma : array, shape (K,)
+        Singular values, positive.
+    band : float
+        Largest ratio of two values, at least 1.
+
+    Returns
+    -------
+    float
+        In units of an exponent. For ``ρ = uᵀ C u / λ`` with the condition number of C for the band
+        it is to be taken twice: quotient and eigenvalue each lie within the band.
+
+    Raises
+    ------
+    InputError
+        If `sigma` is not positive or does not vary, or the band is below 1.
+    """
+    values = np.asarray(sigma, dtype=np.float64)
+    if values.ndim != 1 or not np.all(values > 0) or np.ptp(values) == 0:
+        raise InputError(
+            "sigma: pass one axis of positive singular values, at least two of them different."
+        )
+    if not band >= 1:
+        raise InputError(f"band: {band!r} is below 1; pass a condition number.")
+    x = np.log(values)
+    x = x - x.mean()
+    return float(log(band) * np.sum(np.abs(x)) / (2 * np.sum(x * x))) if band < inf else inf
+
+
+@dataclass(frozen=True)
+class ResidualPrediction:
+    """Slopes on log σ where C_δ knows nothing of the layer's directions (Theory 6.2).
+
+    Parameters
+    ----------
+    quadratic : float
+        Of ``u_kᵀ C_δ u_k``: 0, as random directions all see ``tr C_δ / m``.
+    quadratic_error : float
+        Standard deviation of that slope over random directions.
+    rho_delta : float
+        Of ``ρ_k^δ``, which then is ``tr C_δ / (m λ_k)``: the eigenvalues' own slope, turned round.
+    """
+
+    quadratic: float
+    quadratic_error: float
+    rho_delta: float
+
+
+def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> ResidualPrediction:
+    """Predict the slopes of a skip-dominated block from the eigenvalues of C_δ (Theory 6.2).
+
+    With directions that are random relative to ``C_δ`` the quadratic form ``uᵀ C_δ u`` does not
+    follow σ, and ``ρ^δ`` follows the eigenvalues that divide it. Its slope is 0 only for an
+    isotropic ``C_δ``.
+
+    Parameters
+    ----------
+    sigma : array, shape (K,)
+        Singular values of the gradient, positive.
+    eigenvalues : array, shape (m,)
+        All eigenvalues of ``C_δ``, descending, m of at least K.
+
+    Raises
+    ------
+    InputError
+        If shapes do not fit or values are not positive where they must be.
+    """
+    values = np.asarray(eigenvalues, dtype=np.float64)
+    x = np.asarray(sigma, dtype=np.float64)
+    if x.ndim != 1 or values.ndim != 1 or len(values) < len(x) or not np.all(x > 0):
+        raise InputError(
+            f"sigma and eigenvalues: have shapes {x.shape} and {values.shape}; pass (K,) positive "
+            "and (m,), with m of at least K."
+        )
+    if not np.all(values[: len(x)] > 0):
+        raise InputError("eigenvalues: the first K must be positive; shorten the window.")
+    x = np.log(x) - np.log(x).mean()
+    if not np.any(x):
+        raise InputError("sigma: does not vary, so nothing has a slope on it.")
+    m, total = len(values), values.sum()
+    # Variance of uᵀCu over the unit sphere, relative to its squared mean.
+    variance = 2 * (m * np.sum(values**2) / total**2 - 1) / (m + 2)
+    slope = np.sum(x * np.log(values[: len(x)])) / np.sum(x * x)
+    return ResidualPrediction(
+        quadratic=0.0,
+        quadratic_error=float(np.sqrt(variance / np.sum(x * x))),
+        rho_delta=float(-slope),
+    )
+
+
+def softmax_head_rank(classes: int) -> int:
+    """Return the rank that ``C_δ`` has at most at a softmax head: classes − 1 (Theory 4.6, 6.3).
+
+    The gradients of a cross-entropy in its logits add up to zero. The paper says `classes`.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 2 classes.
+    """
+    if classes < 2:
+        raise InputError(f"classes: {classes!r}; a softmax over fewer than 2 is constant.")
+    return int(classes) - 1
