@@ -171,7 +171,9 @@ def measured(model: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[float, 
             "chi_median": float(np.nanmedian(spectrum.decomposition.chi)),
             "chi_max": float(np.nanmax(spectrum.decomposition.chi)),
         }  # fmt: skip
-        records.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
+        records.append(
+            {k: float(v) if isinstance(v, (np.floating, np.ndarray)) else v for k, v in row.items()}
+        )
     return accuracy, records
 
 

@@ -87,26 +87,31 @@ class FactorCapture(OperationRecorder):
         self._result = None
 
     def _record(self, name: str, consumed: Consumed) -> None:
-        if not consumed.usable or not isinstance(self._result, Tensor):
+        if not consumed.usable:
             return
-        if self._result.grad_fn is None:
+        result = self._result if isinstance(self._result, Tensor) else None
+        if result is not None and result.grad_fn is None:
             return
-        edge = get_gradient_edge(self._result)
         for position, (_, shadow) in enumerate(split_groups(consumed)):
             view = MatrixView.of(shadow, consumed.out_axes)
             for layer in self._layers:
                 if layer.parameter == name:
-                    self._match(layer, view, consumed, position, edge)
+                    self._match(layer, view, consumed, position, result)
 
     def _match(
-        self, layer: Layer, view: MatrixView, consumed: Consumed, position: int, edge: GradientEdge
+        self,
+        layer: Layer,
+        view: MatrixView,
+        consumed: Consumed,
+        position: int,
+        result: Tensor | None,
     ) -> None:
         rows = _rows_within(layer.view, view)
         if rows is None:
             if layer.view.elements == view.elements:
                 self.turned.add(layer.info.name)
             return
-        if consumed.rows is None:
+        if consumed.rows is None or result is None:
             raise LayerError(
                 layer.info.name,
                 f"its operation ({consumed.kind}) hides inputs and outputs at single positions, so "
@@ -119,6 +124,7 @@ class FactorCapture(OperationRecorder):
             found = made.outputs(gradient)
             return found if index is None else found[..., index]
 
+        edge = get_gradient_edge(result)
         self.passages[layer.info.name].append(Passage(edge, made.inputs, outputs))
 
     def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

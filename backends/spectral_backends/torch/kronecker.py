@@ -188,7 +188,7 @@ class _Batch:
             found = [(passage, next(remaining)) for passage in passages]
             rows = [passage.outputs(g) for passage, g in found if g is not None]
             if options.sharing == "reduce" and rows:
-                rows = [torch.stack([r.sum(1) for r in rows]).sum(0)]
+                rows = [_sum_of_positions(rows)]
             for r in rows:
                 yield part, name, r.flatten(0, -2)
 
@@ -331,6 +331,17 @@ class _LossWatch(CallObserver):
         """Look at the call's name."""
         name = getattr(func, "__name__", "")
         self.logistic |= name == "binary_cross_entropy_with_logits"
+
+
+def _sum_of_positions(rows: list[Tensor]) -> Tensor:
+    """Add rows ``(B, S, m)`` up to ``(B, m)``; what cancels to rounding is zero.
+
+    Attention, for one, does not change when all its keys move together, so the gradients of a
+    sample's keys add up to nothing, and the outer products of their rounding would be a factor.
+    """
+    total = torch.stack([r.sum(1) for r in rows]).sum(0)
+    size = torch.stack([r.abs().sum(1) for r in rows]).sum(0)
+    return torch.where(total.abs() > 64 * torch.finfo(total.dtype).eps * size, total, 0.0)
 
 
 def _add_gram(total: Tensor, rows: Tensor, most: int = 2**22) -> None:
