@@ -192,6 +192,8 @@ def _group(rows: Rows, consumed: Consumed, position: int) -> Rows:
         tensor = tensor.expand(*groups, *tensor.shape[consumed.group_axes :])
         tensor = tensor.movedim(own, list(range(len(own))))
         tensor = tensor.flatten(0, len(own) - 1)[position] if own else tensor
+        while tensor.ndim > 3 and tensor.shape[0] == 1:
+            tensor = tensor[0]
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:-1]), tensor.shape[-1])
 
     return Rows(lambda: pick(rows.inputs()), lambda y: pick(rows.outputs(y)))

@@ -287,6 +287,20 @@ def test_changes_in_place_come_after_the_layer():
     close(found.output_covariance, expected.output_covariance)
 
 
+def test_ignored_images_are_in_no_factor():
+    torch.manual_seed(0)
+    case = CASES["conv2d grouped"]()
+    x, y = random(6, *case.inputs[0].shape[1:]), torch.tensor([0, -100, 2, 1, -100, 0])
+    names = list(case.matrices)
+    every, kept = (
+        CurvatureProblem(case.model, F.cross_entropy, batches).kronecker_factors(names)
+        for batches in ([(x, y)], split(x[y >= 0], y[y >= 0], 3))
+    )
+    for name in names:
+        close(every[name].input_covariance, kept[name].input_covariance)
+        close(every[name].output_covariance, kept[name].output_covariance)
+
+
 class Tokens(nn.Module):
     """One causal attention on tokens; `flat` gives every token as a sample of its own."""
 
