@@ -4,7 +4,7 @@ import platform
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import array_api_compat
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core._version import __version__
+from spectral_core.alignment import SpectralAlignment
 from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
@@ -103,6 +104,8 @@ def measure(
         If `resume` cannot be written or belongs to another measurement.
     """
     _check_arguments(top_k, curvature, confidence)
+    _check_choice("delta", delta, get_args(Delta))
+    _check_choice("sharing", sharing, get_args(Sharing))
     selected = select_layers(problem.layers(), layers)
     provenance = Provenance(
         problem=dict(problem.describe()),
@@ -196,28 +199,39 @@ def _measure_layer(
     source: FactorSource | None,
 ) -> LayerSpectrum:
     kind, confidence = provenance.curvature, provenance.confidence
+    # The factors first: what is wrong with the loss is said before hours of curvatures.
+    aligned, reason = _alignment(source, layer, window)
     h = _curvatures(problem, layer, window, kind)
     spectrum = spectrum_from_values(
-        layer, window.sigma, h, confidence=confidence, notes=window.notes
+        layer, window.sigma, h, confidence=confidence, notes=window.notes + reason
     )
-    if source is None:
+    if aligned is None:
         return spectrum
+    alignment, notes = aligned
     try:
-        alignment, notes = source.alignment(layer, window.u, window.v)
         ggn = h if kind == "ggn" else _curvatures(problem, layer, window, "ggn")
     except LayerError as error:
         return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
     fits = decompose_exponent(window.sigma, h, ggn, alignment, confidence=confidence).to_floats()
     if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
-        notes += (f"{lost} more directions dropped from the decomposition (eigenvalues of a factor "
-                  "at rounding level, or a Gauss-Newton curvature <= 0)",)  # fmt: skip
-    return replace(
-        spectrum,
-        ggn=ggn,
-        alignment=alignment,
-        decomposition=fits,
-        notes=spectrum.notes + notes,
-    )
+        notes += (
+            f"{lost} more directions dropped from the decomposition (eigenvalues of a factor at "
+            "rounding level, or a Gauss-Newton curvature <= 0)",
+        )
+    notes = spectrum.notes + notes
+    return replace(spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes)
+
+
+def _alignment(
+    source: FactorSource | None, layer: LayerInfo, window: "_Window"
+) -> tuple[tuple[SpectralAlignment, tuple[str, ...]] | None, tuple[str, ...]]:
+    """Return the alignment with its notes, or None with the reason why there is none."""
+    if source is None:
+        return None, ()
+    try:
+        return source.alignment(layer, window.u, window.v), ()
+    except LayerError as error:
+        return None, (f"no decomposition: {error.reason}",)
 
 
 def _curvatures(
@@ -290,7 +304,12 @@ def _participation(curvature: npt.NDArray[np.float64], s: float) -> Participatio
 def _check_arguments(top_k: int, curvature: str, confidence: float) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
-    if curvature not in ("hessian", "ggn"):
-        raise InputError(f"curvature: {curvature!r} is unknown; choose 'hessian' or 'ggn'.")
+    _check_choice("curvature", curvature, get_args(CurvatureKind))
     if not 0 < confidence < 1:
         raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        *most, last = map(repr, known)
+        raise InputError(f"{name}: {value!r} is unknown; choose {', '.join(most)} or {last}.")

@@ -172,3 +172,83 @@ def test_zeta(xp):
     found = xp.run(sc.zeta, s)
     assert relative(xp, found, expected) < 8 * xp.eps
     xp.check_kind(found, s)
+
+
+M, N, J = 7, 9, 5
+
+
+def kronecker_setting():
+    """Return directions of a gradient, its singular values, and two factors, in batches of 3."""
+    rng = np.random.default_rng(3)
+    delta = rng.normal(size=(3, 40, M)) * np.arange(1, M + 1) ** -0.7
+    inputs = rng.normal(size=(3, 40, N)) + delta[..., :1]
+    g = np.einsum("bim,bin->bmn", delta, inputs) / 40
+    u, sigma, vh = np.linalg.svd(g, full_matrices=False)
+    u, v = u[..., :J], np.swapaxes(vh, 1, 2)[..., :J]
+    c_delta = np.einsum("bim,bil->bml", delta, delta) / 40
+    c_a = np.einsum("bim,bil->bml", inputs, inputs) / 40
+    ggn = np.mean((delta @ u) ** 2 * (inputs @ v) ** 2, axis=1)
+    return u, sigma[..., :J], v, c_delta, c_a, ggn, ggn * np.exp(0.1 * rng.normal(size=ggn.shape))
+
+
+def test_spectral_alignment(xp):
+    u, _, v, c_delta, c_a, _, _ = kronecker_setting()
+    c_delta[2] = np.nan
+    arrays = [xp.array(a) for a in (u, v, c_delta, c_a)]
+
+    def align(*args):
+        s = sc.spectral_alignment(*args)
+        return (s.rho_delta, s.rho_a, s.phi, s.lam, s.kron, s.delta.rank, s.a.condition,
+                s.a.effective_rank, s.a.tied)  # fmt: skip
+
+    found = [xp.numpy(value) for value in xp.run(align, *arrays)]
+    for row in range(2):
+        values = [np.linalg.eigvalsh(c[row])[::-1] for c in (c_delta, c_a)]
+        quadratic = [np.diag(d[row].T @ c[row] @ d[row]) for d, c in ((u, c_delta), (v, c_a))]
+        rho = [q / w[:J] for q, w in zip(quadratic, values, strict=True)]
+        p = values[1] / values[1].sum()
+        expected = (*rho, rho[0] * rho[1], values[0][:J] * values[1][:J],
+                    quadratic[0] * quadratic[1], M, values[1][0] / values[1][-1],
+                    np.exp(stats.entropy(p)), np.zeros(J, dtype=bool))  # fmt: skip
+        for value, number in zip(found, expected, strict=True):
+            error = np.abs(1.0 * value[row] - number)
+            assert np.all(error <= 1e3 * xp.eps * (1 + np.abs(number)))
+    assert np.isnan(found[0][2]).all() and np.isfinite(found[1][2]).all() and found[5][2] == 0
+    xp.check_kind(sc.spectral_alignment(*arrays).phi, arrays[0])
+
+
+def test_decompose_exponent(xp):
+    u, sigma, v, c_delta, c_a, ggn, h = kronecker_setting()
+    h[1, 2] = -1.0
+    arrays = [xp.array(a) for a in (sigma, h, ggn, u, v, c_delta, c_a)]
+    names = ("alpha", "beta", "phi", "kappa", "nu", "phi_delta", "phi_a", "full_alignment")
+
+    def decompose(sigma, h, ggn, *factors):
+        d = sc.decompose_exponent(sigma, h, ggn, sc.spectral_alignment(*factors))
+        return *(getattr(d, name).exponent for name in names), d.closure, d.chi, d.alpha.n
+
+    found = [xp.numpy(value) for value in xp.run(decompose, *arrays)]
+    for row in range(3):
+        ok = h[row] > 0
+        values = [np.linalg.eigvalsh(c[row])[::-1][:J] for c in (c_delta, c_a)]
+        rho = [np.diag(d[row].T @ c[row] @ d[row]) / w
+               for d, c, w in ((u, c_delta, values[0]), (v, c_a, values[1]))]  # fmt: skip
+        lam, phi = values[0] * values[1], rho[0] * rho[1]
+        terms = (h[row], lam, phi, ggn[row] / (lam * phi), h[row] / ggn[row], *rho,
+                 h[row] / sigma[row] ** 2)  # fmt: skip
+        with np.errstate(invalid="ignore"):
+            expected = [
+                stats.linregress(np.log(sigma[row, ok]), np.log(t[ok])).slope for t in terms
+            ]
+        for value, number in zip(found, expected, strict=False):
+            assert abs(value[row] - number) < 1e5 * xp.eps * (1 + abs(number))
+        assert abs(found[8][row]) < 100 * xp.eps * sum(map(abs, expected))
+        assert np.isnan(found[9][row]).sum() == (~ok).sum() and found[10][row] == ok.sum()
+    xp.check_kind(sc.decompose_exponent(
+        *arrays[:3], sc.spectral_alignment(*arrays[3:])).closure, arrays[0])  # fmt: skip
+
+
+def test_effective_rank(xp):
+    covariance = np.stack([np.diag([1.0, 1, 1, 0]), np.diag([5.0, 0, 0, 0]), np.zeros((4, 4))])
+    found = xp.numpy(xp.run(sc.effective_rank, xp.array(covariance)))
+    assert np.allclose(found[:2], [3, 1]) and np.isnan(found[2])
