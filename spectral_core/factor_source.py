@@ -1,20 +1,41 @@
 """Kronecker factors of many layers, a few at a time, and the alignment of directions in them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import array_api_compat
 import numpy as np
+import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core.alignment import SpectralAlignment, spectral_alignment
 from spectral_core.errors import LayerError
 from spectral_core.problem import CurvatureProblem, Delta, KroneckerFactors, LayerInfo, Sharing
 
-__all__ = ["FactorSource"]
+__all__ = ["Aligned", "FactorSource"]
 
 MAX_ELEMENTS = 2**27
 """Of all factors held together: 1 GiB in float64."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A layer's directions in its factors.
+
+    Parameters
+    ----------
+    alignment : SpectralAlignment
+        With NumPy arrays.
+    ggn : ndarray, shape (K,), or None
+        Gauss-Newton curvatures, where the factors brought them.
+    notes : tuple of str
+        On the factors.
+    """
+
+    alignment: SpectralAlignment
+    ggn: npt.NDArray[np.float64] | None
+    notes: tuple[str, ...]
 
 
 class FactorSource:
@@ -26,6 +47,8 @@ class FactorSource:
         Where they come from.
     layers : sequence of LayerInfo
         In the order in which they will be asked for.
+    directions : mapping of str to (u, v)
+        By layer, shapes (m, K) and (n, K).
     delta, sharing
         As in `CurvatureProblem.kronecker_factors`.
     """
@@ -34,18 +57,18 @@ class FactorSource:
         self,
         problem: CurvatureProblem,
         layers: Sequence[LayerInfo],
+        directions: Mapping[str, tuple[Any, Any]],
         delta: Delta,
         sharing: Sharing,
     ) -> None:
         self._problem, self._delta, self._sharing = problem, delta, sharing
+        self._directions = directions
         self._groups = _groups(layers)
         self._ready: dict[str, KroneckerFactors] = {}
         self._failed: dict[str, LayerError] = {}
 
-    def alignment(
-        self, layer: LayerInfo, u: Any, v: Any
-    ) -> tuple[SpectralAlignment, tuple[str, ...]]:
-        """Return the alignment of directions u (m, K), v (n, K), on the host, and notes on it.
+    def take(self, layer: LayerInfo) -> "Aligned":
+        """Return what the factors say of the layer's directions, on the host.
 
         Raises
         ------
@@ -55,12 +78,14 @@ class FactorSource:
         factors = self._take(layer.name)
         c_delta, c_a = factors.output_covariance, factors.input_covariance
         xp = array_api_compat.array_namespace(c_delta)
+        u, v = self._directions[layer.name]
         # The factors are sums of squares: below the square of the gradients' rounding they are
         # noise, however wide the sums are.
         precision = max(float(xp.finfo(c_delta.dtype).eps), float(xp.finfo(u.dtype).eps) ** 2)
         u, v = (xp.astype(xp.asarray(d), c_delta.dtype) for d in (u, v))
         found = spectral_alignment(u, v, c_delta, c_a, rtol=max(layer.shape) * precision)
-        return found.to_floats(), factors.notes + _notes(xp, factors, u, found)
+        ggn = None if factors.ggn is None else to_numpy(factors.ggn).astype(np.float64)
+        return Aligned(found.to_floats(), ggn, factors.notes + _notes(xp, factors, u, found))
 
     def _take(self, name: str) -> KroneckerFactors:
         while name not in self._ready and name not in self._failed:

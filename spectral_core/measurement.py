@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core._version import __version__
-from spectral_core.alignment import SpectralAlignment
 from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
-from spectral_core.factor_source import FactorSource
+from spectral_core.factor_source import Aligned, FactorSource
 from spectral_core.journal import Journal
 from spectral_core.participation import (
     certified_exponent,
@@ -126,12 +125,19 @@ def measure(
         todo = [layer for layer in selected if layer.name not in journal]
         skipped: dict[str, str] = {}
         gradients = dict(problem.gradients([layer.name for layer in todo])) if todo else {}
-        source = FactorSource(problem, todo, delta, sharing) if decompose else None
+        windows: dict[str, _Window] = {}
+        for layer in todo:
+            try:
+                windows[layer.name] = _top_directions(layer, gradients.pop(layer.name), top_k)
+            except LayerError as error:
+                skipped[layer.name] = error.reason
+        todo = [layer for layer in todo if layer.name in windows]
+        directions = {name: (window.u, window.v) for name, window in windows.items()}
+        source = FactorSource(problem, todo, directions, delta, sharing) if decompose else None
         for layer in todo:
             report_progress(len(journal.spectra) + len(skipped), len(selected), layer.name)
             try:
-                gradient = gradients.pop(layer.name)
-                window = _top_directions(layer, gradient, top_k)
+                window = windows.pop(layer.name)
                 journal.add(_measure_layer(problem, layer, window, provenance, source))
             except LayerError as error:
                 skipped[layer.name] = error.reason
@@ -200,16 +206,17 @@ def _measure_layer(
 ) -> LayerSpectrum:
     kind, confidence = provenance.curvature, provenance.confidence
     # The factors first: what is wrong with the loss is said before hours of curvatures.
-    aligned, reason = _alignment(source, layer, window)
+    aligned, reason = _aligned(source, layer)
     h = _curvatures(problem, layer, window, kind)
     spectrum = spectrum_from_values(
         layer, window.sigma, h, confidence=confidence, notes=window.notes + reason
     )
     if aligned is None:
         return spectrum
-    alignment, notes = aligned
+    alignment, ggn, notes = aligned.alignment, aligned.ggn, aligned.notes
     try:
-        ggn = h if kind == "ggn" else _curvatures(problem, layer, window, "ggn")
+        if ggn is None:
+            ggn = h if kind == "ggn" else _curvatures(problem, layer, window, "ggn")
     except LayerError as error:
         return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
     fits = decompose_exponent(window.sigma, h, ggn, alignment, confidence=confidence).to_floats()
@@ -222,14 +229,14 @@ def _measure_layer(
     return replace(spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes)
 
 
-def _alignment(
-    source: FactorSource | None, layer: LayerInfo, window: "_Window"
-) -> tuple[tuple[SpectralAlignment, tuple[str, ...]] | None, tuple[str, ...]]:
-    """Return the alignment with its notes, or None with the reason why there is none."""
+def _aligned(
+    source: FactorSource | None, layer: LayerInfo
+) -> tuple[Aligned | None, tuple[str, ...]]:
+    """Return the directions in their factors, or None with the reason why there is nothing."""
     if source is None:
         return None, ()
     try:
-        return source.alignment(layer, window.u, window.v), ()
+        return source.take(layer), ()
     except LayerError as error:
         return None, (f"no decomposition: {error.reason}",)
 

@@ -25,6 +25,7 @@ __all__ = [
     "curvature_figure",
     "plot_alpha_by_depth",
     "plot_curvature",
+    "plot_decomposition",
     "plot_rank_profile",
     "plot_transfer",
     "rank_profile_figure",
@@ -34,6 +35,11 @@ __all__ = [
 # Okabe and Ito's colours: told apart with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FORMS = {"power_law": "#0072B2", "exponential": "#D55E00", "log_normal": "#009E73"}
+_TERMS = {"beta": "#0072B2", "phi": "#D55E00", "kappa": "#009E73", "nu": "#CC79A7"}
+_SYMBOLS = {
+    "beta": "β: eigenvalues of the factors", "phi": "φ: alignment", "kappa": "κ: dependence",
+    "nu": "ν: beyond Gauss-Newton",
+}  # fmt: skip
 _GREY = "#777777"
 
 
@@ -148,6 +154,44 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
+    """Draw ``α = β + φ + κ + ν`` as bars, layer by layer: what is negative hangs below zero.
+
+    The diamond is α, the sum of its bars, with its interval.
+    """
+    layers = [
+        s for s in report.decomposed() if s.decomposition and not s.decomposition.alpha.reason
+    ]
+    ax = ax or _new_axes(width=max(6.4, 0.3 * len(layers) + 2))
+    ax.axhline(0, color="black", linewidth=0.8, zorder=3)
+    ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
+    for position, spectrum in enumerate(layers):
+        fits: Any = spectrum.decomposition
+        tops = {True: 0.0, False: 0.0}
+        for name, colour in _TERMS.items():
+            value = getattr(fits, name).exponent
+            ax.bar(position, value, 0.7, bottom=tops[value > 0], color=colour, zorder=2)
+            tops[value > 0] += value
+        low, high = fits.alpha.interval
+        alpha = fits.alpha.exponent
+        ax.errorbar(
+            position, alpha, yerr=[[alpha - low], [high - alpha]], fmt="D", markersize=4,
+            color="black", markerfacecolor="white", linewidth=1, capsize=2, zorder=4,
+        )  # fmt: skip
+    patch: Any = require("matplotlib.patches", "plots", "A plot").Patch
+    line: Any = require("matplotlib.lines", "plots", "A plot").Line2D
+    handles = [patch(color=colour, label=_SYMBOLS[name]) for name, colour in _TERMS.items()]
+    handles.append(line([], [], marker="D", color="black", markerfacecolor="white", label="α"))
+    ax.figure.legend(
+        handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=7
+    )
+    names = [_short(spectrum.name) for spectrum in layers]
+    ax.set_xticks(range(len(layers)), names, rotation=90, fontsize=7)
+    ax.set_xlim(-0.7, len(layers) - 0.3)
+    ax.set_ylabel("slope on log σ")
+    return ax
+
+
 def curvature_figure(report: SpectralReport) -> Figure:
     """Return one panel of `plot_curvature` per layer."""
     return _small_multiples(report, plot_curvature)
@@ -175,7 +219,8 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     Returns
     -------
     list of Path
-        ``curvature.png``, ``transfer.png``, ``alpha_by_depth.png``, ``rank_profiles.png``.
+        ``curvature.png``, ``transfer.png``, ``alpha_by_depth.png``, ``rank_profiles.png``, and
+        ``decomposition.png`` if a layer has one.
 
     Raises
     ------
@@ -189,6 +234,8 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
         "alpha_by_depth.png": lambda: plot_alpha_by_depth(report).figure,  # type: ignore[dict-item, return-value]
         "rank_profiles.png": lambda: rank_profile_figure(report),
     }
+    if report.decomposed():
+        figures["decomposition.png"] = lambda: plot_decomposition(report).figure  # type: ignore[assignment, return-value]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, make in figures.items():

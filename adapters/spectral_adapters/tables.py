@@ -29,13 +29,16 @@ def to_polars(report: SpectralReport) -> "polars.DataFrame":
     return table
 
 
-def to_rich(report: SpectralReport) -> "Table":
-    """Return the summary's table for a `rich` console; needs the extra ``cli``."""
+def to_rich(report: SpectralReport, *, terms: bool = False) -> "Table":
+    """Return the summary's table, or that of the terms of α, for a `rich` console.
+
+    Needs the extra ``cli``.
+    """
     table_class: Any = require("rich.table", "cli", "A rich table").Table
     table: Table = table_class(box=require("rich.box", "cli", "A rich table").SIMPLE_HEAD)
-    header, rows = report.table()
-    for index, column in enumerate(header):
-        words = index in (0, 1, header.index("profile"))
+    header, rows = report.decomposition_table() if terms else report.table()
+    for column in header:
+        words = column in ("layer", "kind", "profile")
         table.add_column(column, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
@@ -43,8 +46,14 @@ def to_rich(report: SpectralReport) -> "Table":
 
 
 def to_markdown(report: SpectralReport) -> str:
-    """Return the summary's table in Markdown."""
-    header, rows = report.table()
+    """Return the summary's table in Markdown, and below it that of the terms of α, if any."""
+    tables = [report.table()]
+    if report.decomposed():
+        tables.append(report.decomposition_table())
+    return "\n\n".join(_markdown(header, rows) for header, rows in tables)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from decomposed import layer as decomposed_layer
 
 import spectral_core as sc
 from spectral_adapters import plots, tables
@@ -111,3 +112,39 @@ def test_rich_table(report):
     console.print(tables.to_rich(report))
     text = console.file.getvalue()
     assert all(cell in text for row in report.table()[1] for cell in row)
+
+
+@pytest.fixture
+def decomposed():
+    return report_of(
+        spectrum(0, "conv2d"), decomposed_layer(1, name="up", phi=-1.0, kappa=0.4),
+        decomposed_layer(2, name="down", beta=2.7, phi=-0.5, nu=-0.3),
+    )  # fmt: skip
+
+
+def test_bars_add_up_to_alpha(decomposed):
+    ax = plots.plot_decomposition(decomposed)
+    layers = decomposed.decomposed()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["up", "down"]
+    for position, measured in enumerate(layers):
+        bars = [b for b in ax.patches if abs(b.get_x() + 0.35 - position) < 0.01]
+        assert sum(b.get_height() for b in bars) == pytest.approx(
+            measured.decomposition.alpha.exponent
+        )
+        for sign in (1, -1):  # stacked: each begins where the last of its sign ended
+            end = 0
+            for bar in (b for b in bars if b.get_height() * sign > 0):
+                assert bar.get_y() == pytest.approx(end)
+                end += bar.get_height()
+
+
+def test_decomposed_reports_in_every_form(decomposed, tmp_path):
+    files = plots.save_figures(decomposed, tmp_path)
+    assert [f.name for f in files][-1] == "decomposition.png"
+    text = tables.to_markdown(decomposed)
+    head, terms = text.split("\n\n")
+    assert head.count("\n") == 4 and terms.count("\n") == 3 and "χ median" in terms
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(decomposed))))
+    assert rows[0]["phi"] == "nan" and float(rows[1]["phi"]) == pytest.approx(-1, abs=0.05)
+    pytest.importorskip("rich")
+    assert tables.to_rich(decomposed, terms=True).row_count == 2

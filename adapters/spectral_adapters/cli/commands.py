@@ -185,6 +185,10 @@ def _show(report: sc.SpectralReport, console: Console) -> None:
     head, _, *rest = report.summary().split("\n\n")  # the second part is the plain table
     console.print(head, highlight=False, markup=False)
     console.print(to_rich(report))
+    if report.decomposed():
+        caption, _, *rest = rest
+        console.print(caption, highlight=False, markup=False)
+        console.print(to_rich(report, terms=True))
     for part in rest:
         console.print(part, highlight=False, markup=False)
 

@@ -27,14 +27,17 @@ class Passage:
 
     Parameters
     ----------
+    result : Tensor
+        What the operation returned; values may have been changed in place since.
     edge : GradientEdge
-        Of the operation's result, as it left the operation: in-place changes come after it.
+        Of the result as it left the operation: in-place changes come after it.
     inputs : callable
         Returns the inputs, shape ``(B, S, n)``.
     outputs : callable
         Turns a gradient of the result into ``(B, S, m)``.
     """
 
+    result: Tensor
     edge: GradientEdge
     inputs: Callable[[], Tensor]
     outputs: Callable[[Tensor], Tensor]
@@ -124,8 +127,9 @@ class FactorCapture(OperationRecorder):
             found = made.outputs(gradient)
             return found if index is None else found[..., index]
 
-        edge = get_gradient_edge(result)
-        self.passages[layer.info.name].append(Passage(edge, made.inputs, outputs))
+        self.passages[layer.info.name].append(
+            Passage(result, get_gradient_edge(result), made.inputs, outputs)
+        )
 
     def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `multi_head_attention_forward` as four products around one with unit weights.

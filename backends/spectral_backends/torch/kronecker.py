@@ -1,6 +1,6 @@
 """Kronecker factors of layers, streamed over batches in O(m² + n²) memory each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -53,6 +53,7 @@ class FactorOptions:
 def kronecker_factors(
     objective: Objective,
     layers: Sequence[Layer],
+    directions: Mapping[str, tuple[Tensor, Tensor]],
     options: FactorOptions,
     seed: int,
     chunk: Callable[[int], int],
@@ -61,15 +62,20 @@ def kronecker_factors(
 
     Parameters
     ----------
+    directions : mapping of str to (Tensor, Tensor)
+        Along which to sum the Gauss-Newton curvature, for layers that have some.
     chunk : callable
         How many columns to send back together, of the bytes of one.
     """
     options.check()
     _check_sizes(layers)
-    totals = {layer.info.name: _Totals(layer, objective.model.device) for layer in layers}
+    totals = {
+        layer.info.name: _Totals(layer, objective.model.device, directions.get(layer.info.name))
+        for layer in layers
+    }
     count, exact, turned = 0.0, True, set[str]()
     generator = torch.Generator(objective.model.device).manual_seed(seed)
-    apart: bool | None = None  # whether samples are apart in the network; asked of one batch
+    samples: _Samples | None = None  # asked of the first batch that has several
     with objective.one_pass(seed) as batches:
         for batch in batches:
             leaves = objective.matrix_leaves()
@@ -78,8 +84,9 @@ def kronecker_factors(
             made: _Batch | None = objective.model.hold(leaves, run)
             if made is None:
                 continue
-            work = partial(made.add_to, totals, options, generator, chunk, apart)
-            apart, whole = objective.model.hold(leaves, work)
+            work = partial(made.add_to, totals, options, generator, chunk, samples)
+            seen, whole = objective.model.hold(leaves, work)
+            samples = samples or (seen if made.n_samples > 1 else None)
             count += made.terms.count
             exact &= whole
             turned |= capture.turned
@@ -100,6 +107,11 @@ class _Batch:
     ) -> None:
         self._outputs, self._curvature, self._passages = outputs, curvature, passages
         self.terms = terms
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples of the outputs."""
+        return len(self._outputs)
 
     @classmethod
     def run(
@@ -131,23 +143,25 @@ class _Batch:
         options: FactorOptions,
         generator: torch.Generator,
         chunk: Callable[[int], int],
-        apart: bool | None,
-    ) -> tuple[bool, bool]:
-        """Add the batch; return whether samples are apart, and whether what was added is exact."""
-        apart = self._samples_are_apart(generator) if apart is None else apart
+        samples: "_Samples | None",
+    ) -> tuple["_Samples", bool]:
+        """Add the batch; return how its samples lie, and whether what was added is exact."""
+        samples = samples or self._find_samples(generator)
         weights = self._curvature.sample_weights
         weights = weights * (self.terms.count / float(weights.sum()))
         for name, total in totals.items():
-            total.add_inputs(self._passages[name], weights, options, apart)
-        columns = self._exact_columns(options) if apart else None
+            total.add_inputs(self._passages[name], weights, options, samples)
+        columns = self._exact_columns(options) if samples.apart else None
         if columns is not None:
-            for part, name, rows in self._sent_back(columns, options, chunk):
-                totals[name].add_outputs(rows, half=part % 2)
-            return apart, True
+            for part, name, rows in self._sent_back(columns, chunk):
+                totals[name].add_outputs(rows, options, half=part % 2)
+                totals[name].add_ggn(rows)
+            return samples, True
         draws = (self._draw(options, generator) for _ in range(options.draws))
-        for part, name, rows in self._sent_back(draws, options, chunk):
-            totals[name].add_outputs(rows / options.draws**0.5, half=part % 2)
-        return apart, False
+        for part, name, rows in self._sent_back(draws, chunk):
+            scaled = [r / options.draws**0.5 for r in rows]
+            totals[name].add_outputs(scaled, options, half=part % 2)
+        return samples, False
 
     def _exact_columns(self, options: FactorOptions) -> Iterator[Tensor] | None:
         """Return the columns that make ``C_δ`` exact, or None where they are too many."""
@@ -170,27 +184,18 @@ class _Batch:
         return self._curvature.term_mixture(signs)
 
     def _sent_back(
-        self, columns: Iterator[Tensor], options: FactorOptions, chunk: Callable[[int], int]
-    ) -> Iterator[tuple[int, str, Tensor]]:
-        """Yield, for each column and layer, the rows of output gradients ``(rows, m)``."""
+        self, columns: Iterator[Tensor], chunk: Callable[[int], int]
+    ) -> Iterator[tuple[int, str, list[Tensor]]]:
+        """Yield, for each column and layer, its output gradients ``(B, S, m)`` use by use."""
         part = 0
         size = chunk(self._outputs.numel() * self._outputs.element_size())
         while cotangents := list(islice(columns, size)):
             for gradients in self._pull_back(torch.stack(cotangents)):
-                yield from self._rows(gradients, part, options)
+                remaining = iter(gradients)
+                for name, passages in self._passages.items():
+                    found = [(passage, next(remaining)) for passage in passages]
+                    yield part, name, [_outputs(passage, g) for passage, g in found]
                 part += 1
-
-    def _rows(
-        self, gradients: tuple[Tensor | None, ...], part: int, options: FactorOptions
-    ) -> Iterator[tuple[int, str, Tensor]]:
-        remaining = iter(gradients)
-        for name, passages in self._passages.items():
-            found = [(passage, next(remaining)) for passage in passages]
-            rows = [passage.outputs(g) for passage, g in found if g is not None]
-            if options.sharing == "reduce" and rows:
-                rows = [_sum_of_positions(rows)]
-            for r in rows:
-                yield part, name, r.flatten(0, -2)
 
     def _pull_back(self, cotangents: Tensor) -> list[tuple[Tensor | None, ...]]:
         """Return the gradients at every passage, for each cotangent; None where none arrives."""
@@ -210,60 +215,96 @@ class _Batch:
             tuple(g if g is None else g[index] for g in found) for index in range(len(cotangents))
         ]
 
-    def _samples_are_apart(self, generator: torch.Generator) -> bool:
-        """Say whether no position of any layer is reached from two samples of the outputs.
+    def _find_samples(self, generator: torch.Generator) -> "_Samples":
+        """Look how the samples of the outputs lie in the rows of each layer.
 
-        Halves of the samples are sent back one at a time: a position that both reach joins
-        samples, as where tokens of one sequence were flattened into samples.
+        Halves of the samples are sent back one at a time. A position that both reach joins
+        samples, as where tokens of one sequence were flattened into samples; one that is reached
+        by a sample other than that of its first index lies along another axis.
         """
         z, count = self._outputs, len(self._outputs)
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        if count < 2:
-            return True
+        apart, in_front = True, dict.fromkeys(self._passages, True)
         for _ in range(4):
-            chosen = torch.randperm(count, generator=generator, device=noise.device) < count // 2
-            mask = chosen.reshape(count, *[1] * (noise.ndim - 1))
-            halves = [self._pull_back((noise * m)[None])[0] for m in (mask, ~mask)]
-            passages = (p for found in self._passages.values() for p in found)
-            for passage, one, other in zip(passages, *halves, strict=True):
-                if one is None or other is None:
-                    continue
-                reached = [passage.outputs(g).abs().sum(-1) > 0 for g in (one, other)]
-                if bool((reached[0] & reached[1]).any()):
-                    return False
-        return True
+            chosen = torch.randperm(count, generator=generator, device=z.device) < (count + 1) // 2
+            mask = chosen.reshape(count, *[1] * (z.ndim - 1))
+            halves = [iter(self._pull_back((noise * m)[None])[0]) for m in (mask, ~mask)]
+            for name, passages in self._passages.items():
+                for passage in passages:
+                    one, other = (
+                        _outputs(passage, next(half)).abs().sum(-1) > 0 for half in halves
+                    )
+                    apart &= not bool((one & other).any())
+                    in_front[name] &= len(one) == count and not bool(
+                        one[~chosen].any() or other[chosen].any()
+                    )
+        return _Samples(apart, frozenset(name for name, found in in_front.items() if found))
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Whether no position is reached from two samples, and the layers that have them in front."""
+
+    apart: bool
+    in_front: frozenset[str]
 
 
 class _Totals:
     """Running sums of one layer, in float64 where the device has it."""
 
-    def __init__(self, layer: Layer, device: torch.device) -> None:
+    def __init__(
+        self, layer: Layer, device: torch.device, directions: tuple[Tensor, Tensor] | None
+    ) -> None:
         m, n = layer.info.shape
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._name = layer.info.name
+        self._directions = directions
+        count = 0 if directions is None else directions[0].shape[1]
+        self._ggn = torch.zeros(count, dtype=dtype, device=device)
+        self._projected: list[Tensor] = []  # vᵀ a of the batch, (B, S, K) use by use
         self._outputs = torch.zeros(2, m, m, dtype=dtype, device=device)
         self._inputs = torch.zeros(n, n, dtype=dtype, device=device)
         self._weight = 0.0
         self._uneven = False
 
     def add_inputs(
-        self, passages: list[Passage], weights: Tensor, options: FactorOptions, apart: bool
+        self,
+        passages: list[Passage],
+        weights: Tensor,
+        options: FactorOptions,
+        samples: _Samples,
     ) -> None:
         """Add the inputs of a batch, each sample with the number of its terms."""
         rows = [passage.inputs() for passage in passages]
+        in_front = samples.apart and self._name in samples.in_front
+        if not in_front:
+            self._directions = None
+        if self._directions is not None:
+            self._projected = [r @ self._directions[1] for r in rows]
         if options.sharing == "reduce":
             positions = sum(r.shape[1] for r in rows)
-            self._check_samples(rows, weights, apart)
+            self._check_samples(in_front)
             rows = [torch.stack([r.sum(1) for r in rows]).sum(0).unsqueeze(1) / positions]
         for r in rows:
-            each = self._weights_of(r, weights)
+            each = self._weights_of(r, weights, self._name in samples.in_front)
             self._weight += float(each.sum()) * r.shape[1]
             scaled = r * each.sqrt().to(r.dtype).reshape(-1, 1, 1)
             _add_gram(self._inputs, scaled.flatten(0, 1))
 
-    def add_outputs(self, rows: Tensor, half: int) -> None:
-        """Add rows of output gradients to one of the two halves."""
-        _add_gram(self._outputs[half], rows)
+    def add_outputs(self, rows: list[Tensor], options: FactorOptions, half: int) -> None:
+        """Add output gradients ``(B, S, m)``, use by use, to one of the two halves."""
+        if options.sharing == "reduce" and rows:
+            rows = [_sum_of_positions(rows)]
+        for r in rows:
+            _add_gram(self._outputs[half], r.flatten(0, -2))
+
+    def add_ggn(self, rows: list[Tensor]) -> None:
+        """Add ``(Σ_t (uᵀ δ_t)(vᵀ a_t))²`` of each sample for one column (Theory 5.4)."""
+        if self._directions is None or not rows:
+            return
+        u = self._directions[0]
+        along = [(r @ u * p).sum(1) for r, p in zip(rows, self._projected, strict=True)]
+        self._ggn += torch.stack(along).sum(0).to(self._ggn.dtype).square().sum(0)
 
     def factors(
         self, count: float, exact: bool, options: FactorOptions, turned: bool
@@ -288,33 +329,33 @@ class _Totals:
             )
         if self._uneven:
             notes.append("C_A weighs all positions alike, not by the terms of their sample")
+        known = exact and options.delta == "ggn" and self._directions is not None and not turned
         return KroneckerFactors(
             output_covariance=first + second,
             input_covariance=self._inputs / self._weight,
             output_noise=None if exact else first - second,
+            ggn=self._ggn / count if known else None,
             notes=tuple(notes),
         )
 
-    def _weights_of(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Return the weight of each sample of the rows, whose first axis may be another one."""
-        if len(rows) == len(weights):
-            return weights
+    def _weights_of(self, rows: Tensor, weights: Tensor, in_front: bool) -> Tensor:
+        """Return the weight of each index of the rows' first axis, which may not be the samples."""
         if bool((weights == weights[0]).all()):
             return weights[:1].expand(len(rows))
-        if len(weights) % len(rows) == 0:  # the outputs' samples are positions of this layer's
-            return weights.reshape(len(rows), -1).sum(1)
+        if in_front:
+            return weights
+        if len(rows) < len(weights) and len(weights) % len(rows) == 0:
+            return weights.reshape(len(rows), -1).sum(1)  # flattened: samples are positions here
         self._uneven = True
         return torch.ones_like(weights[:1]).expand(len(rows))
 
-    def _check_samples(self, rows: list[Tensor], weights: Tensor, apart: bool) -> None:
-        sizes = {len(r) for r in rows}
-        if not apart or sizes != {len(weights)}:
+    def _check_samples(self, in_front: bool) -> None:
+        if not in_front:
             raise LayerError(
                 self._name,
-                f"sharing 'reduce' sums over the positions of each sample, and its inputs have "
-                f"{', '.join(map(str, sorted(sizes)))} samples along their first axis where the "
-                f"outputs have {len(weights)}{'' if apart else ' that are not independent'}; keep "
-                "the samples in front, or use sharing='expand'.",
+                "sharing 'reduce' sums over the positions of each sample, and the first axis of "
+                "its inputs does not hold the samples of the outputs; keep the samples in front "
+                "and apart, or use sharing='expand'.",
             )
 
 
@@ -331,6 +372,11 @@ class _LossWatch(CallObserver):
         """Look at the call's name."""
         name = getattr(func, "__name__", "")
         self.logistic |= name == "binary_cross_entropy_with_logits"
+
+
+def _outputs(passage: Passage, gradient: Tensor | None) -> Tensor:
+    """Return the output gradients ``(B, S, m)`` of one use: zero where none arrives."""
+    return passage.outputs(torch.zeros_like(passage.result) if gradient is None else gradient)
 
 
 def _sum_of_positions(rows: list[Tensor]) -> Tensor:

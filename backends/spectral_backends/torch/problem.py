@@ -221,6 +221,7 @@ class CurvatureProblem:
         sharing: Sharing = "expand",
         draws: int = 16,
         max_columns: int = 128,
+        directions: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, KroneckerFactors]:
         """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
 
@@ -245,6 +246,9 @@ class CurvatureProblem:
             times positions of the outputs. Beyond it, or where samples of the outputs meet in the
             network (flattened tokens), it is an unbiased estimate from `draws` random combinations
             of all of them, with `KroneckerFactors.output_noise` for its standard error.
+        directions : mapping of str to (u, v), optional
+            Directions of layers, shapes ``(m, K)`` and ``(n, K)``. Where ``delta="ggn"`` is exact
+            the same pass gives ``h^GGN`` along them, exactly (Theory 5.4).
 
         Returns
         -------
@@ -260,9 +264,14 @@ class CurvatureProblem:
             a factor would be too large.
         """
         located = [self._find(name) for name in layers]
+        given = {
+            layer.info.name: self._directions(layer, *directions[layer.info.name])
+            for layer in located
+            if directions and layer.info.name in directions
+        }
         options = FactorOptions(delta, sharing, draws, max_columns)
         return kronecker_factors(
-            self._objective, located, options, self._seed, self._columns_together
+            self._objective, located, given, options, self._seed, self._columns_together
         )
 
     def _columns_together(self, bytes_of_one: int) -> int:

@@ -53,6 +53,47 @@ def test_passages_make_the_gradient(name):
         torch.testing.assert_close(total, gradients[layer.info.name], rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", [n for n in CASES if n not in FUSED])
+def test_5_4_the_pass_for_the_factors_gives_the_gauss_newton_curvature(name):
+    """Against the library's Jacobian products, which have the dense Gauss-Newton matrix as oracle."""
+    torch.manual_seed(0)
+    case = CASES[name]()
+    problem = problem_of(case)
+    given = {layer: along(problem, layer, 2) for layer in case.matrices}
+    factors = problem.kronecker_factors(list(case.matrices), directions=given)
+    known = 0
+    for layer, (u, v) in given.items():
+        if factors[layer].ggn is None:
+            continue
+        known += 1
+        expected = problem.curvatures(layer, u, v, "ggn")
+        torch.testing.assert_close(factors[layer].ggn, expected, rtol=1e-9, atol=1e-14)
+    # A tied use the other way around, and samples that are not in front, leave it open.
+    assert known == len(given) - {"tied": 1, "spelled out": 1}.get(name, 0)
+
+
+@pytest.mark.parametrize("length", [6, 4])
+def test_samples_behind_are_noticed_whatever_the_sizes(length):
+    """Sequences first, as many positions as samples: nothing in the shapes tells."""
+    torch.manual_seed(0)
+
+    class SequenceFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Shared(False)
+
+        def forward(self, x):
+            return self.inner(x.transpose(0, 1)).tanh().mean(0)
+
+    x, y = random(4, length, 4), random(4, 3)
+    problem = CurvatureProblem(SequenceFirst().double(), F.mse_loss, [(x, y)])
+    u, v = along(problem, "inner.first", 3)
+    found = problem.kronecker_factors(["inner.first"], directions={"inner.first": (u, v)})
+    assert found["inner.first"].ggn is None
+    with pytest.raises(LayerError, match="keep the samples in front"):
+        problem.kronecker_factors(["inner.first"], sharing="reduce")
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_operations_say_why_they_have_no_factors(name):
     torch.manual_seed(0)

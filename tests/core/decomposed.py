@@ -1,0 +1,29 @@
+"""Layers whose decomposition is known."""
+
+import numpy as np
+
+import spectral_core as sc
+from spectral_core.measurement import spectrum_from_values
+
+K = 20
+
+
+def layer(seed=0, noise=0.02, name="body", beta=2.0, phi=0.0, kappa=0.0, nu=0.0):
+    """Return a layer whose terms have these slopes, with some noise on each."""
+    rng = np.random.default_rng(seed)
+    sigma = np.arange(1.0, K + 1) ** -1.0
+    lam, align, dependence, residual = (
+        sigma**slope * np.exp(noise * rng.normal(size=K)) for slope in (beta, phi, kappa, nu)
+    )
+    kron = lam * align
+    ggn = kron * dependence
+    h = ggn * residual
+    ones, zeros = np.ones(K), np.zeros(K, dtype=bool)
+    delta = sc.FactorSpectrum(lam, kron, align, zeros, K, 5.0, 10.0)
+    a = sc.FactorSpectrum(ones, ones, ones, zeros, K, 5.0, 10.0)
+    alignment = sc.SpectralAlignment(delta, a, kron)
+    info = sc.LayerInfo(name, "linear", (K, K))
+    spectrum = spectrum_from_values(info, sigma, h)
+    fits = sc.decompose_exponent(sigma, h, ggn, alignment).to_floats()
+    values = {**vars(spectrum), "ggn": ggn, "alignment": alignment, "decomposition": fits}
+    return sc.LayerSpectrum(**values)
