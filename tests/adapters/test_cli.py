@@ -83,6 +83,15 @@ def test_measure_show_plot(folder, capsys):
     assert len(list((folder / "again").iterdir())) == 4
 
 
+def test_decomposition(folder, capsys):
+    options = ["--decompose", "--delta", "empirical", "--sharing", "reduce", "--plots", "figures"]
+    assert main(["measure", "experiment.py:problem", "--top-k", "5", *options]) == 0
+    assert "α = β + φ + κ + ν" in capsys.readouterr().out
+    report = sc.SpectralReport.load("report.json")
+    assert report.provenance.factors == {"delta": "empirical", "sharing": "reduce"}
+    assert len(report.decomposed()) == 3 and (folder / "figures" / "decomposition.png").exists()
+
+
 def test_selection_module_target_and_tuple(folder, capsys):
     options = ["--layers", "2", "--layers", "4", "--curvature", "ggn", "--output", "r.json"]
     assert main(["measure", "experiment:problem", "--top-k", "4", *options]) == 0
