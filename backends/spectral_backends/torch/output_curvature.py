@@ -239,14 +239,19 @@ def output_curvature(
             "log-probabilities is, so its Gauss-Newton curvature there is zero; return logits and "
             "use a loss of logits, such as cross_entropy."
         )
-    tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * scale_of
+    eps = torch.finfo(outputs.dtype).eps
+    tolerance = eps**0.5 * scale_of
 
-    def fits(expected: Tensor) -> bool:
-        return bool((found - expected).norm() <= tolerance)
+    def fits(expected: Tensor, rounding: float = 0.0) -> bool:
+        return bool((found - expected).norm() <= tolerance + rounding)
 
     for axis in dict.fromkeys((outputs.ndim - 1, 1)) if outputs.ndim > 1 else ():
         weights = _softmax_weights(outputs, loss_of, scale, axis, test)
-        if weights is not None and fits(weights * _softmax_product(outputs, test, axis)):
+        if weights is None:
+            continue
+        # Where every probability is saturated the Hessian is a difference of nearly equal numbers.
+        rounding = 16 * eps * float((weights * test).norm())
+        if fits(weights * _softmax_product(outputs, test, axis), rounding):
             return _Softmax(outputs, product.gradient, axis, weights)
     diagonal = product(torch.ones_like(outputs))
     if fits(diagonal * test):
@@ -272,9 +277,15 @@ class _HessianProduct:
     def __call__(self, vector: Tensor) -> Tensor:
         if not self._gradient.requires_grad:
             return torch.zeros_like(vector)
-        (product,) = torch.autograd.grad(
-            self._gradient, self._z, vector, retain_graph=True, materialize_grads=True
-        )
+        try:
+            (product,) = torch.autograd.grad(
+                self._gradient, self._z, vector, retain_graph=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            raise InputError(
+                f"loss_fn: autograd cannot differentiate it twice in the outputs ({error}), so it "
+                "has no Gauss-Newton curvature; replace the operation by one that has."
+            ) from error
         return product
 
 

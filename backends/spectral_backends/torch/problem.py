@@ -12,8 +12,9 @@ from spectral_backends.torch.batches import check_reiterable
 from spectral_backends.torch.determinism import compare_evaluations
 from spectral_backends.torch.discovery import Layer, name_layers
 from spectral_backends.torch.evaluation import evaluate
+from spectral_backends.torch.factor_totals import FactorOptions
 from spectral_backends.torch.functional_model import FunctionalModel
-from spectral_backends.torch.kronecker import FactorOptions, kronecker_factors
+from spectral_backends.torch.kronecker import kronecker_factors
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.operations import OperationRecorder
@@ -275,7 +276,7 @@ class CurvatureProblem:
         )
 
     def _columns_together(self, bytes_of_one: int) -> int:
-        return self._chunk_size or max(1, min(16, self._memory_budget // (64 * bytes_of_one)))
+        return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
 
     def _batch_gradients(
         self, weights: Mapping[str, Tensor], batch: Any

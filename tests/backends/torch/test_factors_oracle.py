@@ -9,6 +9,7 @@ import torch
 from layer_cases import CASES, random
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
@@ -473,6 +474,8 @@ def test_losses_without_factors_say_why():
         factors(lambda z, y: torch.cos(z - y).mean())
     with pytest.raises(InputError, match="raise max_columns"):
         factors(lambda z, y: ((z - y).square().sum(1) + 1).sqrt().mean())
+    with pytest.raises(InputError, match="cannot differentiate it twice in the outputs"):
+        factors(F.multi_margin_loss, torch.randint(4, (8,)))
     problem = CurvatureProblem(
         mlp(5, 6, 4), None, [(x, y)], forward=lambda m, b: F.mse_loss(m(b[0]), b[1])
     )
@@ -491,3 +494,105 @@ def test_state_is_as_before_and_factors_repeat():
     assert all(p.grad is None for p in case.model.parameters())
     for name in first:
         assert torch.equal(first[name].output_covariance, second[name].output_covariance)
+
+
+class SquareWithoutBatching(torch.autograd.Function):
+    """Differentiable twice, but not under vmap."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        assert float(gradient.sum()) == float(gradient.sum())  # data-dependent: not under vmap
+        return 2 * x * gradient
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+def test_columns_sent_back_together_or_one_by_one(chunk_size):
+    class Square(nn.Module):
+        def forward(self, x):
+            return SquareWithoutBatching.apply(x)
+
+    torch.manual_seed(0)
+    model = mlp(5, 6, 4, activation=Square)
+    x, y = random(9, 5), torch.randint(4, (9,))
+    problem = CurvatureProblem(model, F.cross_entropy, [(x, y)], chunk_size=chunk_size)
+    found = problem.kronecker_factors(["0"])["0"].output_covariance
+    plain = nn.Sequential(model[0], PlainSquare(), model[2])
+    expected = CurvatureProblem(plain, F.cross_entropy, [(x, y)]).kronecker_factors(["0"])["0"]
+    close(found, expected.output_covariance)
+
+
+class PlainSquare(nn.Module):
+    def forward(self, x):
+        return x * x
+
+
+class Routed(nn.Module):
+    """Two experts; each sample goes to one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        out = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            (where,) = ((x[:, 0] > 0) == bool(index)).nonzero(as_tuple=True)
+            out = out.index_copy(0, where, torch.tanh(expert(x[where])))
+        return self.head(out)
+
+
+def test_routed_samples():
+    """An expert's factors are those of the samples that it saw; C_δ counts every term."""
+    torch.manual_seed(0)
+    model, x, y = Routed().double(), random(20, 5), torch.randint(4, (20,))
+    y[3] = -100
+    problem = CurvatureProblem(model, F.cross_entropy, split(x, y, 3))
+    found = problem.kronecker_factors(["experts.1"])["experts.1"]
+    seen = x[(x[:, 0] > 0) & (y >= 0)]
+    alone = nn.Sequential(model.experts[1], nn.Tanh(), model.head)
+    expected = CurvatureProblem(
+        alone, F.cross_entropy, [(seen, y[(x[:, 0] > 0) & (y >= 0)])]
+    ).kronecker_factors(["0"])["0"]
+    close(found.output_covariance, expected.output_covariance * len(seen) / 19)
+    assert found.ggn is None
+
+
+def test_saturated_probabilities_in_float32():
+    """p is one-hot to rounding: the Hessian is all cancellation, and still a cross-entropy's."""
+    torch.manual_seed(0)
+    model = mlp(5, 6, 4)
+    with torch.no_grad():
+        model[2].weight *= 300
+    x, y = random(30, 5), torch.randint(4, (30,))
+    exact, coarse = (
+        CurvatureProblem(model, F.cross_entropy, [(x, y)], dtype=dtype)
+        .kronecker_factors(["0"])["0"].output_covariance
+        for dtype in (torch.float64, torch.float32)
+    )  # fmt: skip
+    close(coarse, exact, rtol=1e-2)
+
+
+def test_recomputed_activations():
+    torch.manual_seed(0)
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = mlp(5, 6, 6), nn.Linear(6, 4).double()
+
+        def forward(self, x):
+            return self.head(checkpoint(self.inner, x, use_reentrant=False))
+
+    model = Checkpointed()
+    x, y = random(9, 5), torch.randint(4, (9,))
+    found = CurvatureProblem(model, F.cross_entropy, [(x, y)]).kronecker_factors(["inner.0"])
+    plain = nn.Sequential(model.inner, model.head)
+    expected = CurvatureProblem(plain, F.cross_entropy, [(x, y)]).kronecker_factors(["0.0"])
+    close(found["inner.0"].output_covariance, expected["0.0"].output_covariance)
