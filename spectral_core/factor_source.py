@@ -82,7 +82,7 @@ class FactorSource:
         # The factors are sums of squares: below the square of the gradients' rounding they are
         # noise, however wide the sums are.
         precision = max(float(xp.finfo(c_delta.dtype).eps), float(xp.finfo(u.dtype).eps) ** 2)
-        u, v = (xp.astype(xp.asarray(d), c_delta.dtype) for d in (u, v))
+        u, v = (xp.astype(d, c_delta.dtype) for d in (u, v))
         found = spectral_alignment(u, v, c_delta, c_a, rtol=max(layer.shape) * precision)
         ggn = None if factors.ggn is None else to_numpy(factors.ggn).astype(np.float64)
         return Aligned(found.to_floats(), ggn, factors.notes + _notes(xp, factors, u, found))

@@ -89,7 +89,16 @@ def test_decomposition(folder, capsys):
     assert "α = β + φ + κ + ν" in capsys.readouterr().out
     report = sc.SpectralReport.load("report.json")
     assert report.provenance.factors == {"delta": "empirical", "sharing": "reduce"}
+    assert main(["explain", "report.json"]) == 0
+    sentences = capsys.readouterr().out.splitlines()
+    assert sentences == [str(sc.explain(spectrum)) for spectrum in report.values()]
     assert len(report.decomposed()) == 3 and (folder / "figures" / "decomposition.png").exists()
+
+
+def test_nothing_to_explain(folder, capsys):
+    assert main(["measure", "experiment.py:problem", "--top-k", "5"]) == 0
+    assert main(["explain", "report.json"]) == 1
+    assert "measure again with --decompose" in capsys.readouterr().err
 
 
 def test_selection_module_target_and_tuple(folder, capsys):

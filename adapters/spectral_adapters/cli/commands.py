@@ -159,6 +159,23 @@ def show(report: str, form: str, debug: bool) -> None:
 
 @cli.command()
 @click.argument("report")
+@_debug
+def explain(report: str, debug: bool) -> None:
+    """Say for each layer of a saved REPORT which term makes its α.
+
+    The report must have been measured with --decompose.
+    """
+    decomposed = sc.SpectralReport.load(report).decomposed()
+    if not decomposed:
+        raise sc.ReportError(
+            f"{report}: no layer has a decomposition; measure again with --decompose."
+        )
+    for spectrum in decomposed:
+        print(sc.explain(spectrum))
+
+
+@cli.command()
+@click.argument("report")
 @click.option("--output", default="figures", show_default=True, help="Folder to write to.")
 @_debug
 def plot(report: str, output: str, debug: bool) -> None:
