@@ -97,7 +97,12 @@ class FactorSource:
 
     def _fetch(self, names: list[str]) -> None:
         try:
-            found = self._problem.kronecker_factors(names, delta=self._delta, sharing=self._sharing)
+            found = self._problem.kronecker_factors(
+                names,
+                delta=self._delta,
+                sharing=self._sharing,
+                directions={name: self._directions[name] for name in names},
+            )
             self._ready = dict(found)
         except LayerError as error:  # the others are fetched without it
             self._failed[error.layer] = error

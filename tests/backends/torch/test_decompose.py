@@ -50,6 +50,22 @@ def test_the_terms_add_up_and_are_what_they_are_called(delta, sharing):
         assert fits.beta.exponent == pytest.approx(slope, abs=1e-8)
 
 
+def test_the_pass_for_the_factors_saves_that_for_the_gauss_newton_curvatures(monkeypatch):
+    asked = []
+    original = CurvatureProblem.curvatures
+    monkeypatch.setattr(
+        CurvatureProblem,
+        "curvatures",
+        lambda self, layer, u, v, kind="hessian": (
+            asked.append(kind) or original(self, layer, u, v, kind)
+        ),
+    )
+    sc.measure(network(), top_k=5, decompose=True)
+    assert asked == ["hessian"] * 3
+    sc.measure(network(), top_k=5, decompose=True, delta="fisher-mc")
+    assert asked == ["hessian"] * 3 + ["hessian", "ggn"] * 3
+
+
 def test_float32_is_near_float64():
     exact, coarse = (
         sc.measure(network(dtype=dtype), top_k=5, decompose=True)
