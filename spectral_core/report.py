@@ -328,7 +328,8 @@ def _term_cells(spectrum: LayerSpectrum) -> list[str]:
     shown = (fits.alpha, fits.beta, fits.phi, fits.phi_delta, fits.phi_a, fits.kappa, fits.nu)
     return [
         spectrum.name,
-        *(f"{fit.exponent:.2f} ± {_half_width(fit):.2f}" for fit in shown),
+        # "z": what rounds to zero has no sign
+        *(f"{fit.exponent:z.2f} ± {_half_width(fit):.2f}" for fit in shown),
         f"{abs(fits.closure):.0e}",
         f"{np.median(chi):.3g}" if len(chi) else "",
         f"{chi.min():.2g}–{chi.max():.2g}" if len(chi) else "",

@@ -185,6 +185,7 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
     ax.figure.legend(
         handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=7
     )
+    ax.use_sticky_edges = False  # room below the lowest bar
     names = [_short(spectrum.name) for spectrum in layers]
     ax.set_xticks(range(len(layers)), names, rotation=90, fontsize=7)
     ax.set_xlim(-0.7, len(layers) - 0.3)
