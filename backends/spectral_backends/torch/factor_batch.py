@@ -153,7 +153,7 @@ class FactorBatch:
         z, count = self._outputs, len(self._outputs)
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         apart, in_front = True, dict.fromkeys(self._passages, True)
-        for _ in range(4):
+        for _ in range(2):
             chosen = torch.randperm(count, generator=generator, device=z.device) < (count + 1) // 2
             mask = chosen.reshape(count, *[1] * (z.ndim - 1))
             halves = [iter(self._pull_back((noise * m)[None])[0]) for m in (mask, ~mask)]
