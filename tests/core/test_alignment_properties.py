@@ -64,6 +64,19 @@ def test_5_7_perfect_alignment(seed, shape):
         assert abs(getattr(d, term).exponent - value) < 1e-8
 
 
+@given(seeds, st.integers(3, 12))
+def test_5_1_which_sign_to_expect(seed, m):
+    """Ky Fan: ρ_1 ≤ 1, and so for sums; Hadamard: over a complete basis the ρ multiply to ≥ 1."""
+    rng = np.random.default_rng(seed)
+    s = sc.spectral_alignment(
+        orthogonal(rng, m), orthogonal(rng, m), covariance(rng, m, 1.5), np.eye(m)
+    )
+    sums = np.cumsum(s.delta.quadratic), np.cumsum(s.delta.eigenvalues)
+    assert np.all(sums[0] <= sums[1] * (1 + 1e-12))
+    assert np.sum(np.log(s.rho_delta)) >= -1e-9
+    assert s.rho_delta[0] <= 1 + 1e-12
+
+
 @given(seeds, sizes)
 def test_5_5_and_5_6_close(seed, shape):
     rng = np.random.default_rng(seed)
