@@ -32,7 +32,7 @@ class ExponentDecomposition:
     phi_delta, phi_a : PowerLawFit
         Of ``ρ_k^δ`` and ``ρ_k^A``; they add up to φ.
     full_alignment : PowerLawFit
-        Of ``Φ̂_k = h_k / σ_k²``; ``α = 2 + `` its exponent (5.6).
+        Of ``Φ̂_k = h_k / σ_k²``: its exponent is ``α − 2`` (5.6).
     chi : array, shape (..., K)
         The paper's ratio ``χ_k = κ_k ν_k = h / h^Kron`` (dimensionless, 4.5), NaN off the window.
     closure : array
