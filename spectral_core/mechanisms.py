@@ -1,7 +1,4 @@
-"""What architecture predicts of a layer's alignment, and what a measured layer shows.
-
-The predictions are computed from sizes and spectra alone; `explain` reads a measured layer.
-"""
+"""What architecture predicts of a layer's alignment, from sizes and spectra alone."""
 
 from dataclasses import dataclass
 from math import inf, log, sqrt
