@@ -174,7 +174,9 @@ def _spectrum(
         eigenvalues=shown,
         quadratic=quadratic,
         rho=quadratic / shown,
-        tied=xp.broadcast_to(_tied(xp, eigenvalues, gap_tolerance)[..., :window], shown.shape),
+        tied=xp.broadcast_to(
+            (present & _tied(xp, eigenvalues, gap_tolerance))[..., :window], shown.shape
+        ),
         rank=rank,
         effective_rank=entropy_rank(xp.where(present, eigenvalues, xp.zeros_like(eigenvalues))),
         condition=eigenvalues[..., 0] / xp.where(rank > 0, smallest, nan[..., 0]),

@@ -8,13 +8,18 @@ from spectral_core.measurement import spectrum_from_values
 K = 20
 
 
-def layer(seed=0, noise=0.02, name="body", beta=2.0, phi=0.0, kappa=0.0, nu=0.0):
-    """Return a layer whose terms have these slopes, with some noise on each."""
+def layer(seed=0, noise=0.02, name="body", beta=2.0, phi=0.0, kappa=0.0, nu=0.0, against=False):
+    """Return a layer whose terms have these slopes, with some noise on each.
+
+    With `against`, the noise of κ is that of φ turned round.
+    """
     rng = np.random.default_rng(seed)
     sigma = np.arange(1.0, K + 1) ** -1.0
     lam, align, dependence, residual = (
         sigma**slope * np.exp(noise * rng.normal(size=K)) for slope in (beta, phi, kappa, nu)
     )
+    if against:
+        dependence = sigma**kappa * sigma**phi / align
     kron = lam * align
     ggn = kron * dependence
     h = ggn * residual

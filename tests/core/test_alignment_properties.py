@@ -64,6 +64,15 @@ def test_5_7_perfect_alignment(seed, shape):
         assert abs(getattr(d, term).exponent - value) < 1e-8
 
 
+def test_only_the_symmetric_part_counts():
+    rng = np.random.default_rng(2)
+    u, v, c_delta, c_a = setting(rng, 6, 7, 4)
+    skew = rng.normal(size=(6, 6))
+    one = sc.spectral_alignment(u, v, c_delta, c_a)
+    other = sc.spectral_alignment(u, v, c_delta + skew - skew.T, c_a)
+    np.testing.assert_allclose(other.rho_delta, one.rho_delta, rtol=1e-10)
+
+
 @given(seeds, st.integers(3, 12))
 def test_5_1_which_sign_to_expect(seed, m):
     """Ky Fan: ρ_1 ≤ 1, and so for sums; Hadamard: over a complete basis the ρ multiply to ≥ 1."""
@@ -193,7 +202,9 @@ def test_6_2_directions_that_know_nothing_of_the_factor():
     assert 0.6 < np.std(quadratic) / predicted.quadratic_error < 1.2
     assert np.mean(rho) == pytest.approx(predicted.rho_delta, abs=4 * np.std(rho) / 20)
     assert predicted.rho_delta == pytest.approx(-1.5)
-    assert sc.residual_prediction(sigma, np.ones(m)).rho_delta == pytest.approx(0)
+    isotropic = sc.residual_prediction(sigma, np.ones(m))
+    assert isotropic.rho_delta == pytest.approx(0)
+    assert isotropic.quadratic_error == pytest.approx(0, abs=1e-7)
     for bad in ((sigma, values[:5]), (-sigma, values), (np.ones(k), values), (sigma, 0 * values)):
         with pytest.raises(sc.InputError):
             sc.residual_prediction(*bad)

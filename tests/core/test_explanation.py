@@ -57,12 +57,15 @@ def test_alpha_of_two_is_left_alone_but_cancellation_is_said():
     assert "β − 2 (+0." in cancelling and "φ (-0." in cancelling
 
 
-def test_claims_are_seldom_wrong():
+@pytest.mark.parametrize("against", [False, True])
+def test_claims_are_seldom_wrong(against):
     """Where two terms are equal, a dominating one may be named in 5 % of data sets at most."""
     wrong = sum(
-        sc.explain(layer(seed, noise=0.2, phi=-0.5, kappa=-0.5)).dominating is not None
+        sc.explain(
+            layer(seed, noise=0.2, phi=-0.5, kappa=-0.5, against=against)
+        ).dominating is not None
         for seed in range(400)
-    )
+    )  # fmt: skip
     assert wrong <= stats.binom.ppf(0.999, 400, 0.05)
 
 

@@ -109,8 +109,8 @@ class FactorCapture(OperationRecorder):
         position: int,
         result: Tensor | None,
     ) -> None:
-        rows = _rows_within(layer.view, view)
-        if rows is None:
+        shared = _shared_rows(layer.view, view)
+        if shared is None:
             if layer.view.elements == view.elements:
                 self.turned.add(layer.info.name)
             return
@@ -121,11 +121,16 @@ class FactorCapture(OperationRecorder):
                 "it has no Kronecker factors; write it with products, or leave it out.",
             )
         made = _group(consumed.rows, consumed, position)
-        index = None if len(rows) == view.shape[0] else rows
+        own, theirs = shared
+        whole = own == theirs == list(range(layer.view.shape[0])) and layer.view.shape == view.shape
 
         def outputs(gradient: Tensor) -> Tensor:
             found = made.outputs(gradient)
-            return found if index is None else found[..., index]
+            if whole:
+                return found
+            placed = found.new_zeros(*found.shape[:-1], layer.view.shape[0])
+            placed[..., own] = found[..., theirs]
+            return placed
 
         self.passages[layer.info.name].append(
             Passage(result, get_gradient_edge(result), made.inputs, outputs)
@@ -174,15 +179,16 @@ def _samples_first(linear: Callable[..., Tensor], x: Tensor, weight: Tensor, bia
     return linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
 
 
-def _rows_within(layer: MatrixView, used: MatrixView) -> list[int] | None:
-    """Return which rows of the used matrix make up the layer's, or None if they do not."""
+def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[int]] | None:
+    """Return which rows of the layer's matrix are which of the used one; None if it has none."""
     if layer == used:
-        return list(range(used.shape[0]))
+        rows = list(range(used.shape[0]))
+        return rows, rows
     if layer.column_offsets != used.column_offsets:
         return None
     where = {offset: row for row, offset in enumerate(used.row_offsets)}
-    rows = [where.get(offset) for offset in layer.row_offsets]
-    return None if None in rows else rows  # type: ignore[return-value]
+    pairs = [(i, where[o]) for i, o in enumerate(layer.row_offsets) if o in where]
+    return ([own for own, _ in pairs], [theirs for _, theirs in pairs]) if pairs else None
 
 
 def _group(rows: Rows, consumed: Consumed, position: int) -> Rows:

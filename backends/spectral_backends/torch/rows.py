@@ -40,9 +40,9 @@ class Rows:
     outputs: Callable[[Tensor], Tensor]
 
 
-def linear_rows(inputs: Tensor, scale: float = 1.0) -> Rows:
+def linear_rows(inputs: Tensor) -> Rows:
     """Rows of ``F.linear``: features last, samples first."""
-    return Rows(lambda: _positions(inputs) * scale, _positions)
+    return Rows(lambda: _positions(inputs), _positions)
 
 
 def product_rows(inputs: Tensor, group_axes: int, *, left: bool, scale: float = 1.0) -> Rows:

@@ -78,6 +78,22 @@ def test_float32_is_near_float64():
         assert exact[name].decomposition.alpha.n == coarse[name].decomposition.alpha.n
 
 
+def test_float32_keeps_the_small_end_of_a_wide_spectrum():
+    """Factors are sums of squares: what is 1e-7 of the largest there is 3e-4 in the gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 9)).double()
+    x = random(200, 8) * torch.logspace(0, -3.5, 8).double()
+    y = torch.randint(9, (200,))
+    exact, coarse = (
+        sc.measure(
+            CurvatureProblem(model, F.cross_entropy, [(x, y)], dtype=dtype), "0", decompose=True
+        )["0"].decomposition
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert exact.alpha.n == coarse.alpha.n >= 7
+    assert exact.beta.exponent == pytest.approx(coarse.beta.exponent, abs=1e-3)
+
+
 def test_a_report_with_decompositions_survives_the_disk(tmp_path):
     report = sc.measure(network(), top_k=5, decompose=True)
     report.save(tmp_path / "run.json")
