@@ -97,11 +97,9 @@ def convolution_rows(
     dims = len(kernel)
 
     def patches() -> Tensor:
-        x = inputs if inputs.ndim == dims + 2 else inputs[None]
+        x = _batched(inputs, dims)
         x = functional.pad(x, [side for pair in reversed(list(padding)) for side in pair])
-        for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
-            x = x.unfold(axis + 2, spread * (size - 1) + 1, step)[..., ::spread]
-        return _channel_groups(x, groups, dims)
+        return _channel_groups(_windows(x, kernel, stride, dilation), groups, dims)
 
     return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
 
@@ -119,7 +117,7 @@ def transposed_convolution_rows(
     dims = len(kernel)
 
     def patches() -> Tensor:
-        x = inputs if inputs.ndim == dims + 2 else inputs[None]
+        x = _batched(inputs, dims)
         sides = []
         for axis, (size, step) in enumerate(zip(x.shape[2:], stride, strict=True)):
             stretched = x.new_zeros([*x.shape[: axis + 2], size, step, *x.shape[axis + 3 :]])
@@ -128,9 +126,7 @@ def transposed_convolution_rows(
             reach = dilation[axis] * (kernel[axis] - 1) - padding[axis]
             sides.append((reach, reach + output_padding[axis]))
         x = functional.pad(x, [side for pair in reversed(sides) for side in pair])
-        for axis, (size, spread) in enumerate(zip(kernel, dilation, strict=True)):
-            x = x.unfold(axis + 2, spread * (size - 1) + 1, 1)[..., ::spread]
-        x = x.flip(list(range(-dims, 0)))
+        x = _windows(x, kernel, [1] * dims, dilation).flip(list(range(-dims, 0)))
         return _channel_groups(x, groups, dims)
 
     return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
@@ -145,6 +141,15 @@ def _positions(tensor: Tensor) -> Tensor:
 
 def _batched(tensor: Tensor, dims: int) -> Tensor:
     return tensor if tensor.ndim == dims + 2 else tensor[None]
+
+
+def _windows(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Return what each position of a kernel sees: ``(B, channels, *positions, *kernel)``."""
+    for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(axis + 2, spread * (size - 1) + 1, step)[..., ::spread]
+    return x
 
 
 def _channel_groups(x: Tensor, groups: int, dims: int) -> Tensor:
