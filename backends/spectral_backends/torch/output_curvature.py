@@ -232,22 +232,15 @@ def output_curvature(
     test = torch.randn(outputs.shape, generator=probe, dtype=outputs.dtype, device=outputs.device)
     product = _HessianProduct(outputs, loss_of, scale)
     found = product(test)
-    scale_of = float(found.norm())
-    if convex and scale_of == 0 and float(product.gradient.norm()) > 0:
-        raise InputError(
-            "loss_fn: it is linear in the outputs, as a negative log-likelihood of "
-            "log-probabilities is, so its Gauss-Newton curvature there is zero; return logits and "
-            "use a loss of logits, such as cross_entropy."
-        )
     eps = torch.finfo(outputs.dtype).eps
-    tolerance = eps**0.5 * scale_of
+    tolerance = eps**0.5 * float(found.norm())
 
     def fits(expected: Tensor, rounding: float = 0.0) -> bool:
         return bool((found - expected).norm() <= tolerance + rounding)
 
     for axis in dict.fromkeys((outputs.ndim - 1, 1)) if outputs.ndim > 1 else ():
         weights = _softmax_weights(outputs, loss_of, scale, axis, test)
-        if weights is None:
+        if weights is None or not bool(weights.any()):
             continue
         # Where every probability is saturated the Hessian is a difference of nearly equal numbers.
         rounding = 16 * eps * float((weights * test).norm())
@@ -256,6 +249,7 @@ def output_curvature(
     diagonal = product(torch.ones_like(outputs))
     if fits(diagonal * test):
         if convex:
+            _check_not_linear(diagonal, product.gradient)
             _check_convex(float(diagonal.min()), float(diagonal.abs().max()), outputs.dtype)
         return _Elementwise(outputs, product.gradient, diagonal.clamp_min(0), logistic=logistic)
     if not convex:
@@ -342,6 +336,15 @@ def _dense_root(product: _HessianProduct, test: Tensor, found: Tensor, most: int
     _check_convex(float(values.min()), float(values.abs().max()), test.dtype)
     root: Tensor = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
     return root
+
+
+def _check_not_linear(diagonal: Tensor, gradient: Tensor) -> None:
+    if not bool(diagonal.any()) and bool(gradient.any()):
+        raise InputError(
+            "loss_fn: it is linear in the outputs, as a negative log-likelihood of "
+            "log-probabilities is, so its Gauss-Newton curvature there is zero; return logits and "
+            "use a loss of logits, such as cross_entropy."
+        )
 
 
 def _check_convex(smallest: float, largest: float, dtype: torch.dtype) -> None:

@@ -56,7 +56,7 @@ def test_passages_of_unusual_operations():
 
     def model(p, x, tokens):
         x = x + F.embedding(tokens, p["table"], padding_idx=2).mean(1)
-        x = torch.tanh(F.linear(x, p["whole"]) + F.pad(F.linear(x, p["whole"][:2]), (0, 4)))
+        x = torch.tanh(F.linear(x, p["whole"]) + F.pad(F.linear(x, p["whole"][1:3]), (0, 4)))
         x = torch.addmm(x[:, :4], x, p["scaled"], alpha=3)
         return F.conv1d(x.unsqueeze(1).expand(-1, 2, -1), p["kernel"], padding="same").mean(2)
 
@@ -211,6 +211,7 @@ def test_routed_samples():
     torch.manual_seed(0)
     model, x, y = Routed().double(), random(20, 5), torch.randint(4, (20,))
     x[:3, 0] = x[:3, 0].abs()  # the whole first batch goes one way: only later ones tell
+    x[9:12, 0] = x[9:12, 0].abs() * torch.tensor([1, 1, -1])
     y[10] = -100
     problem = CurvatureProblem(model, F.cross_entropy, split(x, y, 3))
     found = problem.kronecker_factors(["experts.1"])["experts.1"]

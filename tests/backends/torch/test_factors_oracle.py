@@ -261,6 +261,33 @@ def test_saturated_probabilities_in_float32():
     )
 
 
+def test_probabilities_of_zero_and_one():
+    """Saturated to the last bit, right and wrong: no curvature is left, and none is invented."""
+    torch.manual_seed(0)
+    model = mlp(5, 6, 4)
+    with torch.no_grad():
+        model[2].weight *= 1e6
+    problem = CurvatureProblem(
+        model, F.cross_entropy, [(random(9, 5), torch.arange(9) % 4)], dtype=torch.float32
+    )
+    assert float(problem.kronecker_factors(["0"])["0"].output_covariance.norm()) == 0
+
+
+def test_log_probabilities_have_an_empirical_factor():
+    torch.manual_seed(0)
+    x, y = random(9, 5), torch.randint(4, (9,))
+    model = mlp(5, 6, 4)
+    log_model = nn.Sequential(model, nn.LogSoftmax(1))
+    found = CurvatureProblem(log_model, F.nll_loss, [(x, y)])
+    expected = CurvatureProblem(model, F.cross_entropy, [(x, y)])
+    a, b = (
+        problem.kronecker_factors([name], delta="empirical")[name]
+        for problem, name in ((found, "0.0"), (expected, "0"))
+    )
+    close(a.output_covariance, b.output_covariance)
+    close(a.input_covariance, b.input_covariance)
+
+
 def test_batches_weigh_by_their_terms():
     torch.manual_seed(0)
     model, x, y = mlp(5, 6, 4), random(8, 5), random(8, 4)
