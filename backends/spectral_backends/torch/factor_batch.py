@@ -1,6 +1,6 @@
 """One batch on its way into the Kronecker factors: forward once, then back column by column."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.call_observer import CallObserver
+from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.factor_capture import FactorCapture, Passage
 from spectral_backends.torch.factor_totals import FactorOptions, LayerTotals, Samples
 from spectral_backends.torch.loss_terms import LossTerms
@@ -57,6 +58,37 @@ class FactorBatch:
             logistic=watch.logistic, convex=options.delta != "empirical",
         )  # fmt: skip
         return cls(outputs, curvature, capture.passages, terms)
+
+    @torch.no_grad()
+    def incomplete(
+        self, layers: Sequence[Layer], leaves: Mapping[str, Tensor], generator: torch.Generator
+    ) -> set[str]:
+        """Return the layers that act in ways their passages do not show.
+
+        For any cotangent of the outputs ``Σ δ aᵀ`` over all passages is the gradient. It is not
+        where a matrix is used the other way around too, as in a tied embedding, by some of its
+        columns, or in an operation that is no product.
+        """
+        z = self._outputs
+        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+        names = list(dict.fromkeys(layer.parameter for layer in layers))
+        found = torch.autograd.grad(
+            z, [leaves[name] for name in names], noise, retain_graph=True, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        whole = {n: g.to_dense() for n, g in zip(names, found, strict=True)}
+        sent = iter(self._pull_back(noise[None])[0])
+        missing = set()
+        for layer in layers:
+            gradient = layer.view.matrix(whole[layer.parameter])
+            shown = torch.zeros_like(gradient)
+            for passage in self._passages[layer.info.name]:
+                delta = _outputs(passage, next(sent)).flatten(0, -2)
+                shown += delta.T @ passage.inputs().flatten(0, -2)
+            tolerance = torch.finfo(z.dtype).eps ** 0.5 * gradient.norm()
+            if (shown - gradient).norm() > tolerance:
+                missing.add(layer.info.name)
+        return missing
 
     @torch.no_grad()
     def add_to(

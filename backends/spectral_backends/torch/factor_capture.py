@@ -57,16 +57,12 @@ class FactorCapture(OperationRecorder):
     ----------
     passages : dict of str to list of Passage
         By layer.
-    turned : set of str
-        Layers whose matrix was also used the other way around, as in a tied embedding: inputs and
-        outputs change places there, so that such a use is in no factor.
     """
 
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
         super().__init__(parameters)
         self._layers = list(layers)
         self.passages: dict[str, list[Passage]] = {layer.info.name: [] for layer in self._layers}
-        self.turned: set[str] = set()
         self._result: Any = None
 
     def __torch_function__(
@@ -110,9 +106,7 @@ class FactorCapture(OperationRecorder):
         result: Tensor | None,
     ) -> None:
         shared = _shared_rows(layer.view, view)
-        if shared is None:
-            if layer.view.elements == view.elements:
-                self.turned.add(layer.info.name)
+        if shared is None:  # another matrix, or this one the other way around
             return
         if consumed.rows is None or result is None:
             raise LayerError(

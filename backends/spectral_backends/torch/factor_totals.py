@@ -106,7 +106,7 @@ class LayerTotals:
         self._ggn += torch.stack(along).sum(0).to(self._ggn.dtype).square().sum(0)
 
     def factors(
-        self, count: float, exact: bool, options: FactorOptions, turned: bool
+        self, count: float, exact: bool, options: FactorOptions, incomplete: bool
     ) -> KroneckerFactors:
         """Return the means.
 
@@ -121,14 +121,14 @@ class LayerTotals:
         notes = []
         if not exact:
             notes.append(f"C_δ is a Monte-Carlo estimate of {options.draws} draws per batch")
-        if turned:
+        if incomplete:
             notes.append(
-                "the factors leave out the use of this matrix the other way around (tied weights); "
-                "κ holds its part"
+                "this matrix is also used in ways that its factors leave out (the other way "
+                "around, as in a tied embedding, or in no product); κ holds their part"
             )
         if self._uneven:
             notes.append("C_A weighs all positions alike, not by the terms of their sample")
-        known = exact and options.delta == "ggn" and self._directions is not None and not turned
+        known = exact and options.delta == "ggn" and self._directions is not None and not incomplete
         return KroneckerFactors(
             output_covariance=first + second,
             input_covariance=self._inputs / self._weight,

@@ -43,7 +43,7 @@ def kronecker_factors(
         layer.info.name: LayerTotals(layer, objective.model.device, directions.get(layer.info.name))
         for layer in layers
     }
-    count, exact, turned = 0.0, True, set[str]()
+    count, exact, incomplete = 0.0, True, set[str]()
     generator = torch.Generator(objective.model.device).manual_seed(seed)
     samples: Samples | None = None  # asked of the first batch that has several
     with objective.one_pass(seed) as batches:
@@ -59,9 +59,11 @@ def kronecker_factors(
             samples = samples or (seen if made.n_samples > 1 else None)
             count += made.terms.count
             exact &= whole
-            turned |= capture.turned
+            check = partial(made.incomplete, layers, leaves, generator)
+            incomplete |= objective.model.hold(leaves, check)
     return {
-        name: total.factors(count, exact, options, name in turned) for name, total in totals.items()
+        name: total.factors(count, exact, options, name in incomplete)
+        for name, total in totals.items()
     }
 
 

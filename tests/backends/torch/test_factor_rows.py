@@ -241,3 +241,30 @@ def test_recomputed_activations():
     plain = nn.Sequential(model.inner, model.head)
     expected = CurvatureProblem(plain, F.cross_entropy, [(x, y)]).kronecker_factors(["0.0"])
     close(found["inner.0"].output_covariance, expected["0.0"].output_covariance)
+
+
+def test_uses_out_of_sight_are_noticed():
+    """A norm of the weight, some of its columns: Σ δ aᵀ is not the gradient, so h^GGN is not 5.4's."""
+    torch.manual_seed(0)
+    params = {"normed": random(6, 5), "sliced": random(4, 6), "plain": random(4, 4)}
+
+    def model(p, x):
+        x = torch.tanh(F.linear(x, p["normed"]) / p["normed"].norm())
+        x = torch.tanh(F.linear(x, p["sliced"]) + F.linear(x[:, :2], p["sliced"][:, :2]))
+        return F.linear(x, p["plain"])
+
+    x, y = random(9, 5), torch.randint(4, (9,))
+    problem = CurvatureProblem(model, F.cross_entropy, [(x, y)], params=params)
+    names = [layer.name for layer in problem.layers()]
+    given = {name: along(problem, name, 2) for name in names}
+    found = problem.kronecker_factors(names, directions=given)
+    partial_uses = {n for n in names if n.startswith(("normed", "sliced.part0"))}
+    assert partial_uses and "plain" in names
+    for name in names:
+        if name in partial_uses:
+            assert found[name].ggn is None
+            assert any("used in ways" in note for note in found[name].notes)
+        if found[name].ggn is not None:
+            expected = problem.curvatures(name, *given[name], "ggn")
+            torch.testing.assert_close(found[name].ggn, expected, rtol=1e-9, atol=1e-14)
+    assert found["plain"].ggn is not None and not found["plain"].notes
