@@ -9,6 +9,8 @@ from spectral_core.alignment import FactorSpectrum as FactorSpectrum
 from spectral_core.alignment import SpectralAlignment as SpectralAlignment
 from spectral_core.alignment import effective_rank as effective_rank
 from spectral_core.alignment import spectral_alignment as spectral_alignment
+from spectral_core.certificate import Certificate as Certificate
+from spectral_core.certificate import LayerCurvature as LayerCurvature
 from spectral_core.decomposition import ExponentDecomposition as ExponentDecomposition
 from spectral_core.decomposition import decompose_exponent as decompose_exponent
 from spectral_core.errors import InputError as InputError
@@ -50,6 +52,7 @@ from spectral_core.report import SpectralReport as SpectralReport
 from spectral_core.zeta import zeta as zeta
 
 __all__ = [
+    "Certificate",
     "CurvatureProblem",
     "Explanation",
     "ExponentDecomposition",
@@ -57,6 +60,7 @@ __all__ = [
     "FactorSpectrum",
     "InputError",
     "KroneckerFactors",
+    "LayerCurvature",
     "LayerError",
     "LayerInfo",
     "LayerSpectrum",

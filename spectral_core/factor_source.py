@@ -6,7 +6,6 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core.alignment import SpectralAlignment, spectral_alignment
@@ -27,14 +26,11 @@ class Aligned:
     ----------
     alignment : SpectralAlignment
         With NumPy arrays.
-    ggn : ndarray, shape (K,), or None
-        Gauss-Newton curvatures, where the factors brought them.
     notes : tuple of str
         On the factors.
     """
 
     alignment: SpectralAlignment
-    ggn: npt.NDArray[np.float64] | None
     notes: tuple[str, ...]
 
 
@@ -64,8 +60,7 @@ class FactorSource:
         self._problem, self._delta, self._sharing = problem, delta, sharing
         self._directions = directions
         self._groups = _groups(layers)
-        self._ready: dict[str, KroneckerFactors] = {}
-        self._failed: dict[str, LayerError] = {}
+        self._found: dict[str, Aligned | LayerError] = {}
 
     def take(self, layer: LayerInfo) -> "Aligned":
         """Return what the factors say of the layer's directions, on the host.
@@ -75,7 +70,38 @@ class FactorSource:
         LayerError
             If the layer has no factors.
         """
-        factors = self._take(layer.name)
+        if layer.name not in self._found:
+            group = next(
+                group for group in self._groups if any(l.name == layer.name for l in group)
+            )
+            self._fetch(group)
+        found = self._found.pop(layer.name)
+        if isinstance(found, LayerError):
+            raise found
+        return found
+
+    def prepare(self) -> None:
+        """Fetch the first factors, so that what is wrong with the loss is said at once."""
+        if self._groups:
+            self._fetch(self._groups[0])
+
+    def _fetch(self, group: list[LayerInfo]) -> None:
+        """Align a group of layers; one that has no factors is left out of another try."""
+        todo = list(group)
+        while todo:
+            try:
+                factors = self._problem.kronecker_factors(
+                    [layer.name for layer in todo], delta=self._delta, sharing=self._sharing
+                )
+            except LayerError as error:
+                self._found[error.layer] = error
+                todo = [layer for layer in todo if layer.name != error.layer]
+                continue
+            for layer in todo:
+                self._found[layer.name] = self._align(layer, factors[layer.name])
+            return
+
+    def _align(self, layer: LayerInfo, factors: KroneckerFactors) -> "Aligned":
         c_delta, c_a = factors.output_covariance, factors.input_covariance
         xp = array_api_compat.array_namespace(c_delta)
         u, v = self._directions[layer.name]
@@ -84,39 +110,18 @@ class FactorSource:
         precision = max(float(xp.finfo(c_delta.dtype).eps), float(xp.finfo(u.dtype).eps) ** 2)
         u, v = (xp.astype(d, c_delta.dtype) for d in (u, v))
         found = spectral_alignment(u, v, c_delta, c_a, rtol=max(layer.shape) * precision)
-        ggn = None if factors.ggn is None else to_numpy(factors.ggn).astype(np.float64)
-        return Aligned(found.to_floats(), ggn, factors.notes + _notes(xp, factors, u, found))
-
-    def _take(self, name: str) -> KroneckerFactors:
-        while name not in self._ready and name not in self._failed:
-            group = next(group for group in self._groups if name in group)
-            self._fetch([n for n in group if n not in self._failed])
-        if name in self._failed:
-            raise self._failed[name]
-        return self._ready.pop(name)
-
-    def _fetch(self, names: list[str]) -> None:
-        try:
-            found = self._problem.kronecker_factors(
-                names,
-                delta=self._delta,
-                sharing=self._sharing,
-                directions={name: self._directions[name] for name in names},
-            )
-            self._ready = dict(found)
-        except LayerError as error:  # the others are fetched without it
-            self._failed[error.layer] = error
+        return Aligned(found.to_floats(), factors.notes + _notes(xp, factors, u, found))
 
 
-def _groups(layers: Sequence[LayerInfo]) -> list[list[str]]:
-    groups: list[list[str]] = []
+def _groups(layers: Sequence[LayerInfo]) -> list[list[LayerInfo]]:
+    groups: list[list[LayerInfo]] = []
     room = 0
     for layer in layers:
         size = layer.shape[0] ** 2 + layer.shape[1] ** 2
         if size > room:
             groups.append([])
             room = MAX_ELEMENTS
-        groups[-1].append(layer.name)
+        groups[-1].append(layer)
         room -= size
     return groups
 

@@ -1,17 +1,19 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
-import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core._version import __version__
+from spectral_core.certificate import Engine, LayerCurvature
+from spectral_core.curvature_source import curvatures_of
 from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
@@ -36,6 +38,7 @@ from spectral_core.problem import (
 from spectral_core.progress import ProgressCallback, reporting
 from spectral_core.rank_profile import fit_rank_profiles
 from spectral_core.report import LayerSpectrum, ParticipationSummary, Provenance, SpectralReport
+from spectral_core.window import Decomposition, Window, top_directions
 
 __all__ = ["measure", "spectrum_from_values"]
 
@@ -46,6 +49,9 @@ def measure(
     *,
     top_k: int = 20,
     curvature: CurvatureKind = "hessian",
+    engine: Engine = "auto",
+    draws: int = 64,
+    svd: Decomposition = "exact",
     decompose: bool = False,
     delta: Delta = "ggn",
     sharing: Sharing = "expand",
@@ -71,6 +77,14 @@ def measure(
         said so in the layer's notes.
     curvature : {"hessian", "ggn"}
         The exact Hessian of the loss, or its Gauss-Newton part.
+    engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
+        How curvatures are computed: see `Engine`. ``"auto"`` takes, layer by layer, the cheapest
+        that is exact; each layer's `Certificate` says which and what shows that it is right.
+    draws : int
+        Of ``engine="monte-carlo"``, for each batch.
+    svd : {"exact", "randomized"}
+        How the directions are found. The randomized one is for layers thousands wide on both
+        sides; its error is stated in the layer's notes.
     decompose : bool
         Measure also the Gauss-Newton curvatures and the Kronecker factors, and split α into
         ``β + φ + κ + ν`` (Theory 5). About twice the time. A layer whose factors cannot be had
@@ -103,6 +117,8 @@ def measure(
         If `resume` cannot be written or belongs to another measurement.
     """
     _check_arguments(top_k, curvature, confidence)
+    _check_choice("engine", engine, get_args(Engine))
+    _check_choice("svd", svd, get_args(Decomposition))
     _check_choice("delta", delta, get_args(Delta))
     _check_choice("sharing", sharing, get_args(Sharing))
     selected = select_layers(problem.layers(), layers)
@@ -117,30 +133,37 @@ def measure(
         curvature=curvature,
         confidence=confidence,
         factors={"delta": delta, "sharing": sharing} if decompose else None,
+        engine=engine if engine != "monte-carlo" else f"{engine}, {draws} draws",
+        svd=svd,
     )
     with (
         Journal(resume, provenance, {layer.name: layer.shape for layer in selected}) as journal,
         reporting(progress, len(selected)) as report_progress,
     ):
-        todo = [layer for layer in selected if layer.name not in journal]
         skipped: dict[str, str] = {}
-        gradients = dict(problem.gradients([layer.name for layer in todo])) if todo else {}
-        windows: dict[str, _Window] = {}
-        for layer in todo:
-            try:
-                windows[layer.name] = _top_directions(layer, gradients.pop(layer.name), top_k)
-            except LayerError as error:
-                skipped[layer.name] = error.reason
-        todo = [layer for layer in todo if layer.name in windows]
-        directions = {name: (window.u, window.v) for name, window in windows.items()}
-        source = FactorSource(problem, todo, directions, delta, sharing) if decompose else None
-        for layer in todo:
-            report_progress(len(journal.spectra) + len(skipped), len(selected), layer.name)
-            try:
-                window = windows.pop(layer.name)
-                journal.add(_measure_layer(problem, layer, window, provenance, source))
-            except LayerError as error:
-                skipped[layer.name] = error.reason
+
+        def tell(text: str) -> None:
+            report_progress(len(journal.spectra) + len(skipped), len(selected), text)
+
+        if any(layer.name not in journal for layer in selected):
+            tell("gradients")
+            windows = _windows(problem, selected, top_k, svd, skipped)
+            layers = {layer.name: layer for layer in selected if layer.name in windows}
+            source = None
+            if decompose:
+                directions = {name: (window.u, window.v) for name, window in windows.items()}
+                todo = [layer for name, layer in layers.items() if name not in journal]
+                source = FactorSource(problem, todo, directions, delta, sharing)
+                source.prepare()
+            for found in curvatures_of(
+                problem, list(layers.values()), windows, curvature, engine, draws,
+                set(journal.spectra), tell,
+            ):  # fmt: skip
+                if isinstance(found, LayerError):
+                    skipped[found.layer] = found.reason
+                    continue
+                layer, window = layers[found.name], windows[found.name]
+                journal.add(_spectrum(problem, layer, window, found, provenance, source))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
         name, reason = next(iter(skipped.items()))
@@ -197,28 +220,47 @@ def spectrum_from_values(
     )
 
 
-def _measure_layer(
+def _windows(
+    problem: CurvatureProblem,
+    layers: Sequence[LayerInfo],
+    top_k: int,
+    svd: Decomposition,
+    skipped: dict[str, str],
+) -> dict[str, Window]:
+    """Return the directions of each layer; those that have none go to `skipped`."""
+    gradients = dict(problem.gradients([layer.name for layer in layers]))
+    windows: dict[str, Window] = {}
+    for layer in layers:
+        try:
+            windows[layer.name] = top_directions(layer, gradients.pop(layer.name), top_k, svd)
+        except LayerError as error:
+            skipped[layer.name] = error.reason
+    return windows
+
+
+def _spectrum(
     problem: CurvatureProblem,
     layer: LayerInfo,
-    window: "_Window",
+    window: Window,
+    found: LayerCurvature,
     provenance: Provenance,
     source: FactorSource | None,
 ) -> LayerSpectrum:
-    kind, confidence = provenance.curvature, provenance.confidence
-    # The factors first: what is wrong with the loss is said before hours of curvatures.
+    kind, confidence, h = provenance.curvature, provenance.confidence, found.values
     aligned, reason = _aligned(source, layer)
-    h = _curvatures(problem, layer, window, kind)
     spectrum = spectrum_from_values(
         layer, window.sigma, h, confidence=confidence, notes=window.notes + reason
     )
+    spectrum = replace(spectrum, certificate=found.certificate)
     if aligned is None:
         return spectrum
-    alignment, ggn, notes = aligned.alignment, aligned.ggn, aligned.notes
+    alignment, ggn, notes = aligned.alignment, found.ggn, aligned.notes
     try:
         if ggn is None:
-            ggn = h if kind == "ggn" else _curvatures(problem, layer, window, "ggn")
+            ggn = to_numpy(problem.curvatures(layer.name, window.u, window.v, "ggn"))
     except LayerError as error:
         return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
+    ggn = ggn.astype(np.float64)
     fits = decompose_exponent(window.sigma, h, ggn, alignment, confidence=confidence).to_floats()
     if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
         notes += (
@@ -239,58 +281,6 @@ def _aligned(
         return source.take(layer), ()
     except LayerError as error:
         return None, (f"no decomposition: {error.reason}",)
-
-
-def _curvatures(
-    problem: CurvatureProblem, layer: LayerInfo, window: "_Window", kind: str
-) -> npt.NDArray[np.float64]:
-    found = to_numpy(problem.curvatures(layer.name, window.u, window.v, cast(CurvatureKind, kind)))
-    values: npt.NDArray[np.float64] = found.astype(np.float64)
-    return values
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Directions u (m, K) and v (n, K) with σ (K,), and notes on what limits them."""
-
-    u: Any
-    sigma: npt.NDArray[np.float64]
-    v: Any
-    notes: tuple[str, ...]
-
-
-def _top_directions(layer: LayerInfo, gradient: Any, top_k: int) -> _Window:
-    xp = array_api_compat.array_namespace(gradient)
-    if not bool(xp.all(xp.isfinite(gradient))):
-        count = int(xp.sum(xp.astype(~xp.isfinite(gradient), xp.int64)))
-        raise LayerError(
-            layer.name,
-            f"its gradient holds {count} NaN or infinite values; look for a division by zero, a "
-            "square root at zero or an overflow on the way to this layer.",
-        )
-    u, singular, vh = xp.linalg.svd(gradient, full_matrices=False)
-    sigma = to_numpy(singular).astype(np.float64)
-    if not sigma[0] > 0:
-        raise LayerError(
-            layer.name, "its gradient is zero on these data; no direction can be measured."
-        )
-    # Below this level a singular value is rounding of the largest (numpy's matrix_rank), and its
-    # direction means nothing.
-    floor = float(sigma[0]) * max(layer.shape) * float(xp.finfo(gradient.dtype).eps)
-    rank = int(np.sum(sigma > floor))
-    window = min(top_k, rank)
-    notes: tuple[str, ...] = ()
-    if window < top_k:
-        limit = "the gradient's numerical rank" if rank < min(layer.shape) else "the smaller side"
-        notes += (f"window cut to {window} of {top_k} directions by {limit}",)
-    gaps = sigma[:window] - np.append(sigma[1:], 0.0)[:window]
-    if tied := [k + 1 for k in range(window) if gaps[k] <= floor]:
-        notes += (
-            "singular values tied to rounding after rank " + ", ".join(map(str, tied)) + ": "
-            "directions inside a tie are arbitrary",
-        )
-    v = xp.matrix_transpose(vh)
-    return _Window(u[:, :window], sigma[:window], v[:, :window], notes)
 
 
 def _participation(curvature: npt.NDArray[np.float64], s: float) -> ParticipationSummary:

@@ -1,12 +1,13 @@
 """What a backend supplies: the layers of a problem, their gradients and their curvatures."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from spectral_core.errors import InputError
+from spectral_core.certificate import Engine, LayerCurvature
+from spectral_core.errors import InputError, LayerError
 
 __all__ = [
     "CurvatureKind",
@@ -15,6 +16,7 @@ __all__ = [
     "KroneckerFactors",
     "LayerInfo",
     "LayerSelection",
+    "ManyLayers",
     "Sharing",
     "select_layers",
 ]
@@ -123,6 +125,29 @@ class CurvatureProblem(Protocol):
         Keys that reports show: ``backend``, ``versions``, ``dtype``, ``device``, ``seed``,
         ``loss``, ``n_terms``, ``n_batches``. Two problems with equal descriptions and layers are
         taken for the same when a measurement is resumed.
+        """
+        ...
+
+
+@runtime_checkable
+class ManyLayers(Protocol):
+    """What a `CurvatureProblem` may offer besides: curvatures of many layers computed together."""
+
+    def layer_curvatures(
+        self,
+        directions: Mapping[str, tuple[Any, Any]],
+        kind: CurvatureKind = "hessian",
+        *,
+        engine: Engine = "auto",
+        draws: int = 64,
+        done: Collection[str] = (),
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[LayerCurvature | LayerError]:
+        """Yield the curvatures of each layer of `directions` that is not in `done`, in any order.
+
+        `directions` are u (m, K) and v (n, K) by layer. Which layers are done must not change the
+        values of the others. `draws` is of the Monte-Carlo engine; `tell` hears in a few words
+        what is being computed.
         """
         ...
 

@@ -14,6 +14,7 @@ from spectral_core._files import write_atomically
 from spectral_core._json import decode, encode
 from spectral_core._text_table import text_table
 from spectral_core.alignment import SpectralAlignment
+from spectral_core.certificate import Certificate
 from spectral_core.decomposition import ExponentDecomposition
 from spectral_core.errors import ReportError
 from spectral_core.exponents import ExponentTriangle
@@ -84,6 +85,9 @@ class LayerSpectrum:
         The directions in the Kronecker factors (Theory 5.1); with ``decompose=True``.
     decomposition : ExponentDecomposition or None
         α as β + φ + κ + ν (Theory 5.5); with ``decompose=True``.
+    certificate : Certificate or None
+        How the curvatures were computed, and what shows that they are right. None in reports of
+        versions before 0.2.
     """
 
     name: str
@@ -98,6 +102,7 @@ class LayerSpectrum:
     ggn: npt.NDArray[np.float64] | None = None
     alignment: SpectralAlignment | None = None
     decomposition: ExponentDecomposition | None = None
+    certificate: Certificate | None = None
 
     @property
     def alpha(self) -> PowerLawFit:
@@ -142,6 +147,10 @@ class Provenance:
         Of every interval in the report.
     factors : mapping, optional
         ``delta`` and ``sharing`` of the Kronecker factors; None without a decomposition.
+    engine : str
+        The engine that was asked for.
+    svd : str
+        How the directions were found.
     """
 
     problem: Mapping[str, Any]
@@ -150,6 +159,8 @@ class Provenance:
     curvature: str
     confidence: float
     factors: Mapping[str, str] | None = None
+    engine: str = "auto"
+    svd: str = "exact"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ class CallObserver(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
         self.observe(func, args, kwargs, result)
+        return self.replace(func, args, kwargs, result)
+
+    def replace(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> Any:
+        """Return what the caller gets in place of the result: the result, unless overridden."""
         return result
 
     @abstractmethod

@@ -18,11 +18,15 @@ MIN_GROUP_RANK = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight matrix: its public description, its parameter and its place in it."""
+    """A weight matrix: its public description, its parameter, its place in it, and its work.
+
+    `work` is the number of multiply-adds of its uses in the forward pass of the first batch.
+    """
 
     info: LayerInfo
     parameter: str
     view: MatrixView
+    work: float
 
 
 def name_layers(
@@ -48,7 +52,7 @@ def name_layers(
             while full in layers or (label and full in bases.values()):
                 full += "_"  # another parameter has that name
             info = LayerInfo(full, "+".join(use.kinds), use.view.shape)
-            layers[full] = Layer(info, name, use.view)
+            layers[full] = Layer(info, name, use.view, use.work)
     return layers, skipped
 
 

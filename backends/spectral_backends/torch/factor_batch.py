@@ -9,11 +9,11 @@ from torch import Tensor
 
 from spectral_backends.torch.call_observer import CallObserver
 from spectral_backends.torch.discovery import Layer
-from spectral_backends.torch.factor_capture import FactorCapture, Passage
 from spectral_backends.torch.factor_totals import FactorOptions, LayerTotals, Samples
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.output_curvature import OutputCurvature, output_curvature
+from spectral_backends.torch.passage_capture import Passage, PassageCapture
 
 __all__ = ["FactorBatch"]
 
@@ -42,13 +42,14 @@ class FactorBatch:
         objective: Objective,
         leaves: dict[str, Tensor],
         batch: Any,
-        capture: FactorCapture,
+        capture: PassageCapture,
         options: FactorOptions,
     ) -> "FactorBatch | None":
         """Run the forward pass; None if no term of the batch counts."""
         watch = _LossWatch()
         with capture:
             outputs, loss_of, terms = objective.split(leaves, batch)
+        capture.check_none_hidden()
         if terms.count == 0:
             return None
         with watch:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer
-from spectral_backends.torch.factor_capture import Passage
+from spectral_backends.torch.passage_capture import Passage
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import Delta, KroneckerFactors, Sharing
 

@@ -1,20 +1,30 @@
 """Looking at the graph that autograd has recorded behind a tensor."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["node_names"]
+__all__ = ["leaves_behind", "node_names"]
 
 
 def node_names(tensor: Tensor) -> Iterator[str]:
     """Yield the name of every node of the tensor's graph, once per node."""
-    seen: set[Any] = {tensor.grad_fn, None}
-    todo: list[Any] = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    return (node.name() for node in _nodes([tensor]))
+
+
+def leaves_behind(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the leaves that tensors were computed from, as far as autograd recorded it."""
+    return [node.variable for node in _nodes(tensors) if hasattr(node, "variable")]
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    todo: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    todo = list(dict.fromkeys(todo))
+    seen: set[Any] = {*todo, None}
     while todo:
         node = todo.pop()
-        yield node.name()
+        yield node
         new = {following for following, _ in node.next_functions} - seen
         seen |= new
         todo.extend(new)

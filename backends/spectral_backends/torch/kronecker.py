@@ -8,9 +8,9 @@ from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.factor_batch import FactorBatch
-from spectral_backends.torch.factor_capture import FactorCapture
 from spectral_backends.torch.factor_totals import FactorOptions, LayerTotals, Samples
 from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.passage_capture import PassageCapture
 from spectral_core.errors import LayerError
 from spectral_core.problem import KroneckerFactors
 
@@ -49,7 +49,7 @@ def kronecker_factors(
     with objective.one_pass(seed) as batches:
         for batch in batches:
             leaves = objective.matrix_leaves()
-            capture = FactorCapture(layers, leaves)
+            capture = PassageCapture(layers, leaves)
             run = partial(FactorBatch.run, objective, leaves, batch, capture, options)
             made: FactorBatch | None = objective.model.hold(leaves, run)
             if made is None:

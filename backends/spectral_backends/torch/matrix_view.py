@@ -56,6 +56,17 @@ class MatrixView:
         return self.offset, tuple(axes)
 
     @property
+    def extent(self) -> range:
+        """Return the range of the parameter from its first element to its last."""
+        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        return range(self.offset, self.offset + reach + 1)
+
+    def may_overlap(self, other: "MatrixView") -> bool:
+        """Say whether two matrices of a parameter may have elements in common."""
+        one, two = self.extent, other.extent
+        return one.start < two.stop and two.start < one.stop
+
+    @property
     def row_offsets(self) -> list[int]:
         """Say where in the parameter each row begins."""
         return [self.offset + step for step in _offsets(self.size, self.stride, 0, self.out_axes)]

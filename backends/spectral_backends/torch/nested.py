@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["leaves_in", "map_tensors", "tensors_in"]
+__all__ = ["common_length", "leaves_in", "map_tensors", "tensors_in"]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -54,6 +54,15 @@ def leaves_in(value: Any) -> Iterator[Any]:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield every tensor."""
     return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+
+
+def common_length(value: Any) -> int | None:
+    """Return the length that all leaves have along their first axis; None if there is none."""
+    leaves = [leaf for leaf in leaves_in(value) if leaf is not None]
+    if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
+        return None  # a number may be a count of the whole batch
+    lengths = {len(leaf) for leaf in leaves}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _like(original: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:

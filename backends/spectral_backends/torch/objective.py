@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRecorder
 from spectral_backends.torch.nested import map_tensors
@@ -73,15 +74,28 @@ class Objective:
         """Return a parameter as a leaf of a new graph."""
         return self.model.parameters[name].detach().requires_grad_()
 
+    def leaves(self, layers: Iterable[Layer]) -> dict[str, Tensor]:
+        """Return the parameters of some layers as leaves."""
+        return {name: self.leaf(name) for name in {layer.parameter: None for layer in layers}}
+
     def matrix_leaves(self) -> dict[str, Tensor]:
         """Return every parameter of two or more axes as a leaf."""
         return {name: self.leaf(name) for name, p in self.model.parameters.items() if p.ndim >= 2}
 
-    def loss(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, LossTerms]:
-        """Return the batch's loss with its graph, and its terms."""
+    def loss(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        at_outputs: Callable[[Any], Any] | None = None,
+    ) -> tuple[Tensor, LossTerms]:
+        """Return the batch's loss with its graph, and its terms.
+
+        `at_outputs` is given the outputs, where there is a loss function, and returns what goes
+        into it in their place.
+        """
         if self._loss_fn is not None:
             outputs, targets = self._outputs(weights, batch)
-            return self._reduced(outputs, targets, batch)
+            return self._reduced(at_outputs(outputs) if at_outputs else outputs, targets, batch)
         with ReductionRecorder() as recorder:
             loss = self.model(weights, batch)
         return _as_scalar(loss), self._terms(recorder, loss, batch)

@@ -228,7 +228,9 @@ def _einsum_rows(
         first = middle[0] if middle else 1
         return rows.reshape(*shape, first, prod(middle[1:]), rows.shape[-1])
 
-    return Rows(lambda: arrange(",".join(others), ins, *given), lambda y: arrange(output, outs, y))
+    return Rows.of(
+        lambda: arrange(",".join(others), ins, *given), lambda y: arrange(output, outs, y)
+    )
 
 
 _ELLIPSIS = "…"

@@ -35,11 +35,17 @@ class MatrixUse:
         The operations, in the order of their first use.
     label : str
         What tells it from other matrices of the same parameter, such as ``"q"``; may be empty.
+    work : float
+        Multiply-adds of its uses in one forward pass.
+    count : int
+        Number of its uses.
     """
 
     view: MatrixView
     kinds: list[str]
     label: str = ""
+    work: float = 0.0
+    count: int = 1
 
 
 @dataclass
@@ -73,6 +79,7 @@ class OperationRecorder(CallObserver):
         # Tensors are kept alive so that their ids stay theirs.
         self._followed: dict[int, tuple[str, Tensor, Tensor]] = {}
         self._roots: dict[str, Tensor] = {}
+        self.result: Any = None
         for name, parameter in parameters.items():
             root = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
             self._roots[name] = root
@@ -84,7 +91,9 @@ class OperationRecorder(CallObserver):
         """Look at what the call did with the parameters."""
         followed = [t for t in tensors_in((args, kwargs)) if id(t) in self._followed]
         if followed and any(True for _ in tensors_in(result)):
+            self.result = result
             self._look(func, args, kwargs, result, followed)
+            self.result = None
 
     def _look(
         self,
@@ -135,9 +144,12 @@ class OperationRecorder(CallObserver):
             return
         if name not in self.order:
             self.order.append(name)
-        for label, matrix in split_groups(consumed):
+        groups = list(split_groups(consumed))
+        outputs = sum(t.numel() for t in tensors_in(self.result)) / len(groups)
+        for label, matrix in groups:
             view = MatrixView.of(matrix, consumed.out_axes)
-            self._merge(self.uses[name].matrices, MatrixUse(view, [consumed.kind], label))
+            work = outputs * view.shape[1]
+            self._merge(self.uses[name].matrices, MatrixUse(view, [consumed.kind], label, work))
 
     @staticmethod
     def _merge(known: list[MatrixUse], new: MatrixUse) -> None:
@@ -146,6 +158,8 @@ class OperationRecorder(CallObserver):
                 if "embedding" in use.kinds and new.kinds != ["embedding"]:
                     use.view = new.view  # a tied head: its outputs are the logits
                 use.kinds += [kind for kind in new.kinds if kind not in use.kinds]
+                use.work += new.work
+                use.count += 1
                 return
         known.append(new)
 

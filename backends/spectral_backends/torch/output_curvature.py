@@ -81,7 +81,11 @@ class OutputCurvature:
 
 
 class _Softmax(OutputCurvature):
-    """``ω (diag(p) − p pᵀ)`` for each term, with roots ``√ω √p_c (e_c − p)`` (Theory 4.4)."""
+    """``ω (diag(p) − p pᵀ)`` for each term (Theory 4.4).
+
+    It has one root vector less than classes: the columns of its Cholesky factor, known in closed
+    form (Tanabe and Sagae, J. R. Stat. Soc. B 54, 1992).
+    """
 
     def __init__(self, outputs: Tensor, gradient: Tensor, axis: int, weights: Tensor) -> None:
         super().__init__(outputs, gradient)
@@ -92,19 +96,26 @@ class _Softmax(OutputCurvature):
 
     @property
     def n_columns(self) -> int:
-        return prod(self._p.shape[1:])
+        return prod(self._p.shape[1:-1]) * (self._p.shape[-1] - 1)
 
     @property
     def sample_weights(self) -> Tensor:
         return self._weights.reshape(len(self._weights), -1).sum(1)
 
     def columns(self) -> Iterator[Tensor]:
-        positions = self._p.reshape(len(self._p), -1, self._p.shape[-1]).shape[1]
-        for index in range(positions):
-            for c in range(self._p.shape[-1]):
-                coefficients = torch.zeros_like(self._p)
-                coefficients.reshape(len(self._p), positions, -1)[:, index, c] = 1
-                yield self._root(coefficients)
+        p = self._p.reshape(len(self._p), -1, self._p.shape[-1])
+        weights = self._weights.sqrt().reshape(len(p), -1, 1)
+        # What classes c, c + 1, … have together: summed from behind, so that nothing cancels.
+        tail = p.flip(-1).cumsum(-1).flip(-1)
+        for index in range(p.shape[1]):
+            for c in range(p.shape[2] - 1):
+                here, behind = tail[:, index, c], tail[:, index, c + 1]
+                size = (p[:, index, c] * _ratio(behind, here)).sqrt()
+                column = torch.zeros_like(p)
+                column[:, index, c] = size
+                column[:, index, c + 1 :] = -_ratio(p[:, index, c + 1 :], behind[:, None])
+                column[:, index, c + 1 :] *= size[:, None]
+                yield self._back((weights * column).reshape(self._p.shape))
 
     def mixture(self, signs: Callable[[Tensor], Tensor]) -> Tensor:
         return self._root(signs(self._p))
@@ -131,6 +142,11 @@ class _Softmax(OutputCurvature):
 
     def _like_outputs(self, terms: Tensor) -> Tensor:
         return self._back(terms.reshape(self._logits.shape))
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Return part / whole of probabilities, and zero of nothing."""
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0)
 
 
 class _Elementwise(OutputCurvature):

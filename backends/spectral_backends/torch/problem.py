@@ -1,23 +1,23 @@
 """`CurvatureProblem` for PyTorch: a model, its loss and its data, as the core measures them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from spectral_backends.torch.batches import check_reiterable
 from spectral_backends.torch.determinism import compare_evaluations
-from spectral_backends.torch.discovery import Layer, name_layers
+from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.evaluation import evaluate
 from spectral_backends.torch.factor_totals import FactorOptions
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.kronecker import kronecker_factors
+from spectral_backends.torch.layer_curvatures import CurvatureDriver
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
-from spectral_backends.torch.operations import OperationRecorder
 from spectral_backends.torch.quadratic_forms import (
     GaussNewtonForm,
     GraphSize,
@@ -25,6 +25,8 @@ from spectral_backends.torch.quadratic_forms import (
     QuadraticForm,
     along_directions,
 )
+from spectral_backends.torch.structure import examine
+from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
@@ -119,7 +121,8 @@ class CurvatureProblem:
             compare_evaluations(self._evaluation, again, self._model)
             if self._evaluation.depends_on_count:
                 self._objective.check_terms(seed)
-        self._layers, self._skipped = self._discover()
+        self._structure = examine(self._objective, seed)
+        self._layers, self._skipped = self._structure.layers, self._structure.skipped
 
     def layers(self) -> list[LayerInfo]:
         """Return the weight matrices in the order of the forward pass."""
@@ -214,6 +217,64 @@ class CurvatureProblem:
                 count += terms.count
         return (total / count).to(self._model.device, self._model.dtype)
 
+    def layer_curvatures(
+        self,
+        directions: Mapping[str, tuple[Tensor, Tensor]],
+        kind: CurvatureKind = "hessian",
+        *,
+        engine: Engine = "auto",
+        draws: int = 64,
+        done: Collection[str] = (),
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[LayerCurvature | LayerError]:
+        """Yield the curvatures of many layers, computed together.
+
+        Parameters
+        ----------
+        directions : mapping of str to (u, v)
+            By layer, shapes ``(m, K)`` and ``(n, K)``.
+        kind : {"hessian", "ggn"}
+            As in `curvatures`.
+        engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
+            How; ``"auto"`` takes the cheapest that is exact for each layer.
+        draws : int
+            Of ``"monte-carlo"``, for each batch; 2 or more.
+        done : collection of str
+            Layers that are not wanted. What they are does not change a bit of the others.
+        tell : callable, optional
+            Is told, in a few words, what is being computed.
+
+        Yields
+        ------
+        LayerCurvature or LayerError
+            For each layer, as soon as it is computed, in any order.
+
+        Raises
+        ------
+        InputError
+            If a layer or engine is unknown, or the shapes do not fit.
+        """
+        if kind not in ("hessian", "ggn"):
+            raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
+        if engine not in get_args(Engine):
+            raise InputError(f"engine: {engine!r} is unknown; choose one of {get_args(Engine)}.")
+        if not isinstance(draws, int) or draws < 2:
+            raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
+        given = {name: self._directions(self._find(name), *d) for name, d in directions.items()}
+        driver = CurvatureDriver(
+            self._objective,
+            self._structure,
+            given,
+            kind,
+            one_layer=self.curvatures,
+            seed=self._seed,
+            columns_together=self._together,
+            tangents_together=self._together,
+            draws=draws,
+            tell=tell or (lambda text: None),
+        )
+        return driver.run(engine, done)
+
     def kronecker_factors(
         self,
         layers: Sequence[str],
@@ -272,10 +333,10 @@ class CurvatureProblem:
         }
         options = FactorOptions(delta, sharing, draws, max_columns)
         return kronecker_factors(
-            self._objective, located, given, options, self._seed, self._columns_together
+            self._objective, located, given, options, self._seed, self._together
         )
 
-    def _columns_together(self, bytes_of_one: int) -> int:
+    def _together(self, bytes_of_one: int) -> int:
         return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
 
     def _batch_gradients(
@@ -325,13 +386,6 @@ class CurvatureProblem:
                 except RuntimeError:
                     self._without_batching_rule.add(name)  # one direction at a time needs none
             return along_directions(form, layer.view, shape, u, v, 1)
-
-    def _discover(self) -> tuple[dict[str, Layer], dict[str, str]]:
-        with self._objective.one_pass(self._seed) as batches:
-            matrices = self._objective.matrix_leaves()
-            with OperationRecorder(matrices) as recorder:
-                self._objective.loss(matrices, next(batches))
-        return name_layers(recorder, matrices, self._model.frozen)
 
     def _find(self, name: str) -> Layer:
         if name in self._layers:

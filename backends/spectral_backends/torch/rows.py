@@ -34,15 +34,24 @@ class Rows:
         larger than what the operation was given.
     outputs : callable
         Turns a tensor of the shape of the operation's result into ``(*groups, B, S, m)``.
+    project : callable
+        Returns the inputs' products with the columns of v ``(n, K)``, shape ``(*groups, B, S, K)``,
+        without making the inputs where they are larger than what was given.
     """
 
     inputs: Callable[[], Tensor]
     outputs: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, inputs: Callable[[], Tensor], outputs: Callable[[Tensor], Tensor]) -> "Rows":
+        """Return rows whose products are taken of the inputs as they are."""
+        return cls(inputs, outputs, lambda v: inputs() @ v)
 
 
 def linear_rows(inputs: Tensor) -> Rows:
     """Rows of ``F.linear``: features last, samples first."""
-    return Rows(lambda: _positions(inputs), _positions)
+    return Rows.of(lambda: _positions(inputs), _positions)
 
 
 def product_rows(inputs: Tensor, group_axes: int, *, left: bool, scale: float = 1.0) -> Rows:
@@ -70,19 +79,25 @@ def product_rows(inputs: Tensor, group_axes: int, *, left: bool, scale: float = 
         rest = rows.shape[group_axes:-1]
         return rows.reshape(*shape, rest[0], prod(rest[1:]), rows.shape[-1])
 
-    return Rows(lambda: arrange(inputs) * scale, arrange)
+    return Rows.of(lambda: arrange(inputs) * scale, arrange)
 
 
 def embedding_rows(tokens: Tensor, entries: int, padding_idx: int | None, like: Tensor) -> Rows:
     """Rows of a table lookup: one-hot inputs; zero where the padding entry has no derivative."""
 
-    def inputs() -> Tensor:
-        rows = functional.one_hot(tokens.long() % entries, entries).to(like.dtype)
+    def without_padding(rows: Tensor) -> Tensor:
         if padding_idx is not None:
             rows = rows * (tokens != padding_idx % entries).unsqueeze(-1)
         return _positions(rows)
 
-    return Rows(inputs, _positions)
+    def inputs() -> Tensor:
+        one_hot = functional.one_hot(tokens.long() % entries, entries)
+        return without_padding(one_hot.to(like.dtype))
+
+    def project(v: Tensor) -> Tensor:
+        return without_padding(v[tokens.long() % entries])
+
+    return Rows(inputs, _positions, project)
 
 
 def convolution_rows(
@@ -95,13 +110,21 @@ def convolution_rows(
 ) -> Rows:
     """Rows of a convolution: the patch that each output position sees, channel by channel."""
     dims = len(kernel)
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
+
+    def padded() -> Tensor:
+        x = _batched(inputs, dims)
+        return functional.pad(x, [side for pair in reversed(list(padding)) for side in pair])
 
     def patches() -> Tensor:
-        x = _batched(inputs, dims)
-        x = functional.pad(x, [side for pair in reversed(list(padding)) for side in pair])
-        return _channel_groups(_windows(x, kernel, stride, dilation), groups, dims)
+        return _channel_groups(_windows(padded(), kernel, stride, dilation), groups, dims)
 
-    return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
+    def project(v: Tensor) -> Tensor:
+        kernels = v.T.reshape(v.shape[1], -1, *kernel).repeat(groups, *[1] * (dims + 1))
+        y = convolve(padded(), kernels, None, tuple(stride), 0, tuple(dilation), groups)
+        return _channel_groups(y, groups, dims)
+
+    return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims), project)
 
 
 def transposed_convolution_rows(
@@ -129,7 +152,7 @@ def transposed_convolution_rows(
         x = _windows(x, kernel, [1] * dims, dilation).flip(list(range(-dims, 0)))
         return _channel_groups(x, groups, dims)
 
-    return Rows(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
+    return Rows.of(patches, lambda y: _channel_groups(_batched(y, dims), groups, dims))
 
 
 def _positions(tensor: Tensor) -> Tensor:

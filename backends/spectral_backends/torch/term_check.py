@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.loss_terms import LossTerms
-from spectral_backends.torch.nested import leaves_in, map_tensors
+from spectral_backends.torch.nested import common_length, map_tensors
 from spectral_core.errors import InputError
 
 __all__ = ["check_additive"]
@@ -67,11 +67,8 @@ class _Total:
 
 
 def _halves(data: Any) -> tuple[Any, Any] | None:
-    leaves = [leaf for leaf in leaves_in(data) if leaf is not None]
-    if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
-        return None  # a number may be a count of the whole batch
-    sizes = {len(leaf) for leaf in leaves}
-    if len(sizes) != 1 or (size := sizes.pop()) < 2:
+    size = common_length(data)
+    if size is None or size < 2:
         return None
     middle = size // 2
     return map_tensors(lambda t: t[:middle], data), map_tensors(lambda t: t[middle:], data)

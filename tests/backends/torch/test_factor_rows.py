@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.factor_capture import FactorCapture
+from spectral_backends.torch.passage_capture import PassageCapture
 from spectral_core.errors import LayerError
 
 
@@ -29,7 +29,7 @@ def check_passages(problem, names):
     objective = problem._objective
     with objective.one_pass(0) as batches:
         leaves = objective.matrix_leaves()
-        capture = FactorCapture(layers, leaves)
+        capture = PassageCapture(layers, leaves)
 
         def run(batch):
             with capture:

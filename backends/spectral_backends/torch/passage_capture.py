@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
+from spectral_backends.torch.attention import multi_head_attention
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.matrix_view import MatrixView
 from spectral_backends.torch.operation_readers import Consumed
@@ -18,7 +17,7 @@ from spectral_backends.torch.operations import OperationRecorder, split_groups
 from spectral_backends.torch.rows import Rows
 from spectral_core.errors import LayerError
 
-__all__ = ["FactorCapture", "Passage"]
+__all__ = ["Passage", "PassageCapture"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,18 @@ class Passage:
         Returns the inputs, shape ``(B, S, n)``.
     outputs : callable
         Turns a gradient of the result into ``(B, S, m)``.
+    project : callable
+        Returns ``a v`` for the columns of v ``(n, K)``, shape ``(B, S, K)``.
     """
 
     result: Tensor
     edge: GradientEdge
     inputs: Callable[[], Tensor]
     outputs: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
 
 
-class FactorCapture(OperationRecorder):
+class PassageCapture(OperationRecorder):
     """Watches a forward pass for the passages of some layers.
 
     Parameters
@@ -57,13 +59,25 @@ class FactorCapture(OperationRecorder):
     ----------
     passages : dict of str to list of Passage
         By layer.
+    hidden : dict of str to str
+        Layers used by an operation that hides its inputs and outputs, with its kind.
     """
 
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
         super().__init__(parameters)
         self._layers = list(layers)
         self.passages: dict[str, list[Passage]] = {layer.info.name: [] for layer in self._layers}
-        self._result: Any = None
+        self.hidden: dict[str, str] = {}
+        self.made: list[tuple[Layer, Passage]] = []  # by the call that is looked at
+
+    def check_none_hidden(self) -> None:
+        """Raise `LayerError` if an operation hides the positions of a layer."""
+        for name, kind in self.hidden.items():
+            raise LayerError(
+                name,
+                f"its operation ({kind}) hides inputs and outputs at single positions, so it has "
+                "no Kronecker factors; write it with products, or leave it out.",
+            )
 
     def __torch_function__(
         self,
@@ -74,21 +88,21 @@ class FactorCapture(OperationRecorder):
     ) -> Any:
         """Run the call, an attention as the products it is made of, and look at it."""
         if func is functional.multi_head_attention_forward:
-            return self._attention(args, dict(kwargs or {}))
+            return multi_head_attention(self, args, dict(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
 
     def observe(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         """Look at what the call did with the parameters."""
-        self._result = result
+        self.made = []
         super().observe(func, args, kwargs, result)
-        self._result = None
 
     def _record(self, name: str, consumed: Consumed) -> None:
+        super()._record(name, consumed)
         if not consumed.usable:
             return
-        result = self._result if isinstance(self._result, Tensor) else None
+        result = self.result if isinstance(self.result, Tensor) else None
         if result is not None and result.grad_fn is None:
             return
         for position, (_, shadow) in enumerate(split_groups(consumed)):
@@ -109,11 +123,8 @@ class FactorCapture(OperationRecorder):
         if shared is None:  # another matrix, or this one the other way around
             return
         if consumed.rows is None or result is None:
-            raise LayerError(
-                layer.info.name,
-                f"its operation ({consumed.kind}) hides inputs and outputs at single positions, so "
-                "it has no Kronecker factors; write it with products, or leave it out.",
-            )
+            self.hidden[layer.info.name] = consumed.kind
+            return
         made = _group(consumed.rows, consumed, position)
         own, theirs = shared
         whole = own == theirs == list(range(layer.view.shape[0])) and layer.view.shape == view.shape
@@ -126,51 +137,10 @@ class FactorCapture(OperationRecorder):
             placed[..., own] = found[..., theirs]
             return placed
 
-        self.passages[layer.info.name].append(
-            Passage(result, get_gradient_edge(result), made.inputs, outputs)
-        )
-
-    def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `multi_head_attention_forward` as four products around one with unit weights.
-
-        Its projections are out of sight; multiplying by a unit matrix changes no value, so they
-        can stand outside. Products run with samples first, where their rows are looked for.
-        """
-        given = signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
-        given.apply_defaults()
-        a = given.arguments
-        with self:
-            weights = (
-                [a["q_proj_weight"], a["k_proj_weight"], a["v_proj_weight"]]
-                if a["use_separate_proj_weight"]
-                else list(a["in_proj_weight"].chunk(3))
-            )
-            biases: Any = [None] * 3 if a["in_proj_bias"] is None else a["in_proj_bias"].chunk(3)
-            names = ("query", "key", "value")
-            projected = [
-                _samples_first(functional.linear, a[name], weight, bias)
-                for name, weight, bias in zip(names, weights, biases, strict=True)
-            ]
-        unit = torch.eye(
-            a["embed_dim_to_check"], dtype=projected[0].dtype, device=a["query"].device
-        )
-        inner = a | dict(zip(names, projected, strict=True))
-        inner |= {"in_proj_weight": None, "in_proj_bias": None, "use_separate_proj_weight": True}
-        inner |= {"q_proj_weight": unit, "k_proj_weight": unit, "v_proj_weight": unit}
-        inner |= {"out_proj_weight": unit, "out_proj_bias": None}
-        attended, weights_of_heads = functional.multi_head_attention_forward(**inner)
-        with self:
-            out = _samples_first(
-                functional.linear, attended, a["out_proj_weight"], a["out_proj_bias"]
-            )
-        return out, weights_of_heads
-
-
-def _samples_first(linear: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Any) -> Tensor:
-    """Apply a product to ``(L, B, E)`` with the samples in front."""
-    if x.ndim < 3:
-        return linear(x.unsqueeze(0), weight, bias).squeeze(0)
-    return linear(x.transpose(0, 1), weight, bias).transpose(0, 1)
+        edge = get_gradient_edge(result)
+        passage = Passage(result, edge, made.inputs, outputs, made.project)
+        self.passages[layer.info.name].append(passage)
+        self.made.append((layer, passage))
 
 
 def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[int]] | None:
@@ -200,4 +170,8 @@ def _group(rows: Rows, consumed: Consumed, position: int) -> Rows:
             tensor = tensor[0]
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:-1]), tensor.shape[-1])
 
-    return Rows(lambda: pick(rows.inputs()), lambda y: pick(rows.outputs(y)))
+    return Rows(
+        lambda: pick(rows.inputs()),
+        lambda y: pick(rows.outputs(y)),
+        lambda v: pick(rows.project(v)),
+    )

@@ -1,0 +1,64 @@
+"""Measuring the memory that a piece of PyTorch code takes."""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["AllocationPeak"]
+
+
+class AllocationPeak(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+    """A context that follows the memory of all tensors made in it, on any device.
+
+    Attributes
+    ----------
+    bytes : int
+        The most that was held at one time. What a kernel takes for itself while it runs is not
+        seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._held = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and add what it made."""
+        kwargs = dict(kwargs or {})
+        for tensor in _strided((args, kwargs)):
+            self._add(tensor, 0)  # was there before
+        result = func(*args, **kwargs)
+        for tensor in _strided(result):
+            self._add(tensor, tensor.untyped_storage().nbytes())
+        return result
+
+    def _add(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self._held += size
+            self.bytes = max(self.bytes, self._held)
+            weakref.finalize(storage, self._free, storage._cdata, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._held -= size
+
+
+def _strided(value: Any) -> list[Tensor]:
+    return [
+        leaf for leaf in tree_leaves(value)
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided
+    ]  # fmt: skip

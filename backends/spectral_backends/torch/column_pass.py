@@ -1,0 +1,276 @@
+"""Gauss-Newton curvature of all layers and directions at once, from the root of the loss's Hessian.
+
+With ``S Sᵀ`` the Hessian of the loss in the outputs, each column of S is sent back once; at every
+use of every layer what arrives is projected on the directions, summed over positions, squared and
+averaged (Theory 5.4). The price is that of one backward pass per column, for all layers together.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_backends.torch.direction_taps import DirectionTaps
+from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.linearity import find_curvature
+from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.output_curvature import OutputCurvature, output_curvature
+from spectral_backends.torch.work_counter import WorkCounter
+
+__all__ = ["ColumnPass", "ColumnTotals"]
+
+Directions = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class ColumnTotals:
+    """Running sums of one layer, in float64 where the device has it.
+
+    Parameters
+    ----------
+    ggn : Tensor, shape (K,)
+        Sum over terms of the squared products.
+    variance : Tensor, shape (K,)
+        Of that sum, where it is a Monte-Carlo estimate; else zero.
+    derivative : Tensor, shape (K,)
+        Sum over terms of ``<∂l, D_k>``: shows whether every use of the weight was seen.
+    curved : str
+        An operation in which the outputs are curved in the weight; empty if there is none.
+    problem : str
+        Why the sums are not the layer's curvature; empty if they are.
+    """
+
+    ggn: Tensor
+    variance: Tensor
+    derivative: Tensor
+    curved: str = ""
+    problem: str = ""
+
+
+class ColumnPass:
+    """Sends the columns of the loss's root back through each batch.
+
+    Parameters
+    ----------
+    objective : Objective
+        The mean loss.
+    layers : sequence of Layer
+        To measure.
+    directions : mapping of str to (Tensor, Tensor)
+        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+    seed : int
+        Of the pass, and of random signs.
+    chunk : callable
+        How many columns to send back together, of the bytes of one.
+    draws : int
+        Random combinations of all columns to send back for each batch instead of every column; 0
+        sends every column.
+    max_outputs : int
+        Largest number of outputs of a sample for which a dense root is made.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        layers: Sequence[Layer],
+        directions: Directions,
+        seed: int,
+        chunk: Callable[[int], int],
+        *,
+        draws: int = 0,
+        max_outputs: int,
+    ) -> None:
+        self._objective, self._layers, self._directions = objective, list(layers), directions
+        self._seed, self._chunk, self._draws = seed, chunk, draws
+        self._max_outputs = max_outputs
+        device = objective.model.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.totals = {
+            layer.info.name: ColumnTotals(
+                *(torch.zeros(directions[layer.info.name][0].shape[1], dtype=dtype, device=device)
+                  for _ in range(3))
+            )
+            for layer in layers
+        }  # fmt: skip
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self.count = 0.0
+        self._forward_work = self._column_work = 0.0
+        self._n_sent = 0
+        self._first = True
+
+    @property
+    def work(self) -> float:
+        """Return the multiply-adds of the first batch: one column is counted for all."""
+        return self._forward_work + self._column_work * self._n_sent
+
+    def run(self, tell: Callable[[int], None]) -> None:
+        """Go through the data once; `tell` hears the number of finished batches.
+
+        Raises
+        ------
+        InputError
+            If the loss has no root in the outputs.
+        """
+        checked = False
+        with self._objective.one_pass(self._seed) as batches:
+            for index, batch in enumerate(batches):
+                leaves = self._objective.leaves(self._layers)
+                add = partial(self._add, leaves, batch, checked)
+                terms, several = self._objective.model.hold(leaves, add)
+                checked |= several
+                self.count += terms.count
+                self._first = False
+                tell(index + 1)
+
+    def _add(self, leaves: dict[str, Tensor], batch: Any, checked: bool) -> tuple[LossTerms, bool]:
+        """Add one batch; return its terms, and whether it showed where the samples lie."""
+        taps = DirectionTaps(self._layers, leaves, self._directions)
+        counter = WorkCounter()
+        with counter if self._first else nullcontext(), taps:
+            outputs, loss_of, terms = self._objective.split(leaves, batch)
+        self._forward_work += counter.work
+        if terms.count == 0:
+            return terms, False
+        root = output_curvature(
+            outputs.detach(), loss_of, terms.scale, self._max_outputs, logistic=False
+        )
+        self._look_for_curvature(outputs, leaves)
+        for name, reason in taps.untapped.items():
+            self.totals[name].problem = reason
+        several = len(outputs) > 1 and not checked
+        if self._draws:
+            self._add_draws(outputs, root, taps)
+        else:
+            self._add_columns(outputs, root, taps)
+        self._add_gradient(outputs, root.gradient, taps, several)
+        return terms, several
+
+    def _look_for_curvature(self, outputs: Tensor, leaves: Mapping[str, Tensor]) -> None:
+        names = list(leaves)
+        curved = find_curvature([outputs], {i: [leaves[name]] for i, name in enumerate(names)})
+        for layer in self._layers:
+            total = self.totals[layer.info.name]
+            total.curved = total.curved or curved.get(names.index(layer.parameter), "")
+
+    def _add_columns(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
+        for products in self._sent_back(outputs, root.columns(), taps):
+            for name, product in products.items():
+                self.totals[name].ggn += product.to(torch.float64).square().sum((0, 1))
+
+    def _add_draws(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
+        """Add the mean over draws; samples may meet in the network, so they are summed first."""
+
+        def signs(like: Tensor) -> Tensor:
+            bits = torch.randint(2, like.shape, generator=self._generator, device=like.device)
+            return 2 * bits.to(like.dtype) - 1
+
+        draws = (root.mixture(signs) for _ in range(self._draws))
+        squares: dict[str, list[Tensor]] = {name: [] for name in self.totals}
+        for products in self._sent_back(outputs, draws, taps):
+            for name, product in products.items():
+                squares[name].append(product.to(torch.float64).sum(1).square())
+        for name, found in squares.items():
+            if found:
+                each = torch.cat(found)
+                self.totals[name].ggn += each.mean(0)
+                self.totals[name].variance += each.var(0) / len(each)
+
+    def _add_gradient(
+        self, outputs: Tensor, gradient: Tensor, taps: DirectionTaps, several: bool
+    ) -> None:
+        """Send the loss's own gradient back, for the derivatives along the directions.
+
+        It is sent in two halves of the samples if `several`, to see whether the samples lie in
+        front in each layer and do not meet.
+        """
+        sent = [gradient]
+        if several and not self._draws:
+            sent, chosen = self._halves(outputs, gradient)
+        found = list(self._sent_back(outputs, iter(sent), taps))
+        for name, total in self.totals.items():
+            parts = [products[name] for products in found if name in products]
+            if not parts:
+                continue
+            each = torch.cat(parts)  # (sent, B, K)
+            total.derivative += each[-2:].sum((0, 1)) if len(sent) != 3 else each[2].sum(0)
+            if self._draws:
+                continue
+            if each.shape[1] != len(outputs):
+                total.problem = "its first axis does not hold the samples of the outputs"
+            elif len(sent) > 1 and bool(each[0][~chosen].any() or each[1][chosen].any()):
+                total.problem = "samples of the outputs meet before it"
+
+    def _halves(self, outputs: Tensor, gradient: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return cotangents of two halves of the samples, and who is in the first.
+
+        The two add up to the gradient; where that says nothing of some sample it comes third,
+        behind the halves of noise.
+        """
+        count = len(outputs)
+        order = torch.randperm(count, generator=self._generator, device=outputs.device)
+        chosen = order < (count + 1) // 2
+        mask = chosen.reshape(count, *[1] * (outputs.ndim - 1))
+        if bool(gradient.reshape(count, -1).any(1).all()):
+            return [gradient * mask, gradient * ~mask], chosen
+        noise = torch.randn(
+            outputs.shape, generator=self._generator, dtype=outputs.dtype, device=outputs.device
+        )
+        return [noise * mask, noise * ~mask, gradient], chosen
+
+    def _sent_back(
+        self, outputs: Tensor, columns: Iterator[Tensor], taps: DirectionTaps
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the products of some columns with all directions, ``(columns, B, K)`` by layer."""
+        leaves = [leaf for uses in taps.leaves.values() for leaf in uses]
+        if not leaves:
+            return
+        size = self._chunk(_bytes(taps))
+        while cotangents := list(islice(columns, size)):
+            counter = WorkCounter()
+            with counter if self._first and not self._n_sent else nullcontext():
+                sent_back = list(_pull_back(outputs, leaves, cotangents))
+            self._n_sent += len(cotangents) * self._first
+            self._column_work += counter.work / len(cotangents)
+            for found in sent_back:
+                remaining = iter(found)
+                products: dict[str, Tensor] = {}
+                for name, uses in taps.leaves.items():
+                    parts = [next(remaining) for _ in uses]
+                    if parts and len({part.shape for part in parts}) == 1:
+                        products[name] = torch.stack(parts).sum(0)
+                    elif parts:
+                        self.totals[name].problem = "its uses have different numbers of samples"
+                yield products
+
+
+def _bytes(taps: DirectionTaps) -> int:
+    """Return the bytes of what is sent back to the layers for one column."""
+    results = [p.result for passages in taps.passages.values() for p in passages]
+    return sum(result.numel() * result.element_size() for result in results)
+
+
+def _pull_back(
+    outputs: Tensor, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> Iterable[tuple[Tensor, ...]]:
+    """Yield the gradients at the leaves, several cotangents together where that is possible."""
+
+    def back(cotangent: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            outputs, leaves, cotangent, retain_graph=True, is_grads_batched=batched,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+
+    if len(cotangents) > 1:
+        try:
+            yield back(torch.stack(list(cotangents)), batched=True)
+            return
+        except RuntimeError:  # an operation without a batching rule: one at a time needs none
+            pass
+    for cotangent in cotangents:
+        yield tuple(found.unsqueeze(0) for found in back(cotangent, batched=False))

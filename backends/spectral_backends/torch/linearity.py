@@ -1,0 +1,124 @@
+"""Where outputs are curved in a weight, read off the graph that autograd recorded.
+
+Every differentiable operation between a weight and the outputs is a node of the graph, whatever
+code made it. Where all of them are piecewise linear in what depends on the weight, so are the
+outputs, and the second-order part of the curvature vanishes (Theory 5.8). A node that is not known
+counts as curved.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Alias", "find_curvature"]
+
+
+class Alias(torch.autograd.Function):
+    """The identity: `value`, as a function of the leaf that stands for it.
+
+    The leaf needs no memory of its own, and what is returned may be changed in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, value: tuple[Tensor]) -> Tensor:
+        """Return the value, which hides in a tuple so that it is no input of the function."""
+        return value[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient on."""
+        return gradients[0], None
+
+
+_LINEAR = frozenset(
+    f"{name}Backward"
+    for name in ["Add", "Sub", "Rsub", "Neg", "Sum", "Mean", "Cumsum", "Trace", "Clone", "ToCopy", "Copy", "Alias", "Contiguous", "View", "UnsafeView", "ViewAs", "ReshapeAlias", "Reshape", "AsStrided", "Expand", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Slice", "Select", "Narrow", "Unfold", "Diagonal", "Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Cat", "Stack", "Repeat", "Roll", "Flip", "Tril", "Triu", "Index", "IndexSelect", "Gather", "Scatter", "ScatterAdd", "IndexAdd", "IndexPut", "IndexPutImpl", "MaskedFill", "MaskedSelect", "MaskedScatter", "Where", "Take", "Embedding", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "MkldnnAdaptiveAvgPool2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleBicubic2D", "PixelShuffle", "PixelUnshuffle", "Relu", "LeakyRelu", "Threshold", "Hardtanh", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "Max", "Min", "Amax", "Amin", "Sort", "Topk", "Kthvalue", "Median", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc", "NllLoss", "NllLoss2D"]
+) | {"torch::autograd::CopyBackwards"}
+"""Piecewise linear in all that goes into them together (named as autograd names them)."""
+
+_PRODUCTS: Mapping[str, Sequence[int]] = {
+    "MulBackward": (0, 1), "MmBackward": (0, 1), "BmmBackward": (0, 1), "MvBackward": (0, 1),
+    "DotBackward": (0, 1), "LinearBackward": (0, 1), "AddmmBackward": (1, 2),
+    "AddmvBackward": (1, 2), "BaddbmmBackward": (1, 2), "AddbmmBackward": (1, 2),
+    "AddcmulBackward": (1, 2), "ConvolutionBackward": (0, 1), "PreluKernelBackward": (0, 1),
+    "TrilinearBackward": (0, 1),
+}  # fmt: skip
+"""Linear in each of two inputs (by position), and in any further one that adds to them."""
+
+
+def find_curvature(
+    outputs: Sequence[Tensor], leaves: Mapping[int, Sequence[Tensor]]
+) -> dict[int, str]:
+    """Return the groups of leaves in which the outputs are curved, or may be, and by which node.
+
+    Parameters
+    ----------
+    outputs : sequence of Tensor
+        With their graph.
+    leaves : mapping of int to sequence of Tensor
+        Leaves of the graph, by group: those of one group change together.
+
+    Returns
+    -------
+    dict of int to str
+        The name of a node by group; groups that are not named are piecewise linear.
+    """
+    bits = {group: 1 << index for index, group in enumerate(leaves)}
+    of_leaf: dict[int, int] = {}
+    for group, members in leaves.items():
+        for leaf in members:
+            of_leaf[id(leaf)] = of_leaf.get(id(leaf), 0) | bits[group]
+    depends: dict[Any, int] = {None: 0}
+    curved: dict[int, str] = {}
+    for node in _upstream_first([output.grad_fn for output in outputs]):
+        inputs = [depends[following] for following, _ in node.next_functions]
+        depends[node] = _union(inputs)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            depends[node] |= of_leaf.get(id(leaf), 0)
+        elif depends[node] and (bent := _curved_in(node, inputs)):
+            for group, bit in bits.items():
+                if bent & bit:
+                    curved.setdefault(group, node.name())
+    return curved
+
+
+def _curved_in(node: Any, inputs: Sequence[int]) -> int:
+    """Return the groups in which a node is curved, given those that each of its inputs has."""
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return 0 if getattr(node, "_forward_cls", None) is Alias else _union(inputs)
+    name = node.name().rstrip("0123456789")
+    if name in _LINEAR:
+        return 0
+    if name in _PRODUCTS:
+        factors = [inputs[position] for position in _PRODUCTS[name] if position < len(inputs)]
+        return factors[0] & factors[1] if len(factors) > 1 else 0  # the other one is a number
+    if name == "DivBackward":
+        return inputs[1] if len(inputs) > 1 else 0
+    if name == "NativeBatchNormBackward" and not node._saved_training:
+        return inputs[0] & _union(inputs[1:])
+    return _union(inputs)
+
+
+def _union(masks: Sequence[int]) -> int:
+    result = 0
+    for mask in masks:
+        result |= mask
+    return result
+
+
+def _upstream_first(roots: Sequence[Any]) -> Iterator[Any]:
+    """Yield every node of a graph once, after all those that lead to it."""
+    done: set[Any] = {None}
+    todo = [(root, False) for root in roots]
+    while todo:
+        node, ready = todo.pop()
+        if node in done:
+            continue
+        if ready:
+            done.add(node)
+            yield node
+        else:
+            todo.append((node, True))
+            todo += [(following, False) for following, _ in node.next_functions]

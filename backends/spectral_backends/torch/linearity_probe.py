@@ -1,0 +1,97 @@
+"""The size of the second-order part on random directions, measured without shortcuts."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.nested import common_length, map_tensors
+from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.tangent_batch import Block, TangentBatch
+
+__all__ = ["N_DIRECTIONS", "probe_second_order"]
+
+N_DIRECTIONS = 2
+"""Random directions of each layer."""
+
+N_SAMPLES = 8
+"""Samples of the first batch, where it can be cut."""
+
+
+def probe_second_order(
+    objective: Objective, layers: Sequence[Layer], seed: int
+) -> dict[str, float]:
+    """Return ``max |h − h^GGN| / |h^GGN|`` over random directions of each layer.
+
+    The first samples of the first batch are taken, where its tensors have an axis in common.
+
+    Raises
+    ------
+    RuntimeError
+        If an operation cannot be differentiated twice.
+    """
+    generator = torch.Generator(objective.model.device).manual_seed(seed)
+    blocks = [_random_block(objective, layer, generator) for layer in layers]
+    with objective.one_pass(seed) as batches:
+        for data in _candidates(next(batches)):
+            leaves = objective.leaves(layers)
+            try:
+                found = objective.model.hold(
+                    leaves, partial(_shares, objective, layers, leaves, data, blocks)
+                )
+            except Exception:
+                if data.is_last:
+                    raise
+                continue  # a model or a loss for batches of one size only
+            if found or data.is_last:
+                return found
+    raise AssertionError("the last candidate returns or raises")
+
+
+class _Data:
+    def __init__(self, batch: Any, *, is_last: bool) -> None:
+        self.batch, self.is_last = batch, is_last
+
+
+def _candidates(batch: Any) -> Iterator[_Data]:
+    length = common_length(batch)
+    if length is not None and length > N_SAMPLES:
+        yield _Data(map_tensors(lambda t: t[:N_SAMPLES], batch), is_last=False)
+    yield _Data(batch, is_last=True)
+
+
+def _shares(
+    objective: Objective,
+    layers: Sequence[Layer],
+    leaves: dict[str, Tensor],
+    data: _Data,
+    blocks: Sequence[Block],
+) -> dict[str, float]:
+    """Return the shares; nothing where no term of the data counts."""
+    made = TangentBatch(objective, layers, leaves, data.batch, shortcuts=False)
+    if not made.terms.count:
+        return {}
+    found = made.sweep(blocks)
+    share = (found.second_order.abs() / found.ggn.abs()).nan_to_num(0.0, posinf=float("inf"))
+    return {
+        layer.info.name: float(part.max())
+        for layer, part in zip(layers, share.split(N_DIRECTIONS), strict=True)
+    }
+
+
+def _random_block(objective: Objective, layer: Layer, generator: torch.Generator) -> Block:
+    like = objective.model.parameters[layer.parameter]
+    u, v = (
+        functional.normalize(
+            torch.randn(
+                size, N_DIRECTIONS, generator=generator, dtype=like.dtype, device=like.device
+            ),
+            dim=0,
+        )
+        for size in layer.info.shape
+    )
+    return Block(layer, u, v)

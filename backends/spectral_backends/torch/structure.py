@@ -1,0 +1,71 @@
+"""What one forward pass over the first batch shows of a model: its layers, and what they cost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from spectral_backends.torch.discovery import Layer, name_layers
+from spectral_backends.torch.linearity import find_curvature
+from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.operations import OperationRecorder
+from spectral_backends.torch.work_counter import WorkCounter
+
+__all__ = ["Structure", "examine"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The layers of a model, and what decides how their curvature is computed best.
+
+    Parameters
+    ----------
+    layers : dict of str to Layer
+        By name, in the order of the forward pass.
+    skipped : dict of str to str
+        Parameters that are none, with the reason.
+    n_outputs : int or None
+        Outputs of the model for each sample of the first batch; None where they are not told from
+        the loss, or are no tensor.
+    curved : dict of str to str
+        Parameters in which the outputs are curved, with the operation that shows it.
+    work : float
+        Multiply-adds of the forward pass.
+    """
+
+    layers: dict[str, Layer]
+    skipped: dict[str, str]
+    n_outputs: int | None
+    curved: dict[str, str]
+    work: float
+
+    def downstream(self, layer: Layer) -> float:
+        """Return the share of the layers' work that lies behind a layer, its own included."""
+        works = {name: other.work for name, other in self.layers.items()}
+        total = sum(works.values())
+        names = list(works)
+        behind = sum(works[name] for name in names[names.index(layer.info.name) :])
+        return behind / total if total else 1.0
+
+
+def examine(objective: Objective, seed: int) -> Structure:
+    """Run the model on the first batch and look."""
+    seen: list[Any] = []
+
+    def look(outputs: Any) -> Any:
+        seen.append(outputs)
+        return outputs
+
+    with objective.one_pass(seed) as batches:
+        leaves = objective.matrix_leaves()
+        with WorkCounter() as counter, OperationRecorder(leaves) as recorder:
+            objective.loss(leaves, next(batches), look)
+        layers, skipped = name_layers(recorder, leaves, objective.model.frozen)
+        outputs = seen[0] if seen and isinstance(seen[0], Tensor) and seen[0].ndim else None
+        curved: dict[str, str] = {}
+        if outputs is not None:
+            names = list(leaves)
+            found = find_curvature([outputs], {i: [leaves[n]] for i, n in enumerate(names)})
+            curved = {names[i]: node for i, node in found.items()}
+    n_outputs = None if outputs is None else outputs.numel() // max(len(outputs), 1)
+    return Structure(layers, skipped, n_outputs, curved, counter.work)

@@ -1,0 +1,151 @@
+"""Curvature of several layers from tangents, streamed over the batches."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_backends.torch.allocation import AllocationPeak
+from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.tangent_batch import Block, SweepResult, TangentBatch
+from spectral_backends.torch.work_counter import WorkCounter
+
+__all__ = ["TangentPass", "TangentTotals"]
+
+
+@dataclass
+class TangentTotals:
+    """Running sums of one layer over all terms, shape ``(K,)``; as in `SweepResult`."""
+
+    ggn: Tensor
+    second_order: Tensor
+    derivative: Tensor
+
+    def add(self, directions: slice, found: SweepResult, where: slice) -> None:
+        """Add what a sweep found for some directions."""
+        for name in ("ggn", "second_order", "derivative"):
+            getattr(self, name)[directions] += getattr(found, name)[where]
+
+
+class TangentPass:
+    """Sends directions forward through each batch, as many together as memory allows.
+
+    Parameters
+    ----------
+    objective : Objective
+        The mean loss.
+    layers : sequence of Layer
+        To measure.
+    directions : mapping of str to (Tensor, Tensor)
+        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+    seed : int
+        Of the pass.
+    chunk : callable
+        How many directions to send together, of the bytes of one.
+
+    Attributes
+    ----------
+    totals : dict of str to TangentTotals
+        By layer.
+    count : float
+        Number of terms.
+    knows_outputs : bool
+        Whether the loss is told from the model, and with it h^GGN from h.
+    work : float
+        Multiply-adds of the first batch: one direction of each layer is counted for all.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        layers: Sequence[Layer],
+        directions: Mapping[str, tuple[Tensor, Tensor]],
+        seed: int,
+        chunk: Callable[[int], int],
+    ) -> None:
+        self._objective, self._layers, self._directions = objective, list(layers), directions
+        self._seed, self._chunk = seed, chunk
+        device = objective.model.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.totals = {
+            layer.info.name: TangentTotals(
+                *(torch.zeros(self._count(layer), dtype=dtype, device=device) for _ in range(3))
+            )
+            for layer in layers
+        }
+        self.count, self.work, self.knows_outputs = 0.0, 0.0, False
+        self._bytes = 0  # the most that one direction takes, once it has been measured
+
+    def run(self, tell: Callable[[int], None]) -> None:
+        """Go through the data once; `tell` hears the number of finished batches.
+
+        Raises
+        ------
+        RuntimeError
+            If an operation cannot be differentiated twice.
+        """
+        with self._objective.one_pass(self._seed) as batches:
+            for index, batch in enumerate(batches):
+                leaves = self._objective.leaves(self._layers)
+                terms = self._objective.model.hold(leaves, partial(self._add, leaves, batch))
+                self.count += terms.count
+                tell(index + 1)
+
+    def _add(self, leaves: dict[str, Tensor], batch: Any) -> LossTerms:
+        counter = WorkCounter()
+        with counter:
+            made = TangentBatch(self._objective, self._layers, leaves, batch)
+        self.knows_outputs |= made.knows_outputs
+        if made.terms.count:
+            first = not self._bytes
+            if first:
+                self.work += counter.work
+                self._measure(made)
+            for chunk in self._chunks(skip=int(first)):
+                self._sweep(made, chunk)
+        return made.terms
+
+    def _measure(self, made: TangentBatch) -> None:
+        """Send the first direction of each layer by itself, and see what it takes."""
+        for layer in self._layers:
+            counter, peak = WorkCounter(), AllocationPeak()
+            with counter, peak:
+                self._sweep(made, [(layer, slice(0, 1))])
+            self.work += counter.work * self._count(layer)
+            self._bytes = max(self._bytes, peak.bytes, 1)
+
+    def _sweep(self, made: TangentBatch, chunk: Sequence[tuple[Layer, slice]]) -> None:
+        blocks = []
+        for layer, part in chunk:
+            u, v = self._directions[layer.info.name]
+            blocks.append(Block(layer, u[:, part], v[:, part]))
+        found = made.sweep(blocks)
+        start = 0
+        for (layer, part), block in zip(chunk, blocks, strict=True):
+            self.totals[layer.info.name].add(part, found, slice(start, start + len(block)))
+            start += len(block)
+
+    def _chunks(self, skip: int) -> Iterator[list[tuple[Layer, slice]]]:
+        """Yield directions that go together, all but the first `skip` of each layer."""
+        room = size = max(1, self._chunk(self._bytes))
+        chunk: list[tuple[Layer, slice]] = []
+        for layer in self._layers:
+            start, stop = skip, self._count(layer)
+            while start < stop:
+                part = slice(start, min(stop, start + room))
+                chunk.append((layer, part))
+                room -= part.stop - part.start
+                start = part.stop
+                if room == 0:
+                    yield chunk
+                    chunk, room = [], size
+        if chunk:
+            yield chunk
+
+    def _count(self, layer: Layer) -> int:
+        return int(self._directions[layer.info.name][0].shape[1])

@@ -1,0 +1,161 @@
+"""A forward pass as a list of short pieces, each with a graph of its own."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spectral_backends.torch.attention import scaled_dot_product_attention
+from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.graph import leaves_behind
+from spectral_backends.torch.linearity import Alias
+from spectral_backends.torch.nested import map_tensors, tensors_in
+from spectral_backends.torch.passage_capture import Passage, PassageCapture
+
+__all__ = ["Segment", "Tape"]
+
+
+@dataclass(eq=False)
+class Segment:
+    """A piece of a forward pass.
+
+    Parameters
+    ----------
+    outputs : list of Tensor
+        With the graph that leads back to `inputs`.
+    cuts : list of Tensor
+        For each output, the leaf that stands for it in the pieces that follow.
+    inputs : list of Tensor
+        Leaves at which the graph ends: cuts of earlier pieces, and parameters.
+    passages : list of (Layer, Passage)
+        Uses of layers' matrices whose result is an output.
+    """
+
+    outputs: list[Tensor]
+    cuts: list[Tensor]
+    inputs: list[Tensor]
+    passages: list[tuple[Layer, Passage]] = field(default_factory=list)
+
+
+class Tape(PassageCapture):
+    """Watches a forward pass and cuts its graph behind every operation.
+
+    What an operation returns is replaced by an alias of it that autograd takes for a function of a
+    new leaf. Results in place and views are left uncut: they belong to the next piece, and so does
+    all that torch does not show, such as a custom function.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Whose uses to keep.
+    parameters : mapping of str to Tensor
+        The leaves that the model uses, by name.
+
+    Attributes
+    ----------
+    segments : list of Segment
+        In the order in which they ran.
+    n_model : int
+        How many of them come before the loss function; -1 where that is not known.
+    dense : set of str
+        Parameters that are used in ways other than one passage for each of their layers.
+    """
+
+    def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(layers, parameters)
+        self.segments: list[Segment] = []
+        self.n_model = -1
+        self._uncut: set[str] = set()
+
+    @property
+    def dense(self) -> set[str]:
+        """Return the parameters that are used in other ways than one passage for each layer."""
+        return {layer.parameter for layer in self._layers if not self._passes_once(layer)}
+
+    def _passes_once(self, layer: Layer) -> bool:
+        name, uses = layer.info.name, self.uses[layer.parameter]
+        overlapping = [use.count for use in uses.matrices if use.view.may_overlap(layer.view)]
+        return (
+            len(self.passages[name]) == 1
+            and name not in self._uncut | self.hidden.keys()
+            and sum(overlapping) == 1
+            and not uses.other_operations
+        )
+
+    def mark_outputs(self, outputs: Any) -> Any:
+        """Cut the model's outputs off the loss that follows; return what stands for them."""
+        with torch._C.DisableTorchFunction():
+            cut = map_tensors(lambda t: self.cut([t])[0] if _is_cuttable(t) else t, outputs)
+        self.n_model = len(self.segments)
+        return cut
+
+    def cut(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Append the piece that ends in these outputs; return what stands for them."""
+        cuts = [o.detach().new_empty(()).expand(o.shape).requires_grad_() for o in outputs]
+        self.segments.append(Segment(outputs, cuts, leaves_behind(outputs)))
+        return [Alias.apply(c, (o.detach(),)) for c, o in zip(cuts, outputs, strict=True)]
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the call, attention and cross-entropy as what they are made of."""
+        given = dict(kwargs or {})
+        if func is functional.scaled_dot_product_attention:
+            with self:
+                return scaled_dot_product_attention(*args, **given)
+        if (
+            func is functional.cross_entropy
+            and (loss := self._cross_entropy(args, given)) is not None
+        ):
+            return loss
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Cut what the call has made anew."""
+        given = {_storage(t) for t in tensors_in((args, kwargs))}
+        new = [
+            t
+            for t in tensors_in(result)
+            if _is_cuttable(t) and id(t) not in self._followed and _storage(t) not in given
+        ]
+        passages, self.made = self.made, []
+        for layer, passage in passages:
+            if not any(passage.result is t for t in new):
+                self._uncut.add(layer.info.name)
+        if not new:
+            return result
+        aliases = dict(zip(map(id, new), self.cut(new), strict=True))
+        self.segments[-1].passages = passages
+        return map_tensors(lambda t: aliases.get(id(t), t), result)
+
+    def _cross_entropy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Run a cross-entropy of class numbers as logarithms and a choice; None for others."""
+        names = "input target weight size_average ignore_index reduce reduction label_smoothing"
+        bound = dict(zip(names.split(), args, strict=False)) | kwargs
+        if bound["target"].is_floating_point() or bound.pop("label_smoothing", 0.0):
+            return None
+        with self:
+            x = bound.pop("input")
+            logarithms = functional.log_softmax(x, 1 if x.ndim > 1 else 0)
+            return functional.nll_loss(logarithms, **bound)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout == torch.strided and not tensor.is_nested and not wrapped
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identify the memory of a tensor."""
+    return int(tensor.untyped_storage()._cdata) if _is_plain(tensor) else -1
+
+
+def _is_cuttable(tensor: Tensor) -> bool:
+    return tensor.grad_fn is not None and _is_plain(tensor)

@@ -1,0 +1,37 @@
+"""Counting the multiply-adds of what runs."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["WorkCounter"]
+
+
+class WorkCounter(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+    """A context that adds up the multiply-adds of matrix products and convolutions.
+
+    Attributes
+    ----------
+    work : float
+        Multiply-adds so far. Operations on single elements are not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = 0.0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and count it."""
+        kwargs = dict(kwargs or {})
+        result = func(*args, **kwargs)
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.work += formula(*args, **kwargs, out_val=result) / 2
+        return result

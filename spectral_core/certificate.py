@@ -1,0 +1,88 @@
+"""How a layer's curvatures were computed, and what shows that they are what they claim to be."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Certificate", "Engine", "LayerCurvature"]
+
+Engine = Literal["auto", "columns", "tangents", "double-backward", "monte-carlo"]
+"""Ways to compute curvatures; ``"auto"`` takes the cheapest that is exact.
+
+- ``"columns"``: the columns of the root of the loss's Hessian in the outputs, sent back once for
+  all layers and directions (Theory 5.4); h^GGN, and h where the outputs are piecewise linear.
+- ``"tangents"``: directions sent forward from their layer, with adjoints that all share; h and
+  h^GGN of any layer.
+- ``"double-backward"``: the graph of one layer's gradient, differentiated once a direction.
+- ``"monte-carlo"``: random combinations of the columns, with a standard error; never chosen by
+  itself.
+"""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How a layer's curvatures were computed, and what shows that they are right.
+
+    Parameters
+    ----------
+    engine : str
+        One of `Engine`, but ``"auto"``.
+    piecewise_linear : bool
+        Whether the outputs were found to be piecewise linear in the weight, so that ``h = h^GGN``
+        (Theory 5.8): no operation behind it is curved, on any batch, and the second-order part on
+        random directions is within the tolerance.
+    reason : str
+        Where they are not: the operation that is curved, as autograd names it. Else, why a cheaper
+        engine was not taken. May be empty.
+    second_order : float
+        Largest ``|h − h^GGN| / |h^GGN|``: over random directions and the first samples where
+        `piecewise_linear` was looked into, else over the measured ones. NaN where it is not known.
+    tolerance : float
+        What `second_order` may be of a piecewise linear layer: rounding.
+    derivative_error : float
+        Largest ``|<∂L, D_k> − σ_k| / σ_1``, with the derivative along ``D_k`` as the engine saw it:
+        shows that no use of the weight was overlooked. NaN where it is not known.
+    predicted_cost, cost : float
+        Per direction, in forward passes of the model: as planned, and as counted in multiply-adds
+        on the first batch. NaN where it is not known.
+    standard_error : ndarray of shape (K,), or None
+        Of the curvatures, where they are Monte-Carlo estimates; None where they are exact.
+    """
+
+    engine: str
+    piecewise_linear: bool = False
+    reason: str = ""
+    second_order: float = math.nan
+    tolerance: float = math.nan
+    derivative_error: float = math.nan
+    predicted_cost: float = math.nan
+    cost: float = math.nan
+    standard_error: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class LayerCurvature:
+    """What an engine returns for one layer.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer.
+    values : array, shape (K,)
+        ``h_k``, or ``h_k^GGN``, as asked for.
+    certificate : Certificate
+        How they were computed.
+    ggn : array of shape (K,), or None
+        ``h_k^GGN``, where the engine found it on the way.
+    derivative : array of shape (K,), or None
+        ``<∂L, D_k>`` as the engine saw it.
+    """
+
+    name: str
+    values: Any
+    certificate: Certificate
+    ggn: Any = None
+    derivative: Any = None

@@ -1,0 +1,97 @@
+"""Curvatures of many layers, from problems that compute them together and from those that do not."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from spectral_core._arrays import to_numpy
+from spectral_core.certificate import Certificate, Engine, LayerCurvature
+from spectral_core.errors import InputError, LayerError
+from spectral_core.problem import CurvatureKind, CurvatureProblem, LayerInfo, ManyLayers
+from spectral_core.window import Window
+
+__all__ = ["curvatures_of"]
+
+
+def curvatures_of(
+    problem: CurvatureProblem,
+    layers: Sequence[LayerInfo],
+    windows: Mapping[str, Window],
+    kind: CurvatureKind,
+    engine: Engine,
+    draws: int,
+    done: Collection[str],
+    tell: Callable[[str], None],
+) -> Iterator[LayerCurvature | LayerError]:
+    """Yield the curvatures of each layer that is not done, with NumPy arrays in float64.
+
+    Each is held against what is known of it: the derivative along ``D_k`` that the engine saw must
+    be σ_k. Where it is not, some use of the weight was overlooked, and the layer is measured by
+    itself instead.
+
+    Raises
+    ------
+    InputError
+        If the problem has no choice of engines, and one is asked for.
+    """
+    directions = {layer.name: (windows[layer.name].u, windows[layer.name].v) for layer in layers}
+    if not isinstance(problem, ManyLayers):
+        if engine != "auto":
+            raise InputError(
+                f"engine: {engine!r} was asked for, and a {type(problem).__name__} computes one "
+                "layer at a time in its own way; choose 'auto'."
+            )
+        for layer in layers:
+            if layer.name not in done:
+                tell(layer.name)
+                yield _one_layer(problem, layer.name, directions, kind, "")
+        return
+    for found in problem.layer_curvatures(
+        directions, kind, engine=engine, draws=draws, done=done, tell=tell
+    ):
+        if isinstance(found, LayerError):
+            yield found
+            continue
+        window = windows[found.name]
+        sigma = window.sigma
+        # Far above rounding, far below what an overlooked use would make.
+        xp = array_api_compat.array_namespace(window.u)
+        tolerance = float(xp.finfo(window.u.dtype).eps) ** 0.5
+        error = float("nan")
+        if found.derivative is not None:
+            seen = to_numpy(found.derivative).astype(np.float64)
+            error = float(np.max(np.abs(seen - sigma)) / sigma[0])
+        if error > tolerance:
+            reason = (
+                f"engine {found.certificate.engine!r} overlooked a use of the weight: derivatives "
+                f"along D_k are off by {error:.1g} σ_1"
+            )
+            yield _one_layer(problem, found.name, directions, kind, reason)
+            continue
+        yield _on_the_host(
+            replace(found, certificate=replace(found.certificate, derivative_error=error))
+        )
+
+
+def _one_layer(
+    problem: CurvatureProblem,
+    name: str,
+    directions: Mapping[str, tuple[Any, Any]],
+    kind: CurvatureKind,
+    reason: str,
+) -> LayerCurvature | LayerError:
+    try:
+        values = problem.curvatures(name, *directions[name], kind)
+    except LayerError as error:
+        return error
+    found = LayerCurvature(name, values, Certificate("double-backward", reason=reason))
+    return _on_the_host(found if kind == "hessian" else replace(found, ggn=values))
+
+
+def _on_the_host(found: LayerCurvature) -> LayerCurvature:
+    values = to_numpy(found.values).astype(np.float64)
+    ggn = None if found.ggn is None else to_numpy(found.ggn).astype(np.float64)
+    return replace(found, values=values, ggn=ggn)
