@@ -1,4 +1,4 @@
-"""Curvatures of many layers, from problems that compute them together and from those that do not."""
+"""Curvatures of many layers, from problems that compute them together and from others."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace

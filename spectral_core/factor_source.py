@@ -71,10 +71,7 @@ class FactorSource:
             If the layer has no factors.
         """
         if layer.name not in self._found:
-            group = next(
-                group for group in self._groups if any(l.name == layer.name for l in group)
-            )
-            self._fetch(group)
+            self._fetch(next(group for group in self._groups if layer in group))
         found = self._found.pop(layer.name)
         if isinstance(found, LayerError):
             raise found

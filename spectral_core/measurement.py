@@ -163,6 +163,7 @@ def measure(
                     skipped[found.layer] = found.reason
                     continue
                 layer, window = layers[found.name], windows[found.name]
+                tell(layer.name)
                 journal.add(_spectrum(problem, layer, window, found, provenance, source))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
@@ -246,7 +247,7 @@ def _spectrum(
     provenance: Provenance,
     source: FactorSource | None,
 ) -> LayerSpectrum:
-    kind, confidence, h = provenance.curvature, provenance.confidence, found.values
+    confidence, h = provenance.confidence, found.values
     aligned, reason = _aligned(source, layer)
     spectrum = spectrum_from_values(
         layer, window.sigma, h, confidence=confidence, notes=window.notes + reason

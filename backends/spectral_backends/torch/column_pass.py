@@ -21,6 +21,7 @@ from spectral_backends.torch.linearity import find_curvature
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.output_curvature import OutputCurvature, output_curvature
+from spectral_backends.torch.sums import sum_dtype, zero_sums
 from spectral_backends.torch.work_counter import WorkCounter
 
 __all__ = ["ColumnPass", "ColumnTotals"]
@@ -89,16 +90,8 @@ class ColumnPass:
         self._objective, self._layers, self._directions = objective, list(layers), directions
         self._seed, self._chunk, self._draws = seed, chunk, draws
         self._max_outputs = max_outputs
-        device = objective.model.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.totals = {
-            layer.info.name: ColumnTotals(
-                *(torch.zeros(directions[layer.info.name][0].shape[1], dtype=dtype, device=device)
-                  for _ in range(3))
-            )
-            for layer in layers
-        }  # fmt: skip
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self.totals: dict[str, ColumnTotals] = {}
+        self._generator = torch.Generator(objective.model.device).manual_seed(seed)
         self.count = 0.0
         self._forward_work = self._column_work = 0.0
         self._n_sent = 0
@@ -119,6 +112,9 @@ class ColumnPass:
         """
         checked = False
         with self._objective.one_pass(self._seed) as batches:
+            self.totals = {
+                name: ColumnTotals(*zero_sums(3, u)) for name, (u, _) in self._directions.items()
+            }
             for index, batch in enumerate(batches):
                 leaves = self._objective.leaves(self._layers)
                 add = partial(self._add, leaves, batch, checked)
@@ -161,7 +157,7 @@ class ColumnPass:
     def _add_columns(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
         for products in self._sent_back(outputs, root.columns(), taps):
             for name, product in products.items():
-                self.totals[name].ggn += product.to(torch.float64).square().sum((0, 1))
+                self.totals[name].ggn += product.to(sum_dtype(product.device)).square().sum((0, 1))
 
     def _add_draws(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
         """Add the mean over draws; samples may meet in the network, so they are summed first."""
@@ -174,7 +170,7 @@ class ColumnPass:
         squares: dict[str, list[Tensor]] = {name: [] for name in self.totals}
         for products in self._sent_back(outputs, draws, taps):
             for name, product in products.items():
-                squares[name].append(product.to(torch.float64).sum(1).square())
+                squares[name].append(product.to(sum_dtype(product.device)).sum(1).square())
         for name, found in squares.items():
             if found:
                 each = torch.cat(found)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.linearity import identity
 from spectral_backends.torch.nested import tensors_in
 from spectral_backends.torch.passage_capture import Passage, PassageCapture
 
@@ -71,6 +72,7 @@ class DirectionTaps(PassageCapture):
         return result
 
 
+@identity
 class _Tap(torch.autograd.Function):
     """The identity on a result; what comes back is projected on directions."""
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.passage_capture import Passage
+from spectral_backends.torch.sums import sum_dtype
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import Delta, KroneckerFactors, Sharing
 
@@ -54,7 +55,7 @@ class LayerTotals:
         self, layer: Layer, device: torch.device, directions: tuple[Tensor, Tensor] | None
     ) -> None:
         m, n = layer.info.shape
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = sum_dtype(device)
         self._name = layer.info.name
         self._directions = directions
         count = 0 if directions is None else directions[0].shape[1]

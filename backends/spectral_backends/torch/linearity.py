@@ -12,9 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Alias", "find_curvature"]
+__all__ = ["Alias", "find_curvature", "identity"]
+
+_IDENTITIES: set[Any] = set()
 
 
+def identity(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Declare a function of ours to be the identity on its first input."""
+    _IDENTITIES.add(function)
+    return function
+
+
+@identity
 class Alias(torch.autograd.Function):
     """The identity: `value`, as a function of the leaf that stands for it.
 
@@ -32,11 +41,25 @@ class Alias(torch.autograd.Function):
         return gradients[0], None
 
 
-_LINEAR = frozenset(
-    f"{name}Backward"
-    for name in ["Add", "Sub", "Rsub", "Neg", "Sum", "Mean", "Cumsum", "Trace", "Clone", "ToCopy", "Copy", "Alias", "Contiguous", "View", "UnsafeView", "ViewAs", "ReshapeAlias", "Reshape", "AsStrided", "Expand", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Slice", "Select", "Narrow", "Unfold", "Diagonal", "Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Cat", "Stack", "Repeat", "Roll", "Flip", "Tril", "Triu", "Index", "IndexSelect", "Gather", "Scatter", "ScatterAdd", "IndexAdd", "IndexPut", "IndexPutImpl", "MaskedFill", "MaskedSelect", "MaskedScatter", "Where", "Take", "Embedding", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "MkldnnAdaptiveAvgPool2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleTrilinear3D", "UpsampleBicubic2D", "PixelShuffle", "PixelUnshuffle", "Relu", "LeakyRelu", "Threshold", "Hardtanh", "Hardsigmoid", "Softshrink", "Hardshrink", "Abs", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "Max", "Min", "Amax", "Amin", "Sort", "Topk", "Kthvalue", "Median", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc", "NllLoss", "NllLoss2D"]
-) | {"torch::autograd::CopyBackwards"}
-"""Piecewise linear in all that goes into them together (named as autograd names them)."""
+_LINEAR = """
+    Add Sub Rsub Neg Sum Mean Cumsum Trace Clone ToCopy Copy Alias Contiguous
+    View UnsafeView ViewAs ReshapeAlias Reshape AsStrided Expand T Transpose Permute Squeeze
+    Unsqueeze Slice Select Narrow Unfold Diagonal Split SplitWithSizes UnsafeSplit Unbind
+    Cat Stack Repeat Roll Flip Tril Triu Index IndexSelect Gather Scatter ScatterAdd IndexAdd
+    IndexPut IndexPutImpl MaskedFill MaskedSelect MaskedScatter Where Take Embedding Im2Col Col2Im
+    ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D
+    ReplicationPad2D ReplicationPad3D SelectScatter SliceScatter ChannelShuffle MaxUnpool2D
+    AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
+    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D
+    UpsampleTrilinear3D UpsampleBicubic2D PixelShuffle PixelUnshuffle
+    Relu LeakyRelu Threshold Hardtanh Hardsigmoid Softshrink Hardshrink Abs Clamp ClampMin ClampMax
+    Maximum Minimum Max Min Amax Amin Sort Topk Kthvalue Median
+    MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D
+    Sign Sgn Round Floor Ceil Trunc NllLoss NllLoss2D
+"""
+"""Operations that are piecewise linear in all that goes into them, together."""
+
+_LINEAR_NODES = {f"{name}Backward" for name in _LINEAR.split()} | {"torch::autograd::CopyBackwards"}
 
 _PRODUCTS: Mapping[str, Sequence[int]] = {
     "MulBackward": (0, 1), "MmBackward": (0, 1), "BmmBackward": (0, 1), "MvBackward": (0, 1),
@@ -87,9 +110,9 @@ def find_curvature(
 def _curved_in(node: Any, inputs: Sequence[int]) -> int:
     """Return the groups in which a node is curved, given those that each of its inputs has."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return 0 if getattr(node, "_forward_cls", None) is Alias else _union(inputs)
+        return 0 if getattr(node, "_forward_cls", None) in _IDENTITIES else _union(inputs)
     name = node.name().rstrip("0123456789")
-    if name in _LINEAR:
+    if name in _LINEAR_NODES:
         return 0
     if name in _PRODUCTS:
         factors = [inputs[position] for position in _PRODUCTS[name] if position < len(inputs)]

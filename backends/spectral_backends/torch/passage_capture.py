@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
 from spectral_backends.torch.attention import multi_head_attention
+from spectral_backends.torch.batch_norm import affine_batch_norm
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.matrix_view import MatrixView
 from spectral_backends.torch.operation_readers import Consumed
@@ -86,9 +88,14 @@ class PassageCapture(OperationRecorder):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the call, an attention as the products it is made of, and look at it."""
+        """Run the call, some as what they are made of, and look at it."""
         if func is functional.multi_head_attention_forward:
             return multi_head_attention(self, args, dict(kwargs or {}))
+        if func is functional.batch_norm:
+            affine = affine_batch_norm(*args, **dict(kwargs or {}))
+            if affine is not None:
+                with self:
+                    return torch.addcmul(affine.shift, affine.x, affine.scale)
         return super().__torch_function__(func, types, args, kwargs)
 
     def observe(

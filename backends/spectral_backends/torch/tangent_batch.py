@@ -16,6 +16,7 @@ from torch import Tensor
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.passage_capture import Passage
+from spectral_backends.torch.sums import zero_sums
 from spectral_backends.torch.tangent_rules import TangentRule, tangent_rule
 from spectral_backends.torch.tape import Segment, Tape
 
@@ -148,11 +149,8 @@ class _Sweep:
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
         self._sizes = [len(block) for block in blocks]
-        like = blocks[0].u
-        dtype = torch.float32 if like.device.type == "mps" else torch.float64
         self._sums = [
-            [torch.zeros(size, dtype=dtype, device=like.device) for size in self._sizes]
-            for _ in range(3)
+            list(parts) for parts in zip(*(zero_sums(3, b.u) for b in blocks), strict=True)
         ]
         self._tangents: dict[int, _Tangent] = {}
 

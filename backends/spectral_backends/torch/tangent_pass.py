@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectral_backends.torch.allocation import AllocationPeak
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.sums import zero_sums
 from spectral_backends.torch.tangent_batch import Block, SweepResult, TangentBatch
 from spectral_backends.torch.work_counter import WorkCounter
 
@@ -70,14 +70,7 @@ class TangentPass:
     ) -> None:
         self._objective, self._layers, self._directions = objective, list(layers), directions
         self._seed, self._chunk = seed, chunk
-        device = objective.model.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.totals = {
-            layer.info.name: TangentTotals(
-                *(torch.zeros(self._count(layer), dtype=dtype, device=device) for _ in range(3))
-            )
-            for layer in layers
-        }
+        self.totals: dict[str, TangentTotals] = {}
         self.count, self.work, self.knows_outputs = 0.0, 0.0, False
         self._bytes = 0  # the most that one direction takes, once it has been measured
 
@@ -90,6 +83,10 @@ class TangentPass:
             If an operation cannot be differentiated twice.
         """
         with self._objective.one_pass(self._seed) as batches:
+            self.totals = {
+                layer.info.name: TangentTotals(*zero_sums(3, self._directions[layer.info.name][0]))
+                for layer in self._layers
+            }
             for index, batch in enumerate(batches):
                 leaves = self._objective.leaves(self._layers)
                 terms = self._objective.model.hold(leaves, partial(self._add, leaves, batch))

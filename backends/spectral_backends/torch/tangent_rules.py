@@ -200,10 +200,14 @@ class _LayerNorm:
         return [(c - self._normal * m1) * self._scale], second.flatten(1).sum(1)
 
 
-_ELEMENTWISE = frozenset(
+_ELEMENTWISE = {
     f"{name}Backward0"
-    for name in ["Gelu", "Silu", "Mish", "Tanh", "Sigmoid", "LogSigmoid", "Softplus", "Elu", "Celu", "Hardswish", "Exp", "Log", "Sqrt", "Rsqrt", "Reciprocal", "Pow", "Sin", "Cos", "Erf", "Square", "Log1P", "Expm1"]
-)
+    for name in (
+        "Celu", "Cos", "Elu", "Erf", "Exp", "Expm1", "Gelu", "Hardswish", "Log", "Log1P",
+        "LogSigmoid", "Mish", "Pow", "Reciprocal", "Rsqrt", "Sigmoid", "Silu", "Sin", "Softplus",
+        "Sqrt", "Tanh",
+    )
+}  # fmt: skip
 
 
 def _short_form(segment: Segment, rule: _PullBack) -> TangentRule | None:

@@ -50,20 +50,22 @@ def test_the_terms_add_up_and_are_what_they_are_called(delta, sharing):
         assert fits.beta.exponent == pytest.approx(slope, abs=1e-8)
 
 
-def test_the_pass_for_the_factors_saves_that_for_the_gauss_newton_curvatures(monkeypatch):
+def test_a_decomposition_asks_for_curvatures_once(monkeypatch):
+    """Both kinds of curvature come from one pass."""
     asked = []
-    original = CurvatureProblem.curvatures
-    monkeypatch.setattr(
-        CurvatureProblem,
-        "curvatures",
-        lambda self, layer, u, v, kind="hessian": (
-            asked.append(kind) or original(self, layer, u, v, kind)
-        ),
-    )
-    sc.measure(network(), top_k=5, decompose=True)
-    assert asked == ["hessian"] * 3
-    sc.measure(network(), top_k=5, decompose=True, delta="fisher-mc")
-    assert asked == ["hessian"] * 3 + ["hessian", "ggn"] * 3
+    original = CurvatureProblem.layer_curvatures
+
+    def together(self, directions, kind="hessian", **options):
+        asked.append((set(directions), kind))
+        return original(self, directions, kind, **options)
+
+    def one(self, layer, u, v, kind="hessian"):
+        raise AssertionError("no layer is measured by itself")
+
+    monkeypatch.setattr(CurvatureProblem, "layer_curvatures", together)
+    monkeypatch.setattr(CurvatureProblem, "curvatures", one)
+    report = sc.measure(network(), top_k=5, decompose=True)
+    assert asked == [(set(report), "hessian")] and len(report.decomposed()) == len(report)
 
 
 def test_float32_is_near_float64():
@@ -119,22 +121,17 @@ def test_a_report_from_before_is_read(tmp_path):
     assert str(old) == str(report) and not old.decomposed() and "beta" not in old.rows()[0]
 
 
-def test_an_interrupted_decomposition_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+def test_an_interrupted_decomposition_resumes_to_the_same_bytes(tmp_path):
     sc.measure(network(), top_k=5, decompose=True).save(tmp_path / "whole.json")
-    problem = network()
-    measured = []
-    original = CurvatureProblem.curvatures
 
-    def failing(self, layer, u, v, kind="hessian"):
-        measured.append(layer)
-        if len(measured) == 2:
+    def interrupt(done, total, name):
+        if done == 1:
             raise KeyboardInterrupt
-        return original(self, layer, u, v, kind)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(CurvatureProblem, "curvatures", failing)
-        with pytest.raises(KeyboardInterrupt):
-            sc.measure(problem, top_k=5, decompose=True, resume=tmp_path / "journal")
+    with pytest.raises(KeyboardInterrupt):
+        sc.measure(
+            network(), top_k=5, decompose=True, resume=tmp_path / "journal", progress=interrupt
+        )
     resumed = sc.measure(network(), top_k=5, decompose=True, resume=tmp_path / "journal")
     resumed.save(tmp_path / "resumed.json")
     assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()

@@ -164,7 +164,7 @@ def test_resuming_gives_the_same_bytes(report, tmp_path, layers):
     resumed = sc.measure(
         problem(), top_k=6, resume=journal, progress=lambda d, t, name: seen.append(name)
     )
-    assert seen == [*["0", "2", "4"][layers:], ""]
+    assert [name for name in seen if name in report or not name] == ["0", "2", "4", ""][layers:]
     for which, r in (("a", report), ("b", resumed)):
         r.save(tmp_path / which)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
