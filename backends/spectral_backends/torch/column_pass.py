@@ -74,6 +74,8 @@ class ColumnPass:
         sends every column.
     max_outputs : int
         Largest number of outputs of a sample for which a dense root is made.
+    channels_last : bool
+        As in `Objective.leaves`.
     """
 
     def __init__(
@@ -86,10 +88,11 @@ class ColumnPass:
         *,
         draws: int = 0,
         max_outputs: int,
+        channels_last: bool,
     ) -> None:
         self._objective, self._layers, self._directions = objective, list(layers), directions
         self._seed, self._chunk, self._draws = seed, chunk, draws
-        self._max_outputs = max_outputs
+        self._max_outputs, self._channels_last = max_outputs, channels_last
         self.totals: dict[str, ColumnTotals] = {}
         self._generator = torch.Generator(objective.model.device).manual_seed(seed)
         self.count = 0.0
@@ -116,7 +119,7 @@ class ColumnPass:
                 name: ColumnTotals(*zero_sums(3, u)) for name, (u, _) in self._directions.items()
             }
             for index, batch in enumerate(batches):
-                leaves = self._objective.leaves(self._layers)
+                leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)
                 add = partial(self._add, leaves, batch, checked)
                 terms, several = self._objective.model.hold(leaves, add)
                 checked |= several

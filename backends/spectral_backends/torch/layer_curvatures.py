@@ -1,6 +1,7 @@
 """Curvatures of many layers: which engine for which layer, and what shows that it is right."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ MAX_OUTPUTS = 256
 
 OneLayer = Callable[[str, Tensor, Tensor, CurvatureKind], Tensor]
 Finding = LayerCurvature | LayerError
+Pass = TypeVar("Pass", ColumnPass, TangentPass)
 
 
 class CurvatureDriver:
@@ -155,12 +157,15 @@ class CurvatureDriver:
         if not todo:
             return
         draws = self._draws if engine == "monte-carlo" else 0
-        made = ColumnPass(
-            self._objective, layers, self._directions, self._seed, self._columns_together,
-            draws=draws, max_outputs=MAX_OUTPUTS,
-        )  # fmt: skip
+
+        def make(channels_last: bool) -> ColumnPass:
+            return ColumnPass(
+                self._objective, layers, self._directions, self._seed, self._columns_together,
+                draws=draws, max_outputs=MAX_OUTPUTS, channels_last=channels_last,
+            )  # fmt: skip
+
         try:
-            made.run(lambda n: self._tell(f"{len(layers)} layers, batch {n}"))
+            made = self._run(make, f"{len(layers)} layers")
         except InputError as error:
             if engine != "auto":
                 raise
@@ -237,11 +242,15 @@ class CurvatureDriver:
         if not todo:
             return
         names = ", ".join(layer.info.name for layer in group[:2]) + (", …" if group[2:] else "")
-        made = TangentPass(
-            self._objective, group, self._directions, self._seed, self._tangents_together
-        )
+
+        def make(channels_last: bool) -> TangentPass:
+            return TangentPass(
+                self._objective, group, self._directions, self._seed, self._tangents_together,
+                channels_last=channels_last,
+            )  # fmt: skip
+
         try:
-            made.run(lambda n: self._tell(f"{names}, batch {n}"))
+            made = self._run(make, names)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             for layer in todo:
@@ -268,6 +277,19 @@ class CurvatureDriver:
             values = ggn if self._kind == "ggn" else h
             derivative = self._cast(total.derivative / made.count)
             yield LayerCurvature(name, values, certificate, ggn, derivative)
+
+    def _run(self, make: Callable[[bool], Pass], what: str) -> Pass:
+        """Make a pass and run it: with the faster layout, unless the model does not allow for it.
+
+        A model may ask for a view that only the usual layout has.
+        """
+        made = make(self._objective.model.device.type == "cpu")
+        try:
+            made.run(lambda n: self._tell(f"{what}, batch {n}"))
+        except RuntimeError:
+            made = make(False)
+            made.run(lambda n: self._tell(f"{what}, batch {n}"))
+        return made
 
     def _alone(self, layer: Layer, reason: str) -> Finding:
         """Differentiate the graph of the layer's gradient once for each direction."""

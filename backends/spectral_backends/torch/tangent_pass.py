@@ -47,6 +47,8 @@ class TangentPass:
         Of the pass.
     chunk : callable
         How many directions to send together, of the bytes of one.
+    channels_last : bool
+        As in `Objective.leaves`.
 
     Attributes
     ----------
@@ -67,9 +69,11 @@ class TangentPass:
         directions: Mapping[str, tuple[Tensor, Tensor]],
         seed: int,
         chunk: Callable[[int], int],
+        *,
+        channels_last: bool,
     ) -> None:
         self._objective, self._layers, self._directions = objective, list(layers), directions
-        self._seed, self._chunk = seed, chunk
+        self._seed, self._chunk, self._channels_last = seed, chunk, channels_last
         self.totals: dict[str, TangentTotals] = {}
         self.count, self.work, self.knows_outputs = 0.0, 0.0, False
         self._bytes = 0  # the most that one direction takes, once it has been measured
@@ -88,7 +92,7 @@ class TangentPass:
                 for layer in self._layers
             }
             for index, batch in enumerate(batches):
-                leaves = self._objective.leaves(self._layers)
+                leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)
                 terms = self._objective.model.hold(leaves, partial(self._add, leaves, batch))
                 self.count += terms.count
                 tell(index + 1)
