@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["AllocationPeak"]
 
 
-class AllocationPeak(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+class AllocationPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that follows the memory of all tensors made in it, on any device.
 
     Attributes
@@ -23,7 +23,7 @@ class AllocationPeak(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self._held = 0
         self._known: set[int] = set()

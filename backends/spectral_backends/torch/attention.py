@@ -99,7 +99,7 @@ def _attend(a: dict[str, Any], projected: list[Tensor]) -> tuple[Tensor, Tensor 
     """Return what the heads see, shaped like the query, and their weights if asked for."""
     heads, single = a["num_heads"], projected[0].ndim == 2
     q, k, v = (
-        (p.unsqueeze(1) if single else p).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+        torch.unflatten(p.unsqueeze(1) if single else p, -1, (heads, -1)).permute(1, 2, 0, 3)
         for p in projected
     )  # (B, heads, positions, width)
     mask = _mask(a, q, k)

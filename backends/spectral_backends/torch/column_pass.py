@@ -116,7 +116,7 @@ class ColumnPass:
         checked = False
         with self._objective.one_pass(self._seed) as batches:
             self.totals = {
-                name: ColumnTotals(*zero_sums(3, u)) for name, (u, _) in self._directions.items()
+                name: ColumnTotals(*zero_sums(u)) for name, (u, _) in self._directions.items()
             }
             for index, batch in enumerate(batches):
                 leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)

@@ -66,7 +66,7 @@ class DirectionTaps(PassageCapture):
             with torch.no_grad():
                 along = passage.project(v)
             leaf = along.new_zeros(along.shape[0], along.shape[2], requires_grad=True)
-            result = _Tap.apply(result, leaf, passage, u, along)
+            result = _Tap.apply(result, leaf, passage, u, along)  # type: ignore[no-untyped-call]
             self.leaves[name].append(leaf)
         self.made = []
         return result

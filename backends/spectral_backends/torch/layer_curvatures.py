@@ -185,9 +185,9 @@ class CurvatureDriver:
             if total.problem or (self._kind == "hessian" and not flat):
                 yield self._not_by_columns(name, reason, engine)
                 continue
-            error = None
+            spread = None
             if draws:
-                error = (total.variance.sqrt() / made.count).cpu().double().numpy()
+                spread = (total.variance.sqrt() / made.count).cpu().double().numpy()
             certificate = Certificate(
                 engine="monte-carlo" if draws else "columns",
                 piecewise_linear=flat,
@@ -196,7 +196,7 @@ class CurvatureDriver:
                 tolerance=self._tolerance,
                 predicted_cost=self._columns_cost(layers, n_columns) / directions,
                 cost=self._in_forward_passes(made.work) / directions,
-                standard_error=error,
+                standard_error=spread,
             )
             values = self._cast(total.ggn / made.count)
             yield LayerCurvature(

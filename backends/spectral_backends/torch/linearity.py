@@ -98,8 +98,8 @@ def find_curvature(
     for node in _upstream_first([output.grad_fn for output in outputs]):
         inputs = [depends[following] for following, _ in node.next_functions]
         depends[node] = _union(inputs)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            depends[node] |= of_leaf.get(id(leaf), 0)
+        if hasattr(node, "variable"):
+            depends[node] |= of_leaf.get(id(node.variable), 0)
         elif depends[node] and (bent := _curved_in(node, inputs)):
             for group, bit in bits.items():
                 if bent & bit:

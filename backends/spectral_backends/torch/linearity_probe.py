@@ -79,7 +79,7 @@ def _shares(
     share = (found.second_order.abs() / found.ggn.abs()).nan_to_num(0.0, posinf=float("inf"))
     return {
         layer.info.name: float(part.max())
-        for layer, part in zip(layers, share.split(N_DIRECTIONS), strict=True)
+        for layer, part in zip(layers, torch.split(share, N_DIRECTIONS), strict=True)
     }
 
 

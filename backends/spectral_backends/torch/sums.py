@@ -1,7 +1,5 @@
 """Running sums, in float64 where the device has it."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,8 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def zero_sums(count: int, u: Tensor) -> Iterator[Tensor]:
-    """Yield `count` sums, each with an element for every column of u."""
-    dtype = sum_dtype(u.device)
-    return (torch.zeros(u.shape[1], dtype=dtype, device=u.device) for _ in range(count))
+def zero_sums(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three sums, each with an element for every column of u."""
+    zeros = torch.zeros(3, u.shape[1], dtype=sum_dtype(u.device), device=u.device)
+    first, second, third = zeros
+    return first, second, third

@@ -149,9 +149,7 @@ class _Sweep:
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
         self._sizes = [len(block) for block in blocks]
-        self._sums = [
-            list(parts) for parts in zip(*(zero_sums(3, b.u) for b in blocks), strict=True)
-        ]
+        self._sums = [list(parts) for parts in zip(*(zero_sums(b.u) for b in blocks), strict=True)]
         self._tangents: dict[int, _Tangent] = {}
 
     def run(self, batch: TangentBatch) -> SweepResult:
@@ -187,7 +185,7 @@ class _Sweep:
         if all(tangent is None for tangent in found):
             return
         blocks = tuple(sorted({b for tangent in found if tangent for b in tangent.blocks}))
-        outputs, second = rule([t and self._filled(t, blocks) for t in found])
+        outputs, second = rule([None if t is None else self._filled(t, blocks) for t in found])
         del found
         if second is not None:
             sums = self._sums[1] if place < batch._n_model else self._sums[0]
@@ -233,7 +231,7 @@ class _Sweep:
         pieces: dict[int, Tensor] = {}
         for tangent in tangents:
             sizes = [self._sizes[b] for b in tangent.blocks]
-            pieces |= zip(tangent.blocks, tangent.values.split(sizes), strict=True)
+            pieces |= zip(tangent.blocks, torch.split(tangent.values, sizes), strict=True)
         like = tangents[0].values
         return torch.cat(
             [
@@ -243,7 +241,7 @@ class _Sweep:
         )
 
     def _add(self, sums: list[Tensor], blocks: tuple[int, ...], values: Tensor) -> None:
-        parts = values.split([self._sizes[b] for b in blocks])
+        parts = torch.split(values, [self._sizes[b] for b in blocks])
         for b, part in zip(blocks, parts, strict=True):
             sums[b] += part.to(sums[b].dtype)
 

@@ -88,7 +88,7 @@ class TangentPass:
         """
         with self._objective.one_pass(self._seed) as batches:
             self.totals = {
-                layer.info.name: TangentTotals(*zero_sums(3, self._directions[layer.info.name][0]))
+                layer.info.name: TangentTotals(*zero_sums(self._directions[layer.info.name][0]))
                 for layer in self._layers
             }
             for index, batch in enumerate(batches):

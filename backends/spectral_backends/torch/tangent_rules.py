@@ -137,6 +137,7 @@ class _Elementwise:
 
     def __init__(self, rule: _PullBack) -> None:
         (leaf,), (pulled,) = rule.inputs, rule._pulled
+        assert pulled is not None
         ones = [torch.ones_like(rule.outputs[0])]
         (self._slope,) = torch.autograd.grad(rule.outputs, leaf, ones, retain_graph=True)
         (self._bend,) = torch.autograd.grad(
@@ -263,7 +264,8 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    dots: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return dots
 
 
 def _weighted_squares(x: Tensor, weights: Tensor) -> Tensor:

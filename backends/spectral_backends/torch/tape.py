@@ -96,7 +96,7 @@ class Tape(PassageCapture):
         """Append the piece that ends in these outputs; return what stands for them."""
         cuts = [o.detach().new_empty(()).expand(o.shape).requires_grad_() for o in outputs]
         self.segments.append(Segment(outputs, cuts, leaves_behind(outputs)))
-        return [Alias.apply(c, (o.detach(),)) for c, o in zip(cuts, outputs, strict=True)]
+        return [_alias(c, o) for c, o in zip(cuts, outputs, strict=True)]
 
     def __torch_function__(
         self,
@@ -145,6 +145,11 @@ class Tape(PassageCapture):
             x = bound.pop("input")
             logarithms = functional.log_softmax(x, 1 if x.ndim > 1 else 0)
             return functional.nll_loss(logarithms, **bound)
+
+
+def _alias(leaf: Tensor, output: Tensor) -> Tensor:
+    made: Tensor = Alias.apply(leaf, (output.detach(),))  # type: ignore[no-untyped-call]
+    return made
 
 
 def _is_plain(tensor: Tensor) -> bool:

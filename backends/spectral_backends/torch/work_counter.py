@@ -9,7 +9,7 @@ from torch.utils.flop_counter import flop_registry
 __all__ = ["WorkCounter"]
 
 
-class WorkCounter(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+class WorkCounter(TorchDispatchMode):
     """A context that adds up the multiply-adds of matrix products and convolutions.
 
     Attributes
@@ -19,7 +19,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = 0.0
 
     def __torch_dispatch__(
