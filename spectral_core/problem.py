@@ -62,9 +62,6 @@ class KroneckerFactors:
         Half the difference of two independent estimates, where ``C_δ`` is a Monte-Carlo estimate:
         the root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None where
         ``C_δ`` is exact.
-    ggn : array of shape (K,), or None
-        ``h^GGN`` along directions that were given, where the pass over the data yields it exactly
-        beside the factors (Theory 5.4).
     notes : tuple of str
         What a reader must know of them.
     """
@@ -72,7 +69,6 @@ class KroneckerFactors:
     output_covariance: Any
     input_covariance: Any
     output_noise: Any = None
-    ggn: Any = None
     notes: tuple[str, ...] = ()
 
 
@@ -110,12 +106,10 @@ class CurvatureProblem(Protocol):
         *,
         delta: Delta = "ggn",
         sharing: Sharing = "expand",
-        directions: Mapping[str, tuple[Any, Any]] | None = None,
     ) -> Mapping[str, KroneckerFactors]:
         """Return the Kronecker factors of each named layer (Theory 4).
 
-        `directions` are u (m, K) and v (n, K) by layer, for `KroneckerFactors.ggn`. Raises
-        `LayerError` where a layer has none. Only `measure` with ``decompose=True`` asks.
+        Raises `LayerError` where a layer has none. Only `measure` with ``decompose=True`` asks.
         """
         ...
 

@@ -110,7 +110,6 @@ class FactorBatch:
         if columns is not None:
             for part, name, rows in self._sent_back(columns, chunk):
                 totals[name].add_outputs(rows, options, half=part % 2)
-                totals[name].add_ggn(rows)
             return samples, True
         draws = (self._draw(options, generator) for _ in range(options.draws))
         for part, name, rows in self._sent_back(draws, chunk):

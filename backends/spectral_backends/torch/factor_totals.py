@@ -1,4 +1,4 @@
-"""Running sums of one layer's Kronecker factors, and of its Gauss-Newton curvatures."""
+"""Running sums of one layer's Kronecker factors."""
 
 from dataclasses import dataclass
 
@@ -51,16 +51,10 @@ class Samples:
 class LayerTotals:
     """Running sums of one layer, in float64 where the device has it."""
 
-    def __init__(
-        self, layer: Layer, device: torch.device, directions: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def __init__(self, layer: Layer, device: torch.device) -> None:
         m, n = layer.info.shape
         dtype = sum_dtype(device)
         self._name = layer.info.name
-        self._directions = directions
-        count = 0 if directions is None else directions[0].shape[1]
-        self._ggn = torch.zeros(count, dtype=dtype, device=device)
-        self._projected: list[Tensor] = []  # vᵀ a of the batch, (B, S, K) use by use
         self._outputs = torch.zeros(2, m, m, dtype=dtype, device=device)
         self._inputs = torch.zeros(n, n, dtype=dtype, device=device)
         self._weight = 0.0
@@ -77,10 +71,6 @@ class LayerTotals:
         rows = [passage.inputs() for passage in passages]
         in_front = samples.apart and self._name in samples.in_front
         in_front &= all(len(r) == len(weights) for r in rows)  # routing may leave some out
-        if not in_front:
-            self._directions = None
-        if self._directions is not None:
-            self._projected = [r @ self._directions[1] for r in rows]
         if options.sharing == "reduce":
             positions = sum(r.shape[1] for r in rows)
             self._check_samples(in_front)
@@ -97,14 +87,6 @@ class LayerTotals:
             rows = [_sum_of_positions(rows)]
         for r in rows:
             _add_gram(self._outputs[half], r.flatten(0, -2))
-
-    def add_ggn(self, rows: list[Tensor]) -> None:
-        """Add ``(Σ_t (uᵀ δ_t)(vᵀ a_t))²`` of each sample for one column (Theory 5.4)."""
-        if self._directions is None or not rows:
-            return
-        u = self._directions[0]
-        along = [(r @ u * p).sum(1) for r, p in zip(rows, self._projected, strict=True)]
-        self._ggn += torch.stack(along).sum(0).to(self._ggn.dtype).square().sum(0)
 
     def factors(
         self, count: float, exact: bool, options: FactorOptions, incomplete: bool
@@ -129,12 +111,10 @@ class LayerTotals:
             )
         if self._uneven:
             notes.append("C_A weighs all positions alike, not by the terms of their sample")
-        known = exact and options.delta == "ggn" and self._directions is not None and not incomplete
         return KroneckerFactors(
             output_covariance=first + second,
             input_covariance=self._inputs / self._weight,
             output_noise=None if exact else first - second,
-            ggn=self._ggn / count if known else None,
             notes=tuple(notes),
         )
 

@@ -1,10 +1,9 @@
 """Kronecker factors of layers, streamed over batches in O(m² + n²) memory each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.factor_batch import FactorBatch
@@ -23,7 +22,6 @@ MAX_SIDE = 16384
 def kronecker_factors(
     objective: Objective,
     layers: Sequence[Layer],
-    directions: Mapping[str, tuple[Tensor, Tensor]],
     options: FactorOptions,
     seed: int,
     chunk: Callable[[int], int],
@@ -32,17 +30,12 @@ def kronecker_factors(
 
     Parameters
     ----------
-    directions : mapping of str to (Tensor, Tensor)
-        Along which to sum the Gauss-Newton curvature, for layers that have some.
     chunk : callable
         How many columns to send back together, of the bytes of one.
     """
     options.check()
     _check_sizes(layers)
-    totals = {
-        layer.info.name: LayerTotals(layer, objective.model.device, directions.get(layer.info.name))
-        for layer in layers
-    }
+    totals = {layer.info.name: LayerTotals(layer, objective.model.device) for layer in layers}
     count, exact, incomplete = 0.0, True, set[str]()
     generator = torch.Generator(objective.model.device).manual_seed(seed)
     samples: Samples | None = None  # asked of the first batch that has several

@@ -283,7 +283,6 @@ class CurvatureProblem:
         sharing: Sharing = "expand",
         draws: int = 16,
         max_columns: int = 128,
-        directions: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, KroneckerFactors]:
         """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
 
@@ -305,12 +304,10 @@ class CurvatureProblem:
             Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
         max_columns : int
             ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
-            times positions of the outputs. Beyond it, or where samples of the outputs meet in the
-            network (flattened tokens), it is an unbiased estimate from `draws` random combinations
-            of all of them, with `KroneckerFactors.output_noise` for its standard error.
-        directions : mapping of str to (u, v), optional
-            Directions of layers, shapes ``(m, K)`` and ``(n, K)``. Where ``delta="ggn"`` is exact
-            the same pass gives ``h^GGN`` along them, exactly (Theory 5.4).
+            (less one) times positions of the outputs. Beyond it, or where samples of the outputs
+            meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
+            combinations of all of them, with `KroneckerFactors.output_noise` for its standard
+            error.
 
         Returns
         -------
@@ -326,15 +323,8 @@ class CurvatureProblem:
             a factor would be too large.
         """
         located = [self._find(name) for name in layers]
-        given = {
-            layer.info.name: self._directions(layer, *directions[layer.info.name])
-            for layer in located
-            if directions and layer.info.name in directions
-        }
         options = FactorOptions(delta, sharing, draws, max_columns)
-        return kronecker_factors(
-            self._objective, located, given, options, self._seed, self._together
-        )
+        return kronecker_factors(self._objective, located, options, self._seed, self._together)
 
     def _together(self, bytes_of_one: int) -> int:
         return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
