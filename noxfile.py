@@ -123,7 +123,7 @@ def build(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `nox -s bench -- --quick` for small ones."""
     session.install(TORCH)
-    session.install("scipy", "tqdm", "einops", "opt-einsum", ".[torch]")
-    session.install("--no-deps", *ORACLES)
+    session.install("scipy", "tqdm", "einops", "opt-einsum", "safetensors", ".[torch]")
+    session.install("--no-deps", *ORACLES, "pyhessian")
     for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)

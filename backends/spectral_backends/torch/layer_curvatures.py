@@ -220,7 +220,7 @@ class CurvatureDriver:
             return {}
         try:
             return probe_second_order(self._objective, layers, self._seed)
-        except RuntimeError:
+        except Exception:
             return {}
 
     def _why_curved(self, total: ColumnTotals, share: float | None) -> str:
@@ -251,7 +251,9 @@ class CurvatureDriver:
 
         try:
             made = self._run(make, names)
-        except RuntimeError as error:
+        except InputError:
+            raise
+        except Exception as error:  # a model that cannot be taken apart, or not enough memory
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             for layer in todo:
                 yield self._alone(layer, f"not by tangents: {first}")
@@ -286,7 +288,9 @@ class CurvatureDriver:
         made = make(self._objective.model.device.type == "cpu")
         try:
             made.run(lambda n: self._tell(f"{what}, batch {n}"))
-        except RuntimeError:
+        except InputError:
+            raise
+        except Exception:
             made = make(False)
             made.run(lambda n: self._tell(f"{what}, batch {n}"))
         return made

@@ -103,22 +103,37 @@ class TangentPass:
             made = TangentBatch(self._objective, self._layers, leaves, batch)
         self.knows_outputs |= made.knows_outputs
         if made.terms.count:
-            first = not self._bytes
-            if first:
+            done = dict.fromkeys(self.totals, 0)
+            if not self._bytes:
                 self.work += counter.work
-                self._measure(made)
-            for chunk in self._chunks(skip=int(first)):
+                done = self._measure(made)
+            for chunk in self._chunks(done):
                 self._sweep(made, chunk)
         return made.terms
 
-    def _measure(self, made: TangentBatch) -> None:
-        """Send the first direction of each layer by itself, and see what it takes."""
+    def _measure(self, made: TangentBatch) -> dict[str, int]:
+        """Send a direction of each layer by itself, and see what it takes.
+
+        Several together may take more than so many alone, as what they share is then copied for
+        each; so where several have room, two are tried. Returns how many are done.
+        """
+        taken: dict[str, int] = {}
         for layer in self._layers:
             counter, peak = WorkCounter(), AllocationPeak()
             with counter, peak:
                 self._sweep(made, [(layer, slice(0, 1))])
             self.work += counter.work * self._count(layer)
-            self._bytes = max(self._bytes, peak.bytes, 1)
+            taken[layer.info.name] = max(peak.bytes, 1)
+        self._bytes = max(taken.values())
+        done = dict.fromkeys(taken, 1)
+        largest = max(self._layers, key=lambda layer: taken[layer.info.name])
+        if self._chunk(self._bytes) > 1 and self._count(largest) > 2:
+            peak = AllocationPeak()
+            with peak:
+                self._sweep(made, [(largest, slice(1, 3))])
+            self._bytes = max(self._bytes, peak.bytes // 2)
+            done[largest.info.name] = 3
+        return done
 
     def _sweep(self, made: TangentBatch, chunk: Sequence[tuple[Layer, slice]]) -> None:
         blocks = []
@@ -131,22 +146,32 @@ class TangentPass:
             self.totals[layer.info.name].add(part, found, slice(start, start + len(block)))
             start += len(block)
 
-    def _chunks(self, skip: int) -> Iterator[list[tuple[Layer, slice]]]:
-        """Yield directions that go together, all but the first `skip` of each layer."""
-        room = size = max(1, self._chunk(self._bytes))
+    def _chunks(self, done: Mapping[str, int]) -> Iterator[list[tuple[Layer, slice]]]:
+        """Yield directions that go together, all but the first ones that are done.
+
+        Where a layer's directions join those of earlier ones, both are held beside what they
+        become, so half as many go together there.
+        """
+        alone, mixed = (max(1, self._chunk(times * self._bytes)) for times in (1, 2))
         chunk: list[tuple[Layer, slice]] = []
         for layer in self._layers:
-            start, stop = skip, self._count(layer)
-            while start < stop:
-                part = slice(start, min(stop, start + room))
-                chunk.append((layer, part))
-                room -= part.stop - part.start
+            start, stop = done[layer.info.name], self._count(layer)
+            while stop - start > mixed:
+                part = slice(start, min(stop, start + alone))
+                yield [(layer, part)]
                 start = part.stop
-                if room == 0:
-                    yield chunk
-                    chunk, room = [], size
+            if start == stop:
+                continue
+            if _size(chunk) + stop - start > mixed:
+                yield chunk
+                chunk = []
+            chunk.append((layer, slice(start, stop)))
         if chunk:
             yield chunk
 
     def _count(self, layer: Layer) -> int:
         return int(self._directions[layer.info.name][0].shape[1])
+
+
+def _size(chunk: Sequence[tuple[Layer, slice]]) -> int:
+    return sum(part.stop - part.start for _, part in chunk)

@@ -267,10 +267,10 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
-    dots: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    dots: Tensor = torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))
     return dots
 
 
 def _weighted_squares(x: Tensor, weights: Tensor) -> Tensor:
     """Return ``Σ w x²`` of each of the P tangents x."""
-    return (x * x).flatten(1) @ weights.flatten()  # square() is slower
+    return (x * x).reshape(len(x), -1) @ weights.flatten()  # square() is slower
