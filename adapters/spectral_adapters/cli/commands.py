@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
@@ -12,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import spectral_core as sc
 from spectral_adapters.cli.factory import load_problem
 from spectral_adapters.tables import to_csv, to_markdown, to_rich
+from spectral_core.certificate import Engine
 from spectral_core.progress import ProgressCallback
+from spectral_core.window import Decomposition
 
 __all__ = ["cli", "run"]
 
@@ -89,6 +92,10 @@ def demo(output: str, seed: int, debug: bool) -> None:
 @click.option("--top-k", default=20, show_default=True, help="Directions per layer.")
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian",
               show_default=True, help="Exact Hessian, or its Gauss-Newton part.")  # fmt: skip
+@click.option("--engine", type=click.Choice(get_args(Engine)), default="auto",
+              show_default=True, help="How curvatures are computed.")  # fmt: skip
+@click.option("--svd", type=click.Choice(get_args(Decomposition)), default="exact",
+              show_default=True, help="How the directions are found.")  # fmt: skip
 @click.option("--decompose", is_flag=True, help="Split α into β + φ + κ + ν.")
 @click.option("--delta", type=click.Choice(["ggn", "fisher-mc", "empirical"]), default="ggn",
               show_default=True, help="Output gradients of the Kronecker factors.")  # fmt: skip
@@ -104,6 +111,8 @@ def measure(
     layers: tuple[str, ...],
     top_k: int,
     curvature: str,
+    engine: Engine,
+    svd: Decomposition,
     decompose: bool,
     delta: str,
     sharing: str,
@@ -127,6 +136,8 @@ def measure(
             list(layers) or "*",
             top_k=top_k,
             curvature=curvature,  # type: ignore[arg-type]
+            engine=engine,
+            svd=svd,
             decompose=decompose,
             delta=delta,  # type: ignore[arg-type]
             sharing=sharing,  # type: ignore[arg-type]

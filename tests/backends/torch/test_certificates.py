@@ -1,0 +1,226 @@
+"""The certificate is never wrong: what is curved anywhere, for any sample, is not certified."""
+
+import numpy as np
+import pytest
+import torch
+from factor_helpers import along, split
+from layer_cases import random
+from torch import nn
+from torch.nn import functional as F
+
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+from spectral_backends.torch.linearity import _LINEAR, find_curvature
+
+
+class Middle(nn.Module):
+    """Three linear maps with something between the second and the third."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.between = between
+
+    def forward(self, x):
+        return self.third(self.between(F.relu(self.second(F.relu(self.first(x)))), x))
+
+
+class Sneaky(torch.autograd.Function):
+    """Its node is called like that of a ReLU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x + x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 + 3 * x**2)
+
+
+Sneaky.__name__ = "ReluBackward0"
+
+
+def in_a_view(h, x):
+    h = h.clone()
+    h[:, 2:4].sigmoid_()
+    return h
+
+
+def norm_of_itself(h, x):
+    return h / (1 + h.norm(dim=1, keepdim=True))
+
+
+@torch.jit.script
+def scripted(h):
+    return h * torch.sigmoid(h)
+
+
+CURVED = {
+    "gelu": lambda h, x: F.gelu(h),
+    "gate of itself": lambda h, x: h * torch.sigmoid(h),
+    "product of branches": lambda h, x: h * h.roll(1, 1),
+    "softmax": lambda h, x: torch.softmax(h, 1),
+    "layer norm": lambda h, x: F.layer_norm(h, (6,)),
+    "norm": norm_of_itself,
+    "tiny": lambda h, x: h + 1e-7 * h**2,
+    "one sample": lambda h, x: h + 1e-3 * F.relu(x[:, :1] - 3) * h**2,
+    "behind where": lambda h, x: torch.where(x[:, :1] > 3, torch.tanh(h), h),
+    "custom function": lambda h, x: Sneaky.apply(h),
+    "in place on a view": in_a_view,
+    "scripted": lambda h, x: scripted(h),
+    "a branch of the data": lambda h, x: torch.tanh(h) if x.max() > 3 else h,
+}
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_curvature_that_hides(name):
+    """In one operation, of one sample of the last batch where it can be."""
+    torch.manual_seed(0)
+    x, y = random(12, 5).clamp(-2, 2), torch.randint(4, (12,))
+    x[10, 0] = 4
+    problem = CurvatureProblem(
+        Middle(CURVED[name]).double(), F.cross_entropy, split(x, y, 4), check_deterministic=False
+    )
+    given = {n: along(problem, n, 3) for n in ("first", "second", "third")}
+    found = {f.name: f for f in problem.layer_curvatures(given)}
+    assert not found["first"].certificate.piecewise_linear
+    assert not found["second"].certificate.piecewise_linear
+    assert found["first"].certificate.engine != "columns"
+    for layer, (u, v) in given.items():
+        expected = problem.curvatures(layer, u, v)
+        torch.testing.assert_close(found[layer].values, expected, rtol=1e-8, atol=1e-13)
+    (asked,) = problem.layer_curvatures({"third": given["third"]}, engine="columns")
+    assert asked.certificate.piecewise_linear and asked.certificate.second_order == 0
+    refused = list(problem.layer_curvatures({"first": given["first"]}, engine="columns"))
+    assert isinstance(refused[0], sc.LayerError)
+
+
+FLAT = {
+    "leaky": lambda h, x: F.leaky_relu(h),
+    "hardtanh": lambda h, x: F.hardtanh(h),
+    "maximum": lambda h, x: torch.maximum(h, h.flip(1)),
+    "gate of the input": lambda h, x: h * torch.sigmoid(x[:, :1]),
+    "abs, clamp and where": lambda h, x: torch.where(h > 0.1, h.abs(), h.clamp(-1, 1)),
+    "sorted": lambda h, x: h.sort(1).values,
+    "pooled": lambda h, x: F.max_pool1d(h.unsqueeze(1), 2).squeeze(1).repeat(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_what_is_piecewise_linear(name):
+    torch.manual_seed(0)
+    x, y = random(40, 5), torch.randint(4, (40,))
+    problem = CurvatureProblem(Middle(FLAT[name]).double(), F.cross_entropy, split(x, y, 25))
+    given = {n: along(problem, n, 4) for n in ("first", "second", "third")}
+    for found in problem.layer_curvatures(given):
+        certificate = found.certificate
+        assert certificate.engine == "columns" and certificate.piecewise_linear
+        assert certificate.second_order <= certificate.tolerance and not certificate.reason
+        assert 0 < certificate.cost < 10 * certificate.predicted_cost
+        expected = problem.curvatures(found.name, *given[found.name])
+        torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_the_probe_is_a_second_line(monkeypatch):
+    """Were the graph misread, the second-order part on random directions would tell."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("spectral_backends.torch.linearity._curved_in", lambda node, inputs: 0)
+    monkeypatch.setattr(
+        "spectral_backends.torch.tangent_rules.find_curvature", lambda *a: {0: "distrusted"}
+    )
+    x, y = random(12, 5), torch.randint(4, (12,))
+    problem = CurvatureProblem(Middle(CURVED["gelu"]).double(), F.cross_entropy, [(x, y)])
+    given = {"first": along(problem, "first", 2)}
+    (refused,) = problem.layer_curvatures(given, engine="columns")
+    assert isinstance(refused, sc.LayerError) and "random directions" in refused.reason
+
+
+def test_certificates_are_saved(tmp_path):
+    torch.manual_seed(0)
+    x, y = random(12, 5), torch.randint(4, (12,))
+    problem = CurvatureProblem(Middle(CURVED["gelu"]).double(), F.cross_entropy, [(x, y)])
+    for engine in ("auto", "tangents", "double-backward"):
+        report = sc.measure(problem, top_k=3, engine=engine)
+        report.save(tmp_path / "r.json")
+        assert sc.SpectralReport.load(tmp_path / "r.json").to_dict() == report.to_dict()
+        assert report.provenance.engine == engine
+    sampled = sc.measure(problem, top_k=3, engine="monte-carlo", curvature="ggn", draws=4)
+    sampled.save(tmp_path / "r.json")
+    loaded = sc.SpectralReport.load(tmp_path / "r.json")["first"].certificate
+    np.testing.assert_array_equal(
+        loaded.standard_error, sampled["first"].certificate.standard_error
+    )
+    assert loaded.engine == "monte-carlo" and (loaded.standard_error > 0).all()
+
+
+A = torch.linspace(-1.3, 1.7, 96, dtype=torch.float64).reshape(2, 3, 4, 4)
+LINEAR = {
+    "Relu": F.relu, "LeakyRelu": F.leaky_relu, "Hardtanh": F.hardtanh, "Abs": torch.abs,
+    "Hardsigmoid": F.hardsigmoid, "Softshrink": F.softshrink, "Hardshrink": F.hardshrink,
+    "Threshold": lambda x: F.threshold(x, 0.2, 0.0), "Clamp": lambda x: x.clamp(-1, 1),
+    "Max": lambda x: x.max(1).values, "Amax": lambda x: x.amax(1), "Amin": lambda x: x.amin(1),
+    "Min": lambda x: x.min(1).values, "Sort": lambda x: x.sort(1).values,
+    "Topk": lambda x: x.topk(2, 1).values, "Kthvalue": lambda x: x.kthvalue(2).values,
+    "Median": lambda x: x.median(1).values, "Maximum": lambda x: torch.maximum(x, -x),
+    "Minimum": lambda x: torch.minimum(x, -x), "MaxPool2DWithIndices": lambda x: F.max_pool2d(x, 2),
+    "MaxPool3DWithIndices": lambda x: F.max_pool3d(x, 2), "AvgPool2D": lambda x: F.avg_pool2d(x, 2),
+    "AdaptiveMaxPool2D": lambda x: F.adaptive_max_pool2d(x, 2),
+    "AdaptiveAvgPool2D": lambda x: F.adaptive_avg_pool2d(x, 2), "Mean": torch.mean,
+    "Sum": torch.sum, "Cumsum": lambda x: x.cumsum(1), "Add": lambda x: x + x, "Neg": torch.neg,
+    "Sub": lambda x: x - 2, "Rsub": lambda x: 2 - x, "Cat": lambda x: torch.cat([x, x]),
+    "Stack": lambda x: torch.stack([x, x]), "Roll": lambda x: x.roll(1), "Flip": lambda x: x.flip(1),
+    "Tril": torch.tril, "Triu": torch.triu, "Repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "Where": lambda x: torch.where(A > 0, x, -x), "MaskedFill": lambda x: x.masked_fill(A > 0, 1.0),
+    "MaskedSelect": lambda x: x.masked_select(A > 0), "Index": lambda x: x[:, [0, 2]],
+    "IndexSelect": lambda x: x.index_select(1, torch.tensor([0, 2])),
+    "Gather": lambda x: x.gather(1, torch.zeros(2, 1, 4, 4, dtype=torch.long)),
+    "ConstantPadNd": lambda x: F.pad(x, (1, 1)), "Unfold": lambda x: x.unfold(2, 2, 1),
+    "ReflectionPad2D": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "ReplicationPad2D": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+    "UpsampleNearest2D": lambda x: F.interpolate(x, scale_factor=2),
+    "UpsampleBilinear2D": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "Im2Col": lambda x: F.unfold(x, 2), "Diagonal": lambda x: x.diagonal(dim1=2, dim2=3),
+    "Take": lambda x: x.take(torch.tensor([0, 5])), "Round": lambda x: x + x.round(),
+    "Sign": lambda x: x + x.sign(), "ChannelShuffle": lambda x: F.channel_shuffle(x, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_operations_of_the_table(name):
+    """Each node is in the graph that its call records, and bends nothing."""
+    x = A.clone().requires_grad_()
+    y = LINEAR[name](x)
+    nodes, todo = set(), [y.grad_fn]
+    while todo:
+        node = todo.pop()
+        nodes.add(node.name().rstrip("0123456789"))
+        todo += [following for following, _ in node.next_functions if following is not None]
+    assert f"{name}Backward" in nodes and name in _LINEAR.split()
+    assert find_curvature([y], {0: [x]}) == {}
+    step = 1e-6 * torch.cos(torch.arange(96.0, dtype=torch.float64)).reshape(A.shape)
+    bend = LINEAR[name](A + step) - 2 * LINEAR[name](A) + LINEAR[name](A - step)
+    assert bend.abs().max() < 1e-12
+
+
+BENT = {
+    "product": lambda x: x * x, "quotient": lambda x: x / (2 + x), "power": lambda x: x**2,
+    "matrices": lambda x: x @ x.mT, "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "norm": torch.linalg.vector_norm, "logsumexp": lambda x: x.logsumexp(1),
+    "hardswish": F.hardswish, "elu": F.elu, "variance": torch.var, "mish": F.mish,
+    "convolution": lambda x: F.conv2d(x, x), "lerp": lambda x: torch.lerp(x, 2 * x, x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_operations_that_bend(name):
+    x = A.clone().requires_grad_()
+    assert find_curvature([BENT[name](x)], {0: [x]})
+
+
+def test_products_bend_only_together():
+    x, w = A.clone().requires_grad_(), A.clone().requires_grad_()
+    for y in (x * w, x @ w.mT, F.conv2d(x, w), torch.einsum("abcd,abce->abde", x, w)):
+        assert find_curvature([y], {0: [x], 1: [w]}) == {}
+        assert list(find_curvature([y], {0: [x, w]})) == [0]
