@@ -155,7 +155,7 @@ def test_certificates_are_saved(tmp_path):
     assert loaded.engine == "monte-carlo" and (loaded.standard_error > 0).all()
 
 
-A = torch.linspace(-1.3, 1.7, 96, dtype=torch.float64).reshape(2, 3, 4, 4)
+A = torch.linspace(-1.3137, 1.7041, 96, dtype=torch.float64).reshape(2, 3, 4, 4)
 LINEAR = {
     "Relu": F.relu, "LeakyRelu": F.leaky_relu, "Hardtanh": F.hardtanh, "Abs": torch.abs,
     "Hardsigmoid": F.hardsigmoid, "Softshrink": F.softshrink, "Hardshrink": F.hardshrink,

@@ -1,0 +1,104 @@
+"""Directions by the two decompositions, and curvatures held against the gradient."""
+
+import array_api_compat
+import numpy as np
+import pytest
+
+import spectral_core as sc
+from spectral_core.certificate import Certificate, LayerCurvature
+from spectral_core.problem import LayerInfo
+from spectral_core.window import top_directions
+
+
+def graded(m, n, seed=0):
+    rng = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(rng.standard_normal((m, min(m, n))))
+    v, _ = np.linalg.qr(rng.standard_normal((n, min(m, n))))
+    return u * np.arange(1.0, min(m, n) + 1) ** -1.1 @ v.T
+
+
+@pytest.mark.parametrize(("m", "n"), [(300, 200), (150, 400)])
+def test_randomized_directions_are_as_good_as_stated(m, n):
+    gradient = graded(m, n)
+    layer = LayerInfo("w", "linear", (m, n))
+    exact, fast = (top_directions(layer, gradient, 20, svd) for svd in ("exact", "randomized"))
+    (note,) = fast.notes
+    stated = float(note.split("within ")[1].split()[0])
+    true = np.linalg.svd(gradient, compute_uv=False)
+    nearest = np.abs(fast.sigma[:, None] - true).min(1) / fast.sigma
+    assert nearest.max() <= stated < 0.05
+    np.testing.assert_allclose(fast.sigma[:10], exact.sigma[:10], rtol=1e-6)
+    for side in (fast.u, fast.v):
+        np.testing.assert_allclose(side.T @ side, np.eye(20), atol=1e-12)
+    assert not exact.notes
+
+
+def test_small_sides_are_decomposed_exactly():
+    layer = LayerInfo("w", "linear", (40, 25))
+    fast = top_directions(layer, graded(40, 25), 20, "randomized")
+    exact = top_directions(layer, graded(40, 25), 20)
+    np.testing.assert_array_equal(fast.sigma, exact.sigma)
+    assert not fast.notes
+
+
+class Quadratic:
+    """``L = ½ <W − 1, A (W − 1) B>`` with a known Hessian, one layer at a time."""
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        self.a = np.diag(rng.uniform(1, 2, 30))
+        self.b = np.diag(rng.uniform(1, 2, 20))
+
+    def layers(self):
+        return [LayerInfo("w", "linear", (30, 20))]
+
+    def skipped(self):
+        return {}
+
+    def describe(self):
+        return {"backend": "test"}
+
+    def gradients(self, layers):
+        return {"w": graded(30, 20)}
+
+    def curvatures(self, layer, u, v, kind="hessian"):
+        return np.sum(u * (self.a @ u), 0) * np.sum(v * (self.b @ v), 0)
+
+    def kronecker_factors(self, layers, **options):
+        raise AssertionError
+
+
+class Overlooking(Quadratic):
+    """Its engine misses a use of the weight: values and derivatives are those of half of it."""
+
+    off = 0.5
+
+    def layer_curvatures(self, directions, kind="hessian", *, engine, draws, done, tell):
+        (u, v) = directions["w"]
+        xp = array_api_compat.array_namespace(u)
+        slopes = xp.sum(u * (graded(30, 20) @ v), axis=0)
+        values = self.off * self.curvatures("w", u, v)
+        certificate = Certificate("tangents")
+        yield LayerCurvature("w", values, certificate, derivative=self.off * slopes)
+
+
+def test_an_overlooked_use_is_noticed():
+    expected = sc.measure(Quadratic(), top_k=5)["w"]
+    assert expected.certificate.engine == "double-backward"
+    found = sc.measure(Overlooking(), top_k=5)["w"]
+    assert found.certificate.engine == "double-backward"
+    assert "overlooked" in found.certificate.reason
+    np.testing.assert_array_equal(found.curvature, expected.curvature)
+    right = Overlooking()
+    right.off = 1.0
+    assert sc.measure(right, top_k=5)["w"].certificate.engine == "tangents"
+    assert sc.measure(right, top_k=5)["w"].certificate.derivative_error < 1e-12
+
+
+def test_a_problem_without_engines():
+    with pytest.raises(sc.InputError, match="one layer at a time"):
+        sc.measure(Quadratic(), engine="columns")
+    with pytest.raises(sc.InputError, match="engine: 'quick' is unknown"):
+        sc.measure(Quadratic(), engine="quick")
+    with pytest.raises(sc.InputError, match="svd: 'thin' is unknown"):
+        sc.measure(Quadratic(), svd="thin")
