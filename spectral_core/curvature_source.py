@@ -64,10 +64,12 @@ def curvatures_of(
         if found.derivative is not None:
             seen = to_numpy(found.derivative).astype(np.float64)
             error = float(np.max(np.abs(seen - sigma)) / sigma[0])
-        if error > tolerance:
-            reason = (
-                f"engine {found.certificate.engine!r} overlooked a use of the weight: derivatives "
-                f"along D_k are off by {error:.1g} σ_1"
+        finite = bool(np.all(np.isfinite(to_numpy(found.values))))
+        if not finite or (found.derivative is not None and not error <= tolerance):
+            reason = f"engine {found.certificate.engine!r} " + (
+                f"overlooked a use of the weight: derivatives along D_k are off by {error:.1g} σ_1"
+                if finite
+                else "met values that are not finite"
             )
             yield _one_layer(problem, found.name, directions, kind, reason)
             continue

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spectral_backends.torch.direction_taps import DirectionTaps
 from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.graph import leaves_behind
 from spectral_backends.torch.linearity import find_curvature
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
@@ -113,42 +114,49 @@ class ColumnPass:
         InputError
             If the loss has no root in the outputs.
         """
-        checked = False
         with self._objective.one_pass(self._seed) as batches:
             self.totals = {
                 name: ColumnTotals(*zero_sums(u)) for name, (u, _) in self._directions.items()
             }
             for index, batch in enumerate(batches):
                 leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)
-                add = partial(self._add, leaves, batch, checked)
-                terms, several = self._objective.model.hold(leaves, add)
-                checked |= several
+                add = partial(self._add, leaves, batch)
+                terms = self._objective.model.hold(leaves, add)
                 self.count += terms.count
                 self._first = False
                 tell(index + 1)
 
-    def _add(self, leaves: dict[str, Tensor], batch: Any, checked: bool) -> tuple[LossTerms, bool]:
-        """Add one batch; return its terms, and whether it showed where the samples lie."""
+    def _add(self, leaves: dict[str, Tensor], batch: Any) -> LossTerms:
+        """Add one batch; return its terms."""
         taps = DirectionTaps(self._layers, leaves, self._directions)
         counter = WorkCounter()
         with counter if self._first else nullcontext(), taps:
             outputs, loss_of, terms = self._objective.split(leaves, batch)
         self._forward_work += counter.work
         if terms.count == 0:
-            return terms, False
+            return terms
         root = output_curvature(
             outputs.detach(), loss_of, terms.scale, self._max_outputs, logistic=False
         )
         self._look_for_curvature(outputs, leaves)
         for name, reason in taps.untapped.items():
             self.totals[name].problem = reason
-        several = len(outputs) > 1 and not checked
+        self._look_for_direct_uses(outputs, loss_of, leaves)
         if self._draws:
             self._add_draws(outputs, root, taps)
         else:
             self._add_columns(outputs, root, taps)
-        self._add_gradient(outputs, root.gradient, taps, several)
-        return terms, several
+        self._add_gradient(outputs, root.gradient, taps)
+        return terms
+
+    def _look_for_direct_uses(
+        self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor], leaves: Mapping[str, Tensor]
+    ) -> None:
+        """Note the layers whose weight the loss uses past the outputs, as a penalty does."""
+        behind = set(map(id, leaves_behind([loss_of(outputs.detach().requires_grad_())])))
+        for layer in self._layers:
+            if id(leaves[layer.parameter]) in behind:
+                self.totals[layer.info.name].problem = "the loss uses its weight directly"
 
     def _look_for_curvature(self, outputs: Tensor, leaves: Mapping[str, Tensor]) -> None:
         names = list(leaves)
@@ -180,47 +188,39 @@ class ColumnPass:
                 self.totals[name].ggn += each.mean(0)
                 self.totals[name].variance += each.var(0) / len(each)
 
-    def _add_gradient(
-        self, outputs: Tensor, gradient: Tensor, taps: DirectionTaps, several: bool
-    ) -> None:
+    def _add_gradient(self, outputs: Tensor, gradient: Tensor, taps: DirectionTaps) -> None:
         """Send the loss's own gradient back, for the derivatives along the directions.
 
-        It is sent in two halves of the samples if `several`, to see whether the samples lie in
-        front in each layer and do not meet.
+        It is sent once more with a random weight for each sample: what comes back to a layer has
+        the same weights, unless its samples lie elsewhere or meet on the way.
         """
-        sent = [gradient]
-        if several and not self._draws:
-            sent, chosen = self._halves(outputs, gradient)
-        found = list(self._sent_back(outputs, iter(sent), taps))
+        count = len(outputs)
+        weights = 1 + torch.rand(count, 1, generator=self._generator, device=outputs.device)
+        weights = weights.to(outputs.dtype)
+        spread = weights.reshape(count, *[1] * (outputs.ndim - 1))
+        base = gradient
+        if not bool(gradient.reshape(count, -1).any(1).all()):  # says nothing of some samples
+            base = torch.randn(
+                outputs.shape, generator=self._generator, dtype=outputs.dtype, device=outputs.device
+            )
+        sent = [gradient, base, base * spread]
+        found = list(
+            self._sent_back(outputs, iter(sent if base is not gradient else sent[1:]), taps)
+        )
         for name, total in self.totals.items():
             parts = [products[name] for products in found if name in products]
             if not parts:
                 continue
             each = torch.cat(parts)  # (sent, B, K)
-            total.derivative += each[-2:].sum((0, 1)) if len(sent) != 3 else each[2].sum(0)
+            total.derivative += each[0].sum(0)
             if self._draws:
                 continue
-            if each.shape[1] != len(outputs):
+            if each.shape[1] != count:
                 total.problem = "its first axis does not hold the samples of the outputs"
-            elif len(sent) > 1 and bool(each[0][~chosen].any() or each[1][chosen].any()):
+                continue
+            off = (each[-1] - weights * each[-2]).abs().max()
+            if not off <= 1e3 * torch.finfo(outputs.dtype).eps * each[-2].abs().max():
                 total.problem = "samples of the outputs meet before it"
-
-    def _halves(self, outputs: Tensor, gradient: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return cotangents of two halves of the samples, and who is in the first.
-
-        The two add up to the gradient; where that says nothing of some sample it comes third,
-        behind the halves of noise.
-        """
-        count = len(outputs)
-        order = torch.randperm(count, generator=self._generator, device=outputs.device)
-        chosen = order < (count + 1) // 2
-        mask = chosen.reshape(count, *[1] * (outputs.ndim - 1))
-        if bool(gradient.reshape(count, -1).any(1).all()):
-            return [gradient * mask, gradient * ~mask], chosen
-        noise = torch.randn(
-            outputs.shape, generator=self._generator, dtype=outputs.dtype, device=outputs.device
-        )
-        return [noise * mask, noise * ~mask, gradient], chosen
 
     def _sent_back(
         self, outputs: Tensor, columns: Iterator[Tensor], taps: DirectionTaps

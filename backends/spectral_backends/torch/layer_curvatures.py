@@ -166,7 +166,7 @@ class CurvatureDriver:
 
         try:
             made = self._run(make, f"{len(layers)} layers")
-        except InputError as error:
+        except Exception as error:  # a loss without a root, or that cannot be taken apart
             if engine != "auto":
                 raise
             yield from ((name, str(error)) for name in todo)

@@ -52,10 +52,10 @@ _LINEAR = """
     AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
     UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D
     UpsampleTrilinear3D UpsampleBicubic2D PixelShuffle PixelUnshuffle
-    Relu LeakyRelu Threshold Hardtanh Hardsigmoid Softshrink Hardshrink Abs Clamp ClampMin ClampMax
+    Relu LeakyRelu Threshold Hardtanh Hardsigmoid Softshrink Hardshrink Clamp ClampMin ClampMax
     Maximum Minimum Max Min Amax Amin Sort Topk Kthvalue Median
     MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D
-    Sign Sgn Round Floor Ceil Trunc NllLoss NllLoss2D
+    Sign Round Floor Ceil Trunc NllLoss NllLoss2D
 """
 """Operations that are piecewise linear in all that goes into them, together."""
 
@@ -66,7 +66,6 @@ _PRODUCTS: Mapping[str, Sequence[int]] = {
     "DotBackward": (0, 1), "LinearBackward": (0, 1), "AddmmBackward": (1, 2),
     "AddmvBackward": (1, 2), "BaddbmmBackward": (1, 2), "AddbmmBackward": (1, 2),
     "AddcmulBackward": (1, 2), "ConvolutionBackward": (0, 1), "PreluKernelBackward": (0, 1),
-    "TrilinearBackward": (0, 1),
 }  # fmt: skip
 """Linear in each of two inputs (by position), and in any further one that adds to them."""
 

@@ -221,6 +221,8 @@ def _short_form(segment: Segment, rule: _PullBack) -> TangentRule | None:
     if len(behind) != 1 or not _is_alias_of(behind[0], leaf):
         return None
     name = node.name()
+    if output.is_complex() or leaf.is_complex():
+        return None
     if name in _ELEMENTWISE and output.shape == leaf.shape:
         return _Elementwise(rule)
     if name == "SoftmaxBackward0" or name == "LogSoftmaxBackward0":
