@@ -59,7 +59,7 @@ def curvatures_of(
         sigma = window.sigma
         # Far above rounding, far below what an overlooked use would make.
         xp = array_api_compat.array_namespace(window.u)
-        tolerance = 10 * float(xp.finfo(window.u.dtype).eps) ** 0.5
+        tolerance = float(xp.finfo(window.u.dtype).eps) ** 0.5
         error = float("nan")
         if found.derivative is not None:
             seen = to_numpy(found.derivative).astype(np.float64)
