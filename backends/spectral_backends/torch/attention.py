@@ -47,7 +47,10 @@ def _weights(
         scores = scores.masked_fill(~mask, float("-inf"))
     elif mask is not None:
         scores = scores + mask
-    return torch.softmax(scores, -1)
+    if mask is None or causal:
+        return torch.softmax(scores, -1)
+    nothing = (scores == float("-inf")).all(-1, keepdim=True)  # a query without keys sees zeros
+    return torch.softmax(scores.masked_fill(nothing, 0), -1).masked_fill(nothing, 0)
 
 
 def _repeated(tensor: Tensor, query: Tensor) -> Tensor:

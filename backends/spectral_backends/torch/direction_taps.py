@@ -52,8 +52,13 @@ class DirectionTaps(PassageCapture):
     @property
     def untapped(self) -> dict[str, str]:
         """Return the layers that have a use which cannot be tapped, and why."""
+        unseen = [layer.info.name for layer in self._layers if not self.all_seen(layer)]
         hidden = {name: f"{kind} hides its positions" for name, kind in self.hidden.items()}
-        return hidden | dict.fromkeys(self._in_place, "a product in place")
+        return (
+            dict.fromkeys(unseen, "its weight is also used in other ways")
+            | dict.fromkeys(self._in_place, "a product in place")
+            | hidden
+        )
 
     def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Tap the result for each layer whose matrix made it."""

@@ -262,11 +262,14 @@ class CurvatureDriver:
         predicted = RECORDING_PRICE + sum(map(self._tangents_cost, group))
         for layer in todo:
             name = layer.info.name
-            total = made.totals[name]
+            total, told = made.totals[name], made.tells_ggn(layer)
+            if self._kind == "ggn" and not told:
+                yield self._alone(layer, "the loss uses its weight directly")
+                continue
             share = float("nan")
-            if made.knows_outputs and bool((total.ggn != 0).all()):
+            if told and bool((total.ggn != 0).all()):
                 share = float((total.second_order / total.ggn).abs().max())
-            ggn = self._cast(total.ggn / made.count) if made.knows_outputs else None
+            ggn = self._cast(total.ggn / made.count) if told else None
             h = self._cast((total.ggn + total.second_order) / made.count)
             certificate = Certificate(
                 engine="tangents",

@@ -27,7 +27,8 @@ def probe_second_order(
 ) -> dict[str, float]:
     """Return ``max |h − h^GGN| / |h^GGN|`` over random directions of each layer.
 
-    The first samples of the first batch are taken, where its tensors have an axis in common.
+    The first samples of the first batch with terms are taken, where its tensors have an axis in
+    common.
 
     Raises
     ------
@@ -37,19 +38,28 @@ def probe_second_order(
     generator = torch.Generator(objective.model.device).manual_seed(seed)
     blocks = [_random_block(objective, layer, generator) for layer in layers]
     with objective.one_pass(seed) as batches:
-        for data in _candidates(next(batches)):
-            leaves = objective.leaves(layers)
-            try:
-                found = objective.model.hold(
-                    leaves, partial(_shares, objective, layers, leaves, data, blocks)
-                )
-            except Exception:
-                if data.is_last:
-                    raise
-                continue  # a model or a loss for batches of one size only
-            if found or data.is_last:
+        for batch in batches:
+            if found := _probe_batch(objective, layers, batch, blocks):
                 return found
-    raise AssertionError("the last candidate returns or raises")
+    return {}
+
+
+def _probe_batch(
+    objective: Objective, layers: Sequence[Layer], batch: Any, blocks: Sequence[Block]
+) -> dict[str, float]:
+    for data in _candidates(batch):
+        leaves = objective.leaves(layers)
+        try:
+            found = objective.model.hold(
+                leaves, partial(_shares, objective, layers, leaves, data, blocks)
+            )
+        except Exception:
+            if data.is_last:
+                raise
+            continue  # a model or a loss for batches of one size only
+        if found:
+            return found
+    return {}
 
 
 class _Data:

@@ -130,6 +130,11 @@ class Objective:
                 f"curvature 'ggn' needs a tensor of outputs and the forward returned a "
                 f"{type(outputs).__name__}; return the tensor that the loss depends on."
             )
+        if outputs.ndim == 0:
+            raise InputError(
+                "curvature 'ggn' needs outputs with an axis of samples and the forward returned a "
+                "single number; return what it is computed from, or choose curvature='hessian'."
+            )
         loss_fn = self._loss_fn
         _, terms = self._reduced(outputs.detach(), targets, batch)
         return outputs, lambda y: _as_scalar(loss_fn(y, targets)), terms

@@ -19,6 +19,9 @@ from spectral_core.errors import InputError
 
 __all__ = ["OutputCurvature", "output_curvature"]
 
+TOLERANCE = 1e-8
+"""Relative error below which a form fits in double precision; in single precision 100 eps."""
+
 
 class OutputCurvature:
     """Root vectors of one batch's loss; each is a tensor like the outputs.
@@ -247,9 +250,9 @@ def output_curvature(
     probe = torch.Generator(outputs.device).manual_seed(0)
     test = torch.randn(outputs.shape, generator=probe, dtype=outputs.dtype, device=outputs.device)
     product = _HessianProduct(outputs, loss_of, scale)
-    found = product(test)
+    found, along_ones = product(test), product(torch.ones_like(outputs))
     eps = torch.finfo(outputs.dtype).eps
-    tolerance = eps**0.5 * float(found.norm())
+    tolerance = max(100 * eps, TOLERANCE) * float(found.norm())
 
     def fits(expected: Tensor, rounding: float = 0.0) -> bool:
         return bool((found - expected).norm() <= tolerance + rounding)
@@ -260,9 +263,11 @@ def output_curvature(
             continue
         # Where every probability is saturated the Hessian is a difference of nearly equal numbers.
         rounding = 16 * eps * float((weights * test).norm())
-        if fits(weights * _softmax_product(outputs, test, axis), rounding):
+        # What a small regulariser adds shows best where a cross-entropy has no curvature.
+        flat = along_ones.norm() <= 16 * eps * weights.expand_as(test).norm()
+        if flat and fits(weights * _softmax_product(outputs, test, axis), rounding):
             return _Softmax(outputs, product.gradient, axis, weights)
-    diagonal = product(torch.ones_like(outputs))
+    diagonal = along_ones
     if fits(diagonal * test):
         if convex:
             _check_not_linear(diagonal, product.gradient)

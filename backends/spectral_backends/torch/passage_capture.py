@@ -72,6 +72,13 @@ class PassageCapture(OperationRecorder):
         self.hidden: dict[str, str] = {}
         self.made: list[tuple[Layer, Passage]] = []  # by the call that is looked at
 
+    def all_seen(self, layer: Layer) -> bool:
+        """Say whether the layer's passages are all that was done with its elements."""
+        uses = self.uses[layer.parameter]
+        overlapping = (use.count for use in uses.matrices if use.view.may_overlap(layer.view))
+        seen = len(self.passages[layer.info.name]) == sum(overlapping)
+        return seen and layer.info.name not in self.hidden and not uses.other_operations
+
     def check_none_hidden(self) -> None:
         """Raise `LayerError` if an operation hides the positions of a layer."""
         for name, kind in self.hidden.items():

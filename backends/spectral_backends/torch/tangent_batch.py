@@ -72,6 +72,15 @@ class TangentBatch:
     shortcuts : bool
         As in `tangent_rule`.
 
+    Attributes
+    ----------
+    terms : LossTerms
+        Of the batch.
+    knows_outputs : bool
+        Whether the loss is told from the model.
+    used_by_loss : set of str
+        Parameters that the loss function uses past the outputs, as a penalty does.
+
     Raises
     ------
     RuntimeError
@@ -95,6 +104,8 @@ class TangentBatch:
         self._n_model = tape.n_model if tape.n_model >= 0 else len(tape.segments)
         self.knows_outputs = tape.n_model >= 0
         tape.cut([loss])
+        of_loss = {id(leaf) for s in tape.segments[self._n_model :] for leaf in s.inputs}
+        self.used_by_loss = {name for name, leaf in leaves.items() if id(leaf) in of_loss}
         self._root = tape.segments[-1].cuts[0]
         self._steps: list[tuple[int, Segment, list[Tensor], TangentRule]] = []
         if self.terms.count:

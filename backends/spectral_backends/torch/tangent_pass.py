@@ -56,8 +56,6 @@ class TangentPass:
         By layer.
     count : float
         Number of terms.
-    knows_outputs : bool
-        Whether the loss is told from the model, and with it h^GGN from h.
     work : float
         Multiply-adds of the first batch: one direction of each layer is counted for all.
     """
@@ -75,7 +73,8 @@ class TangentPass:
         self._objective, self._layers, self._directions = objective, list(layers), directions
         self._seed, self._chunk, self._channels_last = seed, chunk, channels_last
         self.totals: dict[str, TangentTotals] = {}
-        self.count, self.work, self.knows_outputs = 0.0, 0.0, False
+        self.count, self.work = 0.0, 0.0
+        self._knows_outputs, self._used_by_loss = False, set[str]()
         self._bytes = 0  # the most that one direction takes, once it has been measured
 
     def run(self, tell: Callable[[int], None]) -> None:
@@ -97,11 +96,19 @@ class TangentPass:
                 self.count += terms.count
                 tell(index + 1)
 
+    def tells_ggn(self, layer: Layer) -> bool:
+        """Say whether a layer's h^GGN is told from the rest of h.
+
+        It is not where the loss is not told from the model, or uses the weight itself.
+        """
+        return self._knows_outputs and layer.parameter not in self._used_by_loss
+
     def _add(self, leaves: dict[str, Tensor], batch: Any) -> LossTerms:
         counter = WorkCounter()
         with counter:
             made = TangentBatch(self._objective, self._layers, leaves, batch)
-        self.knows_outputs |= made.knows_outputs
+        self._knows_outputs |= made.knows_outputs
+        self._used_by_loss |= made.used_by_loss
         if made.terms.count:
             done = dict.fromkeys(self.totals, 0)
             if not self._bytes:

@@ -76,13 +76,9 @@ class Tape(PassageCapture):
         return {layer.parameter for layer in self._layers if not self._passes_once(layer)}
 
     def _passes_once(self, layer: Layer) -> bool:
-        name, uses = layer.info.name, self.uses[layer.parameter]
-        overlapping = [use.count for use in uses.matrices if use.view.may_overlap(layer.view)]
+        name = layer.info.name
         return (
-            len(self.passages[name]) == 1
-            and name not in self._uncut | self.hidden.keys()
-            and sum(overlapping) == 1
-            and not uses.other_operations
+            len(self.passages[name]) == 1 and name not in self._uncut and self.all_seen(layer)
         )
 
     def mark_outputs(self, outputs: Any) -> Any:
