@@ -77,9 +77,7 @@ class Tape(PassageCapture):
 
     def _passes_once(self, layer: Layer) -> bool:
         name = layer.info.name
-        return (
-            len(self.passages[name]) == 1 and name not in self._uncut and self.all_seen(layer)
-        )
+        return len(self.passages[name]) == 1 and name not in self._uncut and self.all_seen(layer)
 
     def mark_outputs(self, outputs: Any) -> Any:
         """Cut the model's outputs off the loss that follows; return what stands for them."""
