@@ -1,4 +1,4 @@
-"""Small problems for the tests of Kronecker factors."""
+"""Small problems for the tests of Kronecker factors and of engines."""
 
 from itertools import pairwise
 
@@ -12,10 +12,12 @@ FUSED = ("lstm", "gru", "cells")
 """Cases whose operations hide their positions."""
 
 
-def problem_of(case):
-    return CurvatureProblem(
-        case.model, case.loss, [(*case.inputs, case.target)], params=case.params
-    )
+def problem_of(case, size=None, **options):
+    """Return the problem of a case, in batches of a size or of the sizes given."""
+    data = [(*case.inputs, case.target)]
+    if size is not None:
+        data = list(zip(*(t.split(size) for t in data[0]), strict=True))
+    return CurvatureProblem(case.model, case.loss, data, params=case.params, **options)
 
 
 def close(found, expected, rtol=1e-9):

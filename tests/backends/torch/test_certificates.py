@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.linearity import _LINEAR, find_curvature
 
 
 class Middle(nn.Module):
@@ -153,74 +152,3 @@ def test_certificates_are_saved(tmp_path):
         loaded.standard_error, sampled["first"].certificate.standard_error
     )
     assert loaded.engine == "monte-carlo" and (loaded.standard_error > 0).all()
-
-
-A = torch.linspace(-1.3137, 1.7041, 96, dtype=torch.float64).reshape(2, 3, 4, 4)
-LINEAR = {
-    "Relu": F.relu, "LeakyRelu": F.leaky_relu, "Hardtanh": F.hardtanh,
-    "Hardsigmoid": F.hardsigmoid, "Softshrink": F.softshrink, "Hardshrink": F.hardshrink,
-    "Threshold": lambda x: F.threshold(x, 0.2, 0.0), "Clamp": lambda x: x.clamp(-1, 1),
-    "Max": lambda x: x.max(1).values, "Amax": lambda x: x.amax(1), "Amin": lambda x: x.amin(1),
-    "Min": lambda x: x.min(1).values, "Sort": lambda x: x.sort(1).values,
-    "Topk": lambda x: x.topk(2, 1).values, "Kthvalue": lambda x: x.kthvalue(2).values,
-    "Median": lambda x: x.median(1).values, "Maximum": lambda x: torch.maximum(x, -x),
-    "Minimum": lambda x: torch.minimum(x, -x), "MaxPool2DWithIndices": lambda x: F.max_pool2d(x, 2),
-    "MaxPool3DWithIndices": lambda x: F.max_pool3d(x, 2), "AvgPool2D": lambda x: F.avg_pool2d(x, 2),
-    "AdaptiveMaxPool2D": lambda x: F.adaptive_max_pool2d(x, 2),
-    "AdaptiveAvgPool2D": lambda x: F.adaptive_avg_pool2d(x, 2), "Mean": torch.mean,
-    "Sum": torch.sum, "Cumsum": lambda x: x.cumsum(1), "Add": lambda x: x + x, "Neg": torch.neg,
-    "Sub": lambda x: x - 2, "Rsub": lambda x: 2 - x, "Cat": lambda x: torch.cat([x, x]),
-    "Stack": lambda x: torch.stack([x, x]), "Roll": lambda x: x.roll(1), "Flip": lambda x: x.flip(1),
-    "Tril": torch.tril, "Triu": torch.triu, "Repeat": lambda x: x.repeat(1, 2, 1, 1),
-    "Where": lambda x: torch.where(A > 0, x, -x), "MaskedFill": lambda x: x.masked_fill(A > 0, 1.0),
-    "MaskedSelect": lambda x: x.masked_select(A > 0), "Index": lambda x: x[:, [0, 2]],
-    "IndexSelect": lambda x: x.index_select(1, torch.tensor([0, 2])),
-    "Gather": lambda x: x.gather(1, torch.zeros(2, 1, 4, 4, dtype=torch.long)),
-    "ConstantPadNd": lambda x: F.pad(x, (1, 1)), "Unfold": lambda x: x.unfold(2, 2, 1),
-    "ReflectionPad2D": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
-    "ReplicationPad2D": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
-    "UpsampleNearest2D": lambda x: F.interpolate(x, scale_factor=2),
-    "UpsampleBilinear2D": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-    "Im2Col": lambda x: F.unfold(x, 2), "Diagonal": lambda x: x.diagonal(dim1=2, dim2=3),
-    "Take": lambda x: x.take(torch.tensor([0, 5])), "Round": lambda x: x + x.round(),
-    "Sign": lambda x: x + x.sign(), "ChannelShuffle": lambda x: F.channel_shuffle(x, 3),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LINEAR)
-def test_operations_of_the_table(name):
-    """Each node is in the graph that its call records, and bends nothing."""
-    x = A.clone().requires_grad_()
-    y = LINEAR[name](x)
-    nodes, todo = set(), [y.grad_fn]
-    while todo:
-        node = todo.pop()
-        nodes.add(node.name().rstrip("0123456789"))
-        todo += [following for following, _ in node.next_functions if following is not None]
-    assert f"{name}Backward" in nodes and name in _LINEAR.split()
-    assert find_curvature([y], {0: [x]}) == {}
-    step = 1e-6 * torch.cos(torch.arange(96.0, dtype=torch.float64)).reshape(A.shape)
-    bend = LINEAR[name](A + step) - 2 * LINEAR[name](A) + LINEAR[name](A - step)
-    assert bend.abs().max() < 1e-12
-
-
-BENT = {
-    "product": lambda x: x * x, "quotient": lambda x: x / (2 + x), "power": lambda x: x**2,
-    "matrices": lambda x: x @ x.mT, "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
-    "norm": torch.linalg.vector_norm, "logsumexp": lambda x: x.logsumexp(1),
-    "hardswish": F.hardswish, "elu": F.elu, "variance": torch.var, "mish": F.mish,
-    "convolution": lambda x: F.conv2d(x, x), "lerp": lambda x: torch.lerp(x, 2 * x, x),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BENT)
-def test_operations_that_bend(name):
-    x = A.clone().requires_grad_()
-    assert find_curvature([BENT[name](x)], {0: [x]})
-
-
-def test_products_bend_only_together():
-    x, w = A.clone().requires_grad_(), A.clone().requires_grad_()
-    for y in (x * w, x @ w.mT, F.conv2d(x, w), torch.einsum("abcd,abce->abde", x, w)):
-        assert find_curvature([y], {0: [x], 1: [w]}) == {}
-        assert list(find_curvature([y], {0: [x, w]})) == [0]

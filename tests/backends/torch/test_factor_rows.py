@@ -18,7 +18,10 @@ from spectral_core.errors import LayerError
 
 @pytest.mark.parametrize("name", [n for n in CASES if n not in FUSED and n != "tied"])
 def test_passages_make_the_gradient(name):
-    """``Σ δ aᵀ`` over the positions is the gradient, for every operation that takes a weight."""
+    """``Σ δ aᵀ`` over the positions is the gradient, for every operation that takes a weight.
+
+    And ``a v`` comes out the same without making the rows a.
+    """
     torch.manual_seed(0)
     case = CASES[name]()
     check_passages(problem_of(case), list(case.matrices))
@@ -43,6 +46,8 @@ def check_passages(problem, names):
         total = 0
         for passage in capture.passages[name]:
             a, delta = passage.inputs(), passage.outputs(next(found))
+            v = random(a.shape[-1], 3)
+            torch.testing.assert_close(passage.project(v), a @ v, rtol=1e-11, atol=1e-13)
             total = total + torch.einsum("bsm,bsn->mn", delta, a)
         torch.testing.assert_close(total, gradients[name], rtol=1e-10, atol=1e-13)
 
