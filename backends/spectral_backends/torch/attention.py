@@ -42,14 +42,17 @@ def _weights(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query * scale) @ key.mT
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    elif mask is not None:
-        scores = scores + mask
-    if mask is None or causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    elif mask is not None and mask.dtype == torch.bool:
+        mask = ~mask
+    if mask is None:
         return torch.softmax(scores, -1)
-    nothing = (scores == float("-inf")).all(-1, keepdim=True)  # a query without keys sees zeros
+    mask = _added(mask, scores)
+    scores = scores + mask  # a sum passes tangents on as they are
+    nothing = (mask == float("-inf")).all(-1, keepdim=True)
+    if causal or not bool(nothing.any()):
+        return torch.softmax(scores, -1)
+    # A query without keys sees zeros.
     return torch.softmax(scores.masked_fill(nothing, 0), -1).masked_fill(nothing, 0)
 
 

@@ -140,7 +140,7 @@ class CurvatureDriver:
         groups: list[list[Layer]] = []
         cost = 0.0
         for layer in layers:
-            if not groups or cost > 10 * RECORDING_PRICE:
+            if not groups or cost > 20 * RECORDING_PRICE:
                 groups.append([])
                 cost = 0.0
             groups[-1].append(layer)

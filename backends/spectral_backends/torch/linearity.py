@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Alias", "find_curvature", "identity"]
+__all__ = ["Alias", "find_curvature", "identity", "is_alias"]
 
 _IDENTITIES: set[Any] = set()
 
@@ -39,6 +39,11 @@ class Alias(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Pass the gradient on."""
         return gradients[0], None
+
+
+def is_alias(node: Any) -> bool:
+    """Say whether a node of a graph is an `Alias`."""
+    return getattr(node, "_forward_cls", None) is Alias
 
 
 _LINEAR = """

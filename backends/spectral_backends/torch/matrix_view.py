@@ -61,10 +61,14 @@ class MatrixView:
         reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
         return range(self.offset, self.offset + reach + 1)
 
-    def may_overlap(self, other: "MatrixView") -> bool:
-        """Say whether two matrices of a parameter may have elements in common."""
+    def overlaps(self, other: "MatrixView") -> bool:
+        """Say whether two matrices of a parameter have elements in common."""
         one, two = self.extent, other.extent
-        return one.start < two.stop and two.start < one.stop
+        if self == other or not (one.start < two.stop and two.start < one.stop):
+            return self == other
+        marks = torch.zeros(max(one.stop, two.stop), dtype=torch.bool)
+        marks.as_strided(self.size, self.stride, self.offset).fill_(True)
+        return bool(marks.as_strided(other.size, other.stride, other.offset).any())
 
     @property
     def row_offsets(self) -> list[int]:

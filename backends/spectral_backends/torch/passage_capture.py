@@ -75,7 +75,7 @@ class PassageCapture(OperationRecorder):
     def all_seen(self, layer: Layer) -> bool:
         """Say whether the layer's passages are all that was done with its elements."""
         uses = self.uses[layer.parameter]
-        overlapping = (use.count for use in uses.matrices if use.view.may_overlap(layer.view))
+        overlapping = (use.count for use in uses.matrices if use.view.overlaps(layer.view))
         seen = len(self.passages[layer.info.name]) == sum(overlapping)
         return seen and layer.info.name not in self.hidden and not uses.other_operations
 

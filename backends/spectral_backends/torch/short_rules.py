@@ -1,11 +1,12 @@
 """Shorter rules for a few frequent operations, with the same values as the general one."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.linearity import Alias
+from spectral_backends.torch.linearity import is_alias
 from spectral_backends.torch.pull_back import PullBack, Tangents
 from spectral_backends.torch.tape import Segment
 
@@ -31,11 +32,16 @@ class _Elementwise:
         (self._bend,) = torch.autograd.grad(
             pulled, leaf, torch.ones_like(pulled), retain_graph=True, materialize_grads=True
         )
+        self._bend = self._bend.flatten()
 
     def __call__(self, tangents: Tangents) -> tuple[Tangents, Tensor | None]:
         (x,) = tangents
         assert x is not None
-        return [x * self._slope], _weighted_squares(x, self._bend)
+        y, second = torch.empty_like(x), x.new_empty(len(x))
+        for index, tangent in enumerate(x):  # one at a time: in all, they leave the cache
+            torch.mul(tangent, self._slope, out=y[index])
+            second[index] = torch.dot((tangent * tangent).flatten(), self._bend)
+        return [y], second
 
 
 class _Softmax:
@@ -83,22 +89,31 @@ class _LayerNorm:
         assert x is not None
         c = x - x.mean(-1, keepdim=True)
         m1 = (c * self._normal).mean(-1, keepdim=True)
-        m2 = (c * c).mean(-1, keepdim=True)
+        m2 = torch.linalg.vector_norm(c, dim=-1, keepdim=True).square() / c.shape[-1]
         across = (c * self._adjoint).sum(-1, keepdim=True)
         second = self._along * (3 * m1 * m1 - m2) - 2 * m1 * across
-        return [(c - self._normal * m1) * self._scale], second.flatten(1).sum(1)
+        return [torch.addcmul(c, self._normal, m1, value=-1) * self._scale], second.flatten(1).sum(
+            1
+        )
+
+
+Factors = tuple[Tensor, Tensor]
+Order = tuple[int, int]
+"""Which of a rule's inputs stand for the first and the second factor."""
 
 
 class _Multiplication:
     """``y = a b``, element by element: ``ẏ = ȧ b + a ḃ`` and ``ÿ = 2 ȧ ḃ``."""
 
-    def __init__(self, rule: PullBack, factors: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, rule: PullBack, factors: Factors, order: Order) -> None:
+        self._order = order
         self._a, self._b = (factor.detach() for factor in factors)
         self._adjoint = 2 * rule.adjoints[0].detach().flatten()
         self._ndim = rule.outputs[0].ndim
 
     def __call__(self, tangents: Tangents) -> tuple[Tangents, Tensor | None]:
-        a, b = (None if t is None else self._aligned(t) for t in tangents)
+        a, b = (tangents[i] for i in self._order)
+        a, b = (None if t is None else self._aligned(t) for t in (a, b))
         if a is None or b is None:
             return [a * self._b if a is not None else self._a * b], None  # type: ignore[operator]
         second = (a * b).reshape(len(a), -1) @ self._adjoint
@@ -108,6 +123,42 @@ class _Multiplication:
         """Put axes of one where the factor is broadcast, behind that of the tangents."""
         missing = self._ndim + 1 - tangent.ndim
         return tangent[(slice(None), *[None] * missing)]
+
+
+class _MatrixProduct:
+    """``y = a b``, matrix by matrix, one tangent at a time: no factor is copied for each."""
+
+    def __init__(self, rule: PullBack, factors: Factors, order: Order) -> None:
+        self._order = order
+        adjoint = rule.adjoints[0]
+        self._shape = adjoint.shape
+        self._a, self._b, self._adjoint = (_stacked(t.detach()) for t in (*factors, adjoint))
+
+    def __call__(self, tangents: Tangents) -> tuple[Tangents, Tensor | None]:
+        a, b = (tangents[i] for i in self._order)
+        count = max(len(t) for t in tangents if t is not None)
+        y = self._adjoint.new_empty(count, *self._adjoint.shape)
+        second = None if a is None or b is None else y.new_empty(count)
+        for index in range(count):
+            moving_a, moving_b = (None if t is None else _stacked(t[index]) for t in (a, b))
+            if moving_a is not None:
+                torch.bmm(moving_a, self._b, out=y[index])
+            elif moving_b is not None:
+                torch.bmm(self._a, moving_b, out=y[index])
+            if second is not None and moving_a is not None and moving_b is not None:
+                y[index].baddbmm_(self._a, moving_b)
+                second[index] = 2 * self._bend(moving_a, moving_b)
+        return [y.view(count, *self._shape)], second
+
+    def _bend(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``<λ, ȧ ḃ>``, by the product of fewer elements."""
+        if a.shape[1] > b.shape[2]:
+            return torch.dot((a.mT @ self._adjoint).flatten(), b.flatten())
+        return torch.dot((self._adjoint @ b.mT).flatten(), a.flatten())
+
+
+def _stacked(matrices: Tensor) -> Tensor:
+    return matrices.reshape(-1, *matrices.shape[-2:])
 
 
 _ELEMENTWISE = {
@@ -125,15 +176,15 @@ def short_rule(segment: Segment, rule: PullBack) -> TangentRule | None:
     if len(segment.outputs) != 1 or any(pulled is None for pulled in rule.pulled):
         return None
     output = segment.outputs[0]
-    node: Any = output.grad_fn
-    behind = [following for following, _ in node.next_functions if following is not None]
-    if len(behind) != len(rule.inputs) or any(t.is_complex() for t in (output, *rule.inputs)):
+    if any(t.is_complex() for t in (output, *rule.inputs)):
         return None
-    name = node.name()
-    if len(behind) == 2 and name == "MulBackward0":
-        return _multiplication(rule, node)
+    node: Any = output.grad_fn
+    if len(rule.inputs) == 2:
+        return _rule_of_two(segment, rule, node)
+    behind = [following for following, _ in node.next_functions if following is not None]
     if len(behind) != 1 or not _is_alias_of(behind[0], rule.inputs[0]):
         return None
+    name = node.name()
     if name in _ELEMENTWISE and output.shape == rule.inputs[0].shape:
         return _Elementwise(rule)
     if name == "SoftmaxBackward0" or name == "LogSoftmaxBackward0":
@@ -143,21 +194,29 @@ def short_rule(segment: Segment, rule: PullBack) -> TangentRule | None:
     return None
 
 
-def _multiplication(rule: PullBack, node: Any) -> TangentRule | None:
-    """Return the rule of a product of two inputs, in whichever order they were found."""
-    first, second = (following for following, _ in node.next_functions)
-    factors = (node._saved_self, node._saved_other)
-    if factors[0].dtype != factors[1].dtype:
-        return None
-    if _is_alias_of(first, rule.inputs[1]):
-        first, second, factors = second, first, factors[::-1]
-    if not (_is_alias_of(first, rule.inputs[0]) and _is_alias_of(second, rule.inputs[1])):
-        return None
-    return _Multiplication(rule, factors)
+def _rule_of_two(segment: Segment, rule: PullBack, node: Any) -> TangentRule | None:
+    """Return the rule of a product, if the piece is one."""
+    if segment.factors is not None:
+        order = _order(rule, [factor.grad_fn for factor in segment.factors])
+        return order and _MatrixProduct(rule, segment.factors, order)
+    if node.name() == "MulBackward0":
+        factors = (node._saved_self, node._saved_other)
+        order = _order(rule, [following for following, _ in node.next_functions])
+        if order and factors[0].dtype == factors[1].dtype:
+            return _Multiplication(rule, factors, order)
+    return None
+
+
+def _order(rule: PullBack, nodes: Sequence[Any]) -> Order | None:
+    """Return which inputs the nodes of two factors stand for; None if they are not the inputs."""
+    for order in ((0, 1), (1, 0)):
+        if all(_is_alias_of(nodes[i], rule.inputs[order[i]]) for i in (0, 1)):
+            return order
+    return None
 
 
 def _is_alias_of(node: Any, leaf: Tensor) -> bool:
-    return getattr(node, "_forward_cls", None) is Alias and any(
+    return is_alias(node) and any(
         getattr(following, "variable", None) is leaf for following, _ in node.next_functions
     )
 

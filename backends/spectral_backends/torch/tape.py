@@ -11,7 +11,7 @@ from torch.nn import functional
 from spectral_backends.torch.attention import scaled_dot_product_attention
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.graph import leaves_behind
-from spectral_backends.torch.linearity import Alias
+from spectral_backends.torch.linearity import Alias, is_alias
 from spectral_backends.torch.nested import map_tensors, tensors_in
 from spectral_backends.torch.passage_capture import Passage, PassageCapture
 
@@ -32,12 +32,15 @@ class Segment:
         Leaves at which the graph ends: cuts of earlier pieces, and parameters.
     passages : list of (Layer, Passage)
         Uses of layers' matrices whose result is an output.
+    factors : tuple of Tensor, optional
+        Where the one output is their product, matrix by matrix.
     """
 
     outputs: list[Tensor]
     cuts: list[Tensor]
     inputs: list[Tensor]
     passages: list[tuple[Layer, Passage]] = field(default_factory=list)
+    factors: tuple[Tensor, Tensor] | None = None
 
 
 class Tape(PassageCapture):
@@ -109,7 +112,23 @@ class Tape(PassageCapture):
             and (loss := self._cross_entropy(args, given)) is not None
         ):
             return loss
+        if func in _PRODUCTS and len(args) == 2 and not given and self._are_factors(*args):
+            return super().__torch_function__(func, types, tuple(map(self._apart, args)))
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _are_factors(self, a: Any, b: Any) -> bool:
+        """Say whether a product is one of as many matrices, neither of them a parameter's."""
+        return (
+            all(isinstance(t, Tensor) and _is_cuttable(t) for t in (a, b))
+            and not {id(a), id(b)} & self._followed.keys()
+            and a.ndim == b.ndim >= 3
+            and a.shape[:-2] == b.shape[:-2]
+        )
+
+    def _apart(self, factor: Tensor) -> Tensor:
+        """Return a factor as what stands for it: what led to it is a piece of its own."""
+        with torch._C.DisableTorchFunction():
+            return factor if is_alias(factor.grad_fn) else self.cut([factor])[0]
 
     def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Cut what the call has made anew."""
@@ -127,6 +146,8 @@ class Tape(PassageCapture):
             return result
         aliases = dict(zip(map(id, new), self.cut(new), strict=True))
         self.segments[-1].passages = passages
+        if func in _PRODUCTS and len(args) == 2 and self._are_factors(*args):
+            self.segments[-1].factors = (args[0], args[1])
         return map_tensors(lambda t: aliases.get(id(t), t), result)
 
     def _cross_entropy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -139,6 +160,11 @@ class Tape(PassageCapture):
             x = bound.pop("input")
             logarithms = functional.log_softmax(x, 1 if x.ndim > 1 else 0)
             return functional.nll_loss(logarithms, **bound)
+
+
+_PRODUCTS = {
+    torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__
+}  # fmt: skip
 
 
 def _alias(leaf: Tensor, output: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def test_float32_is_near_float64(make):
 def test_done_layers_do_not_change_a_bit_of_the_others(engine, chunk):
     """Also where the layers are so many that they are measured in groups."""
     torch.manual_seed(0)
-    widths = [5] + [6] * 9 + [4]
+    widths = [5] + [8] * 23 + [4]
     layers = []
     for n, m in pairwise(widths):
         layers += [nn.Linear(n, m), nn.ReLU() if engine == "columns" else nn.Tanh()]

@@ -8,31 +8,35 @@ from layer_cases import random
 from torch.nn import functional as F
 
 from spectral_backends.torch.linearity import Alias
-from spectral_backends.torch.tangent_rules import (
+from spectral_backends.torch.pull_back import Bend, PullBack
+from spectral_backends.torch.short_rules import (
     _ELEMENTWISE,
     _Elementwise,
     _LayerNorm,
-    _PullBack,
+    _MatrixProduct,
+    _Multiplication,
     _Softmax,
-    tangent_rule,
 )
-from spectral_backends.torch.tape import Segment
+from spectral_backends.torch.tangent_rules import tangent_rule
+from spectral_backends.torch.tape import Segment, Tape
 
 EPS = torch.finfo(torch.float64).eps
 STEP = 1e-3
 
 
-def piece(function, *values):
+def piece(function, *values, turned=False, product=False):
     """One operation as the tape cuts it: its inputs are leaves without memory of their own."""
     leaves = [v.new_empty(()).expand(v.shape).requires_grad_() for v in values]
     aliases = [Alias.apply(leaf, (v.clone(),)) for leaf, v in zip(leaves, values, strict=True)]
     output = function(*aliases)
-    return Segment([output], [output.detach()], leaves)
+    segment = Segment([output], [output.detach()], leaves[::-1] if turned else leaves)
+    segment.factors = tuple(aliases) if product else None
+    return segment
 
 
-def rules_of(function, *values):
+def rules_of(function, *values, **options):
     """Return the rule with short forms, the general one, and the adjoint that both were given."""
-    made = [piece(function, *values) for _ in range(2)]
+    made = [piece(function, *values, **options) for _ in range(2)]
     adjoint = random(*made[0].outputs[0].shape)
     (short, pulled), (general, expected) = (
         tangent_rule(segment, segment.inputs, [adjoint], shortcuts=shortcuts)
@@ -155,18 +159,75 @@ GENERAL = {
 def test_what_looks_like_a_short_form(name):
     """More than one operation on the way, or two axes: the general rule, not a wrong short one."""
     torch.manual_seed(0)
-    assert isinstance(check_rules(GENERAL[name], 2 * random(3, 4)), _PullBack)
+    assert isinstance(check_rules(GENERAL[name], 2 * random(3, 4)), PullBack)
 
 
-def test_products():
+def check_product(function, a, b, kind, **options):
+    """Compare the rules of a product, moving either factor and both."""
+    short, general, _ = rules_of(function, a, b, **options)
+    assert isinstance(short, kind)
+    for count in (1, 3):
+        one, two = (random(count, *t.shape) for t in (a, b))
+        for tangents in ([one, two], [one, None], [None, two]):
+            given = tangents[::-1] if options.get("turned") else tangents
+            (moved, second), (expected, curvature) = short(given), general(given)
+            torch.testing.assert_close(moved[0], expected[0], rtol=1e-11, atol=1e-12)
+            if any(t is None for t in tangents):
+                assert second is None and (curvature is None or not curvature.any())
+            else:
+                torch.testing.assert_close(second, curvature, rtol=1e-10, atol=1e-11)
+    return short
+
+
+def test_any_product():
     """Two leaves: half the derivatives give the whole."""
     torch.manual_seed(0)
-    values = random(3, 4), random(4, 2)
-    rule = check_rules(torch.matmul, *values)
-    assert rule.curvature == "product"
-    short, general, _ = rules_of(torch.matmul, *values)
-    a, b = random(3, 3, 4), random(3, 4, 2)
-    for tangents in ([a, None], [None, b]):
-        (one, second), (two, curvature) = short(tangents), general(tangents)
-        torch.testing.assert_close(one[0], two[0], rtol=1e-12, atol=1e-13)
-        assert second is None and (curvature is None or not curvature.any())
+    a, b = random(3, 4), random(4, 2)
+    assert check_product(torch.matmul, a, b, PullBack).bend is Bend.PRODUCT
+    check_rules(torch.matmul, a, b)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "shapes", [((3, 4), (3, 4)), ((3, 4), (3, 1)), ((4,), (2, 3, 4)), ((3, 1), (1, 4)), ((), (3,))]
+)
+def test_multiplication(shapes, turned):
+    torch.manual_seed(0)
+    a, b = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    check_product(torch.mul, a, b, _Multiplication, turned=turned)
+    check_rules(torch.mul, a, b)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "shapes",
+    [((2, 3, 4), (2, 4, 5)), ((2, 5, 4), (2, 4, 3)), ((2, 3, 5, 1), (2, 3, 1, 4)),
+     ((1, 3, 4), (1, 4, 3))],
+)  # fmt: skip
+def test_matrix_products(shapes, turned):
+    torch.manual_seed(0)
+    a, b = (random(*shape) for shape in shapes)
+    for one, two in ((a, b), (a.mT.contiguous().mT, b)):
+        check_product(torch.matmul, one, two, _MatrixProduct, turned=turned, product=True)
+    short, _, adjoint = rules_of(torch.matmul, a, b, product=True)
+    moving = [random(2, *t.shape) for t in (a, b)]
+    _, second = short(moving)
+    expected = 2 * (adjoint * (moving[0] @ moving[1])).flatten(1).sum(1)
+    torch.testing.assert_close(second, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_which_products_the_tape_knows():
+    """Those of as many matrices on either side, views of what is computed among them."""
+    torch.manual_seed(0)
+    weight = random(6, 6).requires_grad_()
+    tape = Tape([], {"w": weight})
+    x = random(2, 5, 6)
+    with tape:
+        q = (x @ weight).view(2, 5, 3, 2).transpose(1, 2)
+        scores = q @ q.mT  # twice the same: two pieces lead to it
+        torch.matmul(scores, q)
+        torch.bmm(x @ weight, (x @ weight).mT)
+        q @ random(2, 3, 2, 4)
+        q @ (random(3, 2, 4) * weight.sum())  # copied for each sample
+    found = [s.outputs[0].shape for s in tape.segments if s.factors is not None]
+    assert found == [(2, 3, 5, 5), (2, 3, 5, 2), (2, 5, 5)]
