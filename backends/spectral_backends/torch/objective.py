@@ -136,7 +136,13 @@ class Objective:
                 "single number; return what it is computed from, or choose curvature='hessian'."
             )
         loss_fn = self._loss_fn
-        _, terms = self._reduced(outputs.detach(), targets, batch)
+        try:
+            _, terms = self._reduced(outputs.detach(), targets, batch)
+        except RuntimeError as error:
+            raise InputError(
+                f"loss_fn: it is no function of the outputs alone ({error}), which its Gauss-Newton "
+                "curvature needs; choose engine='auto' and curvature='hessian'."
+            ) from error
         return outputs, lambda y: _as_scalar(loss_fn(y, targets)), terms
 
     def _reduced(self, outputs: Any, targets: Any, batch: Any) -> tuple[Tensor, LossTerms]:

@@ -125,3 +125,22 @@ def test_outputs_without_an_axis():
     check(problem, "auto")
     with pytest.raises(InputError, match="axis of samples"):
         by_engine(problem, {"0": along(problem, "0", 2)}, engine="columns")
+
+
+def test_a_loss_that_differentiates_the_model():
+    torch.manual_seed(0)
+    model = mlp(5, 6, 3).double()
+
+    def forward(m, batch):
+        x = batch[0].detach().requires_grad_()
+        return m(x), (batch[1], x)
+
+    def loss(z, given):
+        (slope,) = torch.autograd.grad(z.sum(), given[1], create_graph=True)
+        return F.cross_entropy(z, given[0]) + slope.square().sum(1).mean()
+
+    data = [(random(9, 5), torch.randint(3, (9,)))]
+    problem = CurvatureProblem(model, loss, data, forward=forward, weight=lambda b: len(b[0]))
+    check(problem, "auto")
+    with pytest.raises(InputError, match="function of the outputs alone"):
+        by_engine(problem, {"0": along(problem, "0", 2)}, engine="columns")
