@@ -1,5 +1,6 @@
 """A gradient made ready for its small Gram matrix: wide, scaled, free of what is not finite."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def smallest_shift(size: int, epsilon: float) -> float:
     at random, and a random symmetric matrix has a spectral norm of 2 √k times its entries; 4 ε
     are for its factorisation. A smaller shift is not seen.
     """
-    return (4 + float(size) ** 0.5) * epsilon
+    return (4 + math.sqrt(size)) * epsilon
 
 
 @dataclass(frozen=True)

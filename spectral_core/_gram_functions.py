@@ -38,11 +38,9 @@ def by_factor(
     A very wide matrix is multiplied by the inverse: k³/3 more multiplications for the factor, but
     one fast product instead of two triangular solves. Returns ``f(B) X``.
     """
-    scale = slope / gram.top
-    if alpha == 2:
-        matrix = gram.matrix * scale
-    else:
-        matrix = gram.matrix @ (gram.matrix * (scale / gram.top))
+    matrix = gram.matrix * (slope / gram.top)
+    if alpha == 4:
+        matrix = matrix @ (gram.matrix / gram.top)
     matrix = matrix + offset * identity(xp, matrix)
     if wide.shape[-1] >= 2 * wide.shape[-2]:
         left, spoiled = inverse(xp, matrix)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,16 @@ from spectral_core._gram import smallest_shift
 from spectral_core.errors import InputError
 from spectral_core.extreme_value import DIRECT_SIZE
 from spectral_core.pole_tables import PoleTable, pole_table
+from spectral_core.transfer import is_number
 
 __all__ = ["METHODS", "Request", "choose", "gram_rounding"]
 
 METHODS = ("auto", "closed", "shifts", "eigh", "svd", "polar")
 TOLERANCE = 1e-2
 # A pole costs a Cholesky factorisation and an inverse. By tests/benchmarks/bench_precondition.py
-# an eigendecomposition costs as much as three to four of them on a CPU. On a GPU it takes many
-# times longer, as its first half hardly runs in parallel; that is not measured here.
-_POLES_WORTH = 3
+# an eigendecomposition costs as much as three to four of them on a CPU, and errs less. On a GPU it
+# takes far longer, as half of it hardly runs in parallel; that is not measured here.
+_POLES_WORTH = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Request:
     @property
     def known(self) -> bool:
         """Whether α and the damping are numbers."""
-        return isinstance(self.alpha, Real) and isinstance(self.damping, Real)
+        return is_number(self.alpha) and is_number(self.damping)
 
     @property
     def target(self) -> float:

@@ -80,11 +80,11 @@ def _best_quintic(low: float, high: float) -> tuple[Quintic, float]:
     if high - low < 1e-3 * high:
         return _flat(0.5 * (low + high)), _flat_error(low, high)
     points = low + (high - low) * np.asarray([0.0, 0.25, 0.75, 1.0])
-    a = b = c = error = 0.0
+    a = b = c = 0.0
     for _ in range(60):
         signs = np.asarray([1.0, -1.0, 1.0, -1.0])
         system = np.stack([points, points**3, points**5, signs], axis=1)
-        a, b, c, error = np.linalg.solve(system, np.ones(4))
+        a, b, c, _ = np.linalg.solve(system, np.ones(4))
         squares = np.sort(np.roots([5 * c, 3 * b, a]).real)
         inner = np.clip(np.sqrt(np.maximum(squares, 0.0)), low, high)
         moved = np.asarray([low, inner[0], inner[1], high])

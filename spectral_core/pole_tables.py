@@ -103,9 +103,7 @@ class _Error:
         return np.asarray(1 / (self.x[:, None] + poles))
 
     def errors(self, poles: Vector, weights: Vector, constant: float) -> Vector:
-        return np.asarray(
-            (self.terms(poles) @ weights + constant - self.target) * self.scale
-        )
+        return np.asarray((self.terms(poles) @ weights + constant - self.target) * self.scale)
 
     def largest(self, poles: Vector, weights: Vector, constant: float) -> float:
         return float(np.max(np.abs(self.errors(poles, weights, constant))))

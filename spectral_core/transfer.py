@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from spectral_core._arrays import Array, ArrayLike, device_of, floating
 from spectral_core.errors import InputError
@@ -150,10 +150,15 @@ def _absolute(xp: Any, sigma: Array, alpha: float | Array, d: float | Array) -> 
 def log_damping(xp: Any, like: Array, d: float | Array) -> float | Array:
     """Return log d; for d = 0 a number below the logarithm of every σ^α of the dtype of `like`."""
     floor = 8 * math.log(float(xp.finfo(like.dtype).smallest_normal))
-    if isinstance(d, Real):  # on the host: d may lie outside the range of the dtype
+    if is_number(d):  # on the host: d may lie outside the range of the dtype
         return math.log(d) if d > 0 else floor
     d = xp.asarray(d, dtype=like.dtype, device=device_of(like))
     return xp.where(d > 0, xp.log(xp.where(d > 0, d, xp.ones_like(d))), xp.full_like(d, floor))
+
+
+def is_number(value: float | Array) -> TypeGuard[float]:
+    """Return whether a value is a number of Python or NumPy rather than an array."""
+    return isinstance(value, Real)
 
 
 def check_exponent(alpha: float | Array, damping: float | Array, damping_mode: str) -> None:
@@ -166,12 +171,12 @@ def check_exponent(alpha: float | Array, damping: float | Array, damping_mode: s
     """
     if damping_mode not in DAMPING_MODES:
         raise InputError(f"damping_mode: {damping_mode!r} is none of {', '.join(DAMPING_MODES)}.")
-    if isinstance(alpha, Real) and not 0 <= alpha <= 4:
+    if is_number(alpha) and not 0 <= alpha <= 4:
         raise InputError(f"alpha: {alpha} is outside [0, 4]; pass the exponent of h ∝ σ^α.")
-    if isinstance(damping, Real) and not 0 <= damping < float("inf"):
+    if is_number(damping) and not 0 <= damping < float("inf"):
         raise InputError(f"damping: {damping} is not a number of 0 or more; 0.1 is the default.")
-    if isinstance(alpha, Real) and isinstance(damping, Real) and damping == 0 and alpha > 1:
+    if is_number(alpha) and is_number(damping) and damping == 0 and alpha > 1:
         raise InputError(
-            f"damping: 0 with alpha = {alpha} leaves T = σ^{1 - float(alpha):g} unbounded at σ = 0; "
-            "pass a positive damping."
+            f"damping: 0 with alpha = {alpha} leaves T = σ^{1 - float(alpha):g} unbounded at "
+            "σ = 0; pass a positive damping."
         )

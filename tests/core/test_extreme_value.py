@@ -1,5 +1,6 @@
 """The largest eigenvalue by Lanczos steps."""
 
+import array_api_compat
 import numpy as np
 import pytest
 from matrices import spectrum
@@ -17,7 +18,7 @@ def gram(kind, k, n=None):
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit"), [("gaussian", 1e-2), ("power", 1e-9), ("graded", 1e-2), ("deficient", 1e-2)]
+    ("kind", "limit"), [("gaussian", 3e-2), ("power", 1e-9), ("graded", 1e-9), ("deficient", 3e-2)]
 )
 @pytest.mark.parametrize("k", [7, DIRECT_SIZE, DIRECT_SIZE + 1, 300])
 def test_9_6_from_below_and_close(kind, limit, k):
@@ -41,8 +42,6 @@ def test_low_rank_and_zero_and_not_finite(xp):
     u = np.random.default_rng(2).normal(size=(130, 2))
     stack = np.stack([u @ u.T, np.zeros((130, 130)), np.full((130, 130), np.nan), np.eye(130)])
     a = xp.array(stack)
-    import array_api_compat
-
     namespace = array_api_compat.array_namespace(a)
     found = xp.run(lambda x: largest_eigenvalue(namespace, x), a)
     values = xp.numpy(found)

@@ -34,7 +34,9 @@ def test_9_6_a_step_is_the_best_quintic(lowest):
     turning = deviation[np.abs(np.abs(deviation) - error) < 1e-4 * error]
     assert np.count_nonzero(np.diff(np.sign(turning))) == 3
     rng = np.random.default_rng(0)
-    moved = [largest(*(np.asarray([a, b, c]) * (1 + 1e-2 * rng.normal(size=3)))) for _ in range(300)]
+    moved = [
+        largest(*(np.asarray([a, b, c]) * (1 + 1e-2 * rng.normal(size=3)))) for _ in range(300)
+    ]
     assert largest(a, b, c) <= min(moved)
 
 
@@ -52,9 +54,7 @@ def test_polar_factor_of_matrices(xp, shape):
     u, _, vh = np.linalg.svd(np.asarray(g, dtype=xp.dtype).astype(float), full_matrices=False)
     for tolerance in (1e-2, 1e-4):
         gradient = xp.array(g)
-        found = xp.run(
-            lambda x, t=tolerance: sc.precondition(x, 1.0, 0.0, tolerance=t), gradient
-        )
+        found = xp.run(lambda x, t=tolerance: sc.precondition(x, 1.0, 0.0, tolerance=t), gradient)
         xp.check_kind(found, gradient)
         # Rounding of every product is amplified like a small σ, by at most the slope 1 / 1e-3.
         limit = tolerance + 1e3 * 10 * xp.eps

@@ -63,7 +63,9 @@ def test_9_6_one_pole_is_the_best_one():
     scale = sigma * (at_least**1.5 + 0.1) / at_least
 
     def error(pole, weight, constant):
-        return np.max(np.abs(weight / (sigma**2 + pole) + constant - 1 / (sigma**1.5 + 0.1)) * scale)
+        return np.max(
+            np.abs(weight / (sigma**2 + pole) + constant - 1 / (sigma**1.5 + 0.1)) * scale
+        )
 
     values = np.asarray([table.poles[0], table.weights[0], table.constant])
     rng = np.random.default_rng(0)

@@ -131,7 +131,9 @@ def test_9_3_zero_is_exactly_zero_and_what_is_not_finite_stays_alone(xp, method)
 
 
 def test_batches_are_independent_matrices(xp):
-    g = np.random.default_rng(1).normal(size=(2, 3, 7, 5)) * 10.0 ** np.arange(6).reshape(2, 3, 1, 1)
+    g = np.random.default_rng(1).normal(size=(2, 3, 7, 5)) * 10.0 ** np.arange(6).reshape(
+        2, 3, 1, 1
+    )
     for alpha in (0.7, 2.0, 3.0):
         found = xp.numpy(xp.run(lambda x, a=alpha: sc.precondition(x, a), xp.array(g)))
         for i in range(2):

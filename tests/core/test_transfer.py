@@ -81,7 +81,9 @@ def test_9_5_closed_form(alpha, damping):
 def test_9_4_scale_law(alpha, damping, c):
     sigma = np.asarray([1.0, 0.2, 1e-4, 0.0])
     absolute = sc.transfer(c * sigma, alpha, damping, damping_mode="absolute")
-    other = c ** (1 - alpha) * sc.transfer(sigma, alpha, damping / c**alpha, damping_mode="absolute")
+    other = c ** (1 - alpha) * sc.transfer(
+        sigma, alpha, damping / c**alpha, damping_mode="absolute"
+    )
     np.testing.assert_allclose(absolute, other, rtol=1e-11)
     spectral = sc.transfer(c * sigma, alpha, damping)
     np.testing.assert_allclose(
