@@ -135,8 +135,8 @@ def _automatic(request: Request) -> str:
     """Cheapest first; "svd" serves everything."""
     if not request.known:
         return "svd"
-    if request.alpha == 1 and request.damping == 0:
-        return "polar"
+    if request.alpha == 1 and request.damping == 0 and not request.on_cpu:
+        return "polar"  # on a CPU an SVD takes no longer
     if request.alpha == 0:
         return "closed"
     if request.damping_mode == "absolute" or request.rounding() > request.target:

@@ -63,10 +63,14 @@ def polar_schedule(lowest: float, tolerance: float) -> PolarSchedule:
     return schedule
 
 
-def polar_factor(xp: Any, unit: Array, schedule: PolarSchedule) -> Array:
-    """Apply a schedule to a matrix of spectral norm at most 1, shape (..., k, n) with k ≤ n."""
-    for a, b, c in schedule:
-        gram = unit @ xp.matrix_transpose(unit)
+def polar_factor(xp: Any, unit: Array, gram: Array, schedule: PolarSchedule) -> Array:
+    """Apply a schedule to a matrix of spectral norm at most 1, shape (..., k, n) with k ≤ n.
+
+    `gram` is the Gram matrix of its rows.
+    """
+    for step, (a, b, c) in enumerate(schedule):
+        if step > 0:
+            gram = unit @ xp.matrix_transpose(unit)
         unit = a * unit + (b * gram + c * (gram @ gram)) @ unit
     return unit
 

@@ -96,10 +96,10 @@ def precondition(
     - A spectral damping below η is refused by "closed" and "shifts". With absolute damping, whose
       ratio to σ_max^α nobody knows beforehand, "closed" raises it to ``η σ_max^α``.
 
-    "auto" takes "polar" and α = 0 where they serve. It takes "svd" with absolute damping, with
-    arrays for α or the damping, and where ρ is above the tolerance. Otherwise: "closed", "shifts"
-    with up to 2 poles (on a GPU with any number), "eigh"; and "eigh" instead of "shifts" up to 96
-    rows on a CPU, where overhead decides.
+    "auto" takes α = 0 as it is, and "polar" on a GPU where it serves. It takes "svd" with absolute
+    damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it takes
+    "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; up to 96 rows on a
+    CPU, where overhead decides, "eigh" goes before "shifts".
     """
     xp, (gradient,) = floating(gradient=gradient)
     _check(gradient, alpha, damping, damping_mode, method, tolerance, normalize)
@@ -191,9 +191,10 @@ def _svd(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Fi
 
 def _polar(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Filtered:
     # The spectral norm is brought below 1, with a margin for the error of the Lanczos steps.
-    top = xp.sqrt(Gram.of(xp, scaled).top) * POLAR_MARGIN
+    gram = Gram.of(xp, scaled)
+    top = xp.sqrt(gram.top) * POLAR_MARGIN
     schedule = polar_schedule(POLAR_FLOOR / POLAR_MARGIN, request.target)
-    matrix = polar_factor(xp, scaled.wide / top, schedule)
+    matrix = polar_factor(xp, scaled.wide / top, gram.matrix / top**2, schedule)
     return _Filtered(Product(matrix, 1.0), xp.ones_like(top), xp.ones_like(top))
 
 

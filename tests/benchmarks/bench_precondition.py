@@ -69,7 +69,7 @@ def contenders(g: Tensor) -> dict[str, Callable[[], Tensor]]:
         "muon": partial(muon, g),
         "muon_float32": partial(muon_float32, g),
         "svd": partial(by_svd, g, 1.0),
-        "ours polar": partial(sc.precondition, g, 1.0, 0.0),
+        "ours polar": partial(sc.precondition, g, 1.0, 0.0, method="polar"),
     }
     for alpha in ALPHAS:
         for method in METHODS:

@@ -54,7 +54,10 @@ def test_polar_factor_of_matrices(xp, shape):
     u, _, vh = np.linalg.svd(np.asarray(g, dtype=xp.dtype).astype(float), full_matrices=False)
     for tolerance in (1e-2, 1e-4):
         gradient = xp.array(g)
-        found = xp.run(lambda x, t=tolerance: sc.precondition(x, 1.0, 0.0, tolerance=t), gradient)
+        found = xp.run(
+            lambda x, t=tolerance: sc.precondition(x, 1.0, 0.0, method="polar", tolerance=t),
+            gradient,
+        )
         xp.check_kind(found, gradient)
         # Rounding of every product is amplified like a small σ, by at most the slope 1 / 1e-3.
         limit = tolerance + 1e3 * 10 * xp.eps
@@ -64,7 +67,7 @@ def test_polar_factor_of_matrices(xp, shape):
 def test_a_rank_deficient_matrix_keeps_its_rank(xp):
     sigma = np.asarray([1.0, 0.5, 0.2, 0, 0, 0])
     g = with_spectrum(sigma, (6, 8))
-    found = xp.numpy(xp.run(lambda x: sc.precondition(x, 1.0, 0.0), xp.array(g)))
+    found = xp.numpy(xp.run(lambda x: sc.precondition(x, 1.0, 0.0, method="polar"), xp.array(g)))
     values = np.linalg.svd(found, compute_uv=False)
     assert np.all(np.abs(values[:3] - 1) < 1.1e-2)
     # rounding of G, below ε √6 σ_max, grows by the slope at 0, about a thousandfold
@@ -77,4 +80,4 @@ def test_polynomials_keep_singular_vectors():
     g = with_spectrum(sigma, (5, 7))
     u, _, vh = np.linalg.svd(g, full_matrices=False)
     expected = (u * schedule(sigma)) @ vh
-    assert np.max(np.abs(polar_factor(np, g, schedule) - expected)) < 1e-11
+    assert np.max(np.abs(polar_factor(np, g, g @ g.T, schedule) - expected)) < 1e-11
