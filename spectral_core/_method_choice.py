@@ -35,6 +35,8 @@ class Request:
         As given.
     tolerance : float or None
         As given.
+    normalize : str
+        As given.
     rows, columns : int
         Of the wide matrix.
     epsilon : float
@@ -48,6 +50,7 @@ class Request:
     damping_mode: str
     method: str
     tolerance: float | None
+    normalize: str
     rows: int
     columns: int
     epsilon: float

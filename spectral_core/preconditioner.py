@@ -23,6 +23,7 @@ __all__ = ["precondition"]
 
 NORMALIZATIONS = ("none", "spectral", "rms")
 UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
+POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
 
 
 def precondition(
@@ -97,9 +98,9 @@ def precondition(
       ratio to σ_max^α nobody knows beforehand, "closed" raises it to ``η σ_max^α``.
 
     "auto" takes α = 0 as it is, and "polar" on a GPU where it serves. It takes "svd" with absolute
-    damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it takes
-    "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; up to 96 rows on a
-    CPU, where overhead decides, "eigh" goes before "shifts".
+    damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it goes
+    by "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; on a CPU and
+    up to 96 rows, where overhead decides, "eigh" comes before "shifts".
     """
     xp, (gradient,) = floating(gradient=gradient)
     _check(gradient, alpha, damping, damping_mode, method, tolerance, normalize)
@@ -107,10 +108,10 @@ def precondition(
     wide = scaled.wide
     rows, columns = wide.shape[-2:]
     request = Request(
-        alpha, damping, damping_mode, method, tolerance,
+        alpha, damping, damping_mode, method, tolerance, normalize,
         rows, columns, float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide),
     )  # fmt: skip
-    filtered = _METHODS[choose(request)](xp, scaled, request, normalize)
+    filtered = _METHODS[choose(request)](xp, scaled, request)
     result = scaled.restore(xp, filtered.normalized(xp, normalize))
     return xp.astype(result, gradient.dtype, copy=False)
 
@@ -133,22 +134,17 @@ class _Filtered:
         return matrix * (UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
 
 
-def _closed(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Filtered:
+def _closed(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     if request.alpha != 0:
         return _by_gram(xp, scaled, request)
-    if normalize == "spectral":
-        root = xp.sqrt(Gram.of(xp, scaled).top)
-    else:  # σ_max is not needed
-        root = xp.ones_like(scaled.scale)
-    return _Filtered(Product(scaled.wide, 1.0), scaled.scale / (1 + request.damping), root)
-
-
-def _shifts(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Filtered:
-    return _by_gram(xp, scaled, request)
+    peak_size = xp.ones_like(scaled.scale)
+    if request.normalize == "spectral":  # otherwise nobody asks for σ_max
+        peak_size = xp.sqrt(Gram.of(xp, scaled).top)
+    return _Filtered(Product(scaled.wide, 1.0), scaled.scale / (1 + request.damping), peak_size)
 
 
 def _by_gram(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    """Methods that take σ_max from Lanczos steps."""
+    """Run the methods that take σ_max from Lanczos steps."""
     gram, alpha = Gram.of(xp, scaled), float(request.alpha)
     root = xp.sqrt(gram.top)
     terms = _coefficients(xp, scaled, request, root)
@@ -162,7 +158,7 @@ def _by_gram(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     return _filtered(xp, product, root, terms, alpha)
 
 
-def _eigh(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Filtered:
+def _eigh(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     gram = scaled.finite(xp, scaled.wide @ xp.matrix_transpose(scaled.wide))
     undamped = request.known and request.damping == 0
     vectors, ratios, root = eigen_ratios(xp, gram, undamped)
@@ -173,7 +169,7 @@ def _eigh(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _F
     return _filtered(xp, product, root, terms, request.alpha)
 
 
-def _svd(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Filtered:
+def _svd(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     u, sigma, vh = xp.linalg.svd(scaled.finite(xp, scaled.wide), full_matrices=False)
     sigma = sigma[..., None, :]
     top = sigma[..., :1]
@@ -189,7 +185,7 @@ def _svd(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Fi
     return _filtered(xp, product, xp.ones_like(root), terms, request.alpha)
 
 
-def _polar(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _Filtered:
+def _polar(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     # The spectral norm is brought below 1, with a margin for the error of the Lanczos steps.
     gram = Gram.of(xp, scaled)
     top = xp.sqrt(gram.top) * POLAR_MARGIN
@@ -198,10 +194,8 @@ def _polar(xp: Any, scaled: ScaledMatrix, request: Request, normalize: str) -> _
     return _Filtered(Product(matrix, 1.0), xp.ones_like(top), xp.ones_like(top))
 
 
-POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
-
 _METHODS = {
-    "closed": _closed, "shifts": _shifts, "eigh": _eigh, "svd": _svd, "polar": _polar,
+    "closed": _closed, "shifts": _by_gram, "eigh": _eigh, "svd": _svd, "polar": _polar,
 }  # fmt: skip
 
 

@@ -87,6 +87,25 @@ def test_9_6_each_method_keeps_its_stated_error(xp, method, alpha, damping, kind
             )
 
 
+@pytest.mark.parametrize(("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.0)])
+@pytest.mark.parametrize("shape", [(120, 120), (110, 260)])
+def test_9_6_where_the_largest_singular_value_is_estimated(xp, method, alpha, shape):
+    g = precise(xp, np.random.default_rng(7).normal(size=shape))
+    found = xp.run(
+        lambda x: sc.precondition(x, alpha, method=method, tolerance=TOLERANCE), xp.array(g)
+    )
+    error = spectral_error(np.asarray(xp.numpy(found), dtype=float), oracle(g, alpha)[0])
+    assert error <= stated_error(method, alpha, 0.1, g, xp.eps)
+    noisy = g.copy()
+    noisy[0, 0] = np.nan
+    pair = xp.run(
+        lambda x: sc.precondition(x, alpha, method=method, tolerance=TOLERANCE),
+        xp.array(np.stack([g, noisy])),
+    )
+    pair = xp.numpy(pair)
+    assert np.all(np.isnan(pair[1])) and np.all(np.isfinite(pair[0]))
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0, 4.0])
 def test_9_4_tiny_and_huge_gradients(xp, scale, alpha):
