@@ -9,7 +9,6 @@ import numpy as np
 from spectral_core._arrays import Array
 from spectral_core._gram import smallest_shift
 from spectral_core.errors import InputError
-from spectral_core.extreme_value import DIRECT_SIZE
 from spectral_core.pole_tables import PoleTable, pole_table
 from spectral_core.transfer import is_number
 
@@ -21,6 +20,7 @@ TOLERANCE = 1e-2
 # an eigendecomposition costs as much as three to four of them on a CPU, and errs less. On a GPU it
 # takes far longer, as half of it hardly runs in parallel; that is not measured here.
 _POLES_WORTH = 2
+_FEW_ROWS = 256  # up to here it takes no longer than any number of poles
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _automatic(request: Request) -> str:
         return "svd"
     if _objection(request, "closed") is None:
         return "closed"
-    if request.on_cpu and request.rows <= DIRECT_SIZE:
+    if request.on_cpu and request.rows <= _FEW_ROWS:
         return "eigh"  # overhead decides
     if _objection(request, "shifts") is None:
         few = len(request.table().poles) <= _POLES_WORTH

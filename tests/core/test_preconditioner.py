@@ -88,9 +88,8 @@ def test_9_6_each_method_keeps_its_stated_error(xp, method, alpha, damping, kind
 
 
 @pytest.mark.parametrize(("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.0)])
-@pytest.mark.parametrize("shape", [(120, 120), (110, 260)])
-def test_9_6_where_the_largest_singular_value_is_estimated(xp, method, alpha, shape):
-    g = precise(xp, np.random.default_rng(7).normal(size=shape))
+def test_9_6_where_the_largest_singular_value_is_estimated(xp, method, alpha):
+    g = precise(xp, np.random.default_rng(7).normal(size=(170, 350)))
     found = xp.run(
         lambda x: sc.precondition(x, alpha, method=method, tolerance=TOLERANCE), xp.array(g)
     )
