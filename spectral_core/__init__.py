@@ -38,6 +38,7 @@ from spectral_core.participation import window_bound as window_bound
 from spectral_core.participation import zeta_bound as zeta_bound
 from spectral_core.power_law import PowerLawFit as PowerLawFit
 from spectral_core.power_law import fit_power_law as fit_power_law
+from spectral_core.preconditioner import precondition as precondition
 from spectral_core.problem import CurvatureProblem as CurvatureProblem
 from spectral_core.problem import KroneckerFactors as KroneckerFactors
 from spectral_core.problem import LayerInfo as LayerInfo
@@ -49,6 +50,8 @@ from spectral_core.report import LayerSpectrum as LayerSpectrum
 from spectral_core.report import ParticipationSummary as ParticipationSummary
 from spectral_core.report import Provenance as Provenance
 from spectral_core.report import SpectralReport as SpectralReport
+from spectral_core.transfer import transfer as transfer
+from spectral_core.transfer import transfer_bound as transfer_bound
 from spectral_core.zeta import zeta as zeta
 
 __all__ = [
@@ -90,11 +93,14 @@ __all__ = [
     "log_normal_participation",
     "measure",
     "participation_ratio",
+    "precondition",
     "residual_prediction",
     "select_layers",
     "slope_bound",
     "softmax_head_rank",
     "spectral_alignment",
+    "transfer",
+    "transfer_bound",
     "window_bound",
     "zeta",
     "zeta_bound",

@@ -69,7 +69,12 @@ def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
 
 def ranks(xp: Any, like: Array) -> Array:
     """Return k = 1..K along the last axis of `like`, shape ``(K,)``, in its dtype."""
-    return xp.arange(1, like.shape[-1] + 1, dtype=like.dtype, device=array_api_compat.device(like))
+    return xp.arange(1, like.shape[-1] + 1, dtype=like.dtype, device=device_of(like))
+
+
+def device_of(array: Array) -> Any:
+    """Return the device of an array, as creation functions of its namespace take it."""
+    return array_api_compat.device(array)
 
 
 def count(xp: Any, usable: Array) -> Array:

