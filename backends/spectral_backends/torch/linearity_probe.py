@@ -18,7 +18,7 @@ __all__ = ["N_DIRECTIONS", "probe_second_order"]
 N_DIRECTIONS = 2
 """Random directions of each layer."""
 
-N_SAMPLES = 4
+N_SAMPLES = 2
 """Samples of the first batch, where it can be cut."""
 
 
