@@ -9,7 +9,7 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "tests", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "embedding", "docs", "build"]
 
 ROOT = Path(__file__).parent
 # Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
@@ -26,6 +26,8 @@ ORACLES = [
     "unfoldNd",
     "linear_operator",
 ]
+# Optimizer libraries that the examples call `precondition` from.
+EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
@@ -61,6 +63,14 @@ def tests(session: nox.Session, backend: str) -> None:
         session.install(*TEST, ".")
     namespace = "numpy" if backend == "oldest" else backend
     session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs)
+
+
+@nox.session
+def embedding(session: nox.Session) -> None:
+    """Run the examples that put `precondition` inside other optimizer libraries."""
+    session.install(TORCH)
+    session.install("pytest>=8.3", *EMBEDDERS, ".[torch,jax]")
+    session.run("pytest", "tests/test_examples.py", "-k", "inside", *session.posargs)
 
 
 @nox.session
