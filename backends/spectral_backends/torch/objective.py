@@ -140,8 +140,8 @@ class Objective:
             _, terms = self._reduced(outputs.detach(), targets, batch)
         except RuntimeError as error:
             raise InputError(
-                f"loss_fn: it is no function of the outputs alone ({error}), which its Gauss-Newton "
-                "curvature needs; choose engine='auto' and curvature='hessian'."
+                f"loss_fn: it is no function of the outputs alone ({error}), which its "
+                "Gauss-Newton curvature needs; choose engine='auto' and curvature='hessian'."
             ) from error
         return outputs, lambda y: _as_scalar(loss_fn(y, targets)), terms
 
