@@ -152,7 +152,7 @@ def route_parameter(parameter: Tensor, name: str = "", matrices: str = "") -> Ro
     """Return the route of a parameter of which only the shape and perhaps a name are known."""
     shape = tuple(parameter.shape)
     if parameter.ndim < 2:
-        return Route(name, shape, "adamw", "", "", f"{parameter.ndim} axes", parameter)
+        return Route(name, shape, "adamw", "", "", _axes(parameter), parameter)
     path, _, last = name.rpartition(".")
     found = layer_type(None, path, last, parameter, None)
     if matrices:
@@ -229,7 +229,11 @@ def _vector_reason(owned: _Owned) -> str:
     kind = type(owned.module).__name__
     if "Norm" in kind:
         return f"norm: {kind}"
-    return "bias" if "bias" in owned.names[0] else f"{owned.parameter.ndim} axes"
+    return "bias" if "bias" in owned.names[0] else _axes(owned.parameter)
+
+
+def _axes(parameter: Tensor) -> str:
+    return "a vector" if parameter.ndim else "a number"
 
 
 def _thin(route: Route) -> str:
