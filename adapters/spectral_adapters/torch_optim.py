@@ -88,7 +88,8 @@ class SpectralNewton(torch.optim.Optimizer):
     ``alpha`` and ``matrices`` of a group are one value or a list with one for each parameter.
     Matrices of one shape, dtype and α in a group are updated in one call. Momentum is kept in
     float32 or wider. A matrix with a non-finite gradient is skipped without touching its state;
-    AdamW's parameters are treated exactly as by `torch.optim.AdamW`.
+    AdamW's parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step`
+    compiles AdamW's part and calls T's as it is.
     """
 
     def __init__(
@@ -168,7 +169,12 @@ class SpectralNewton(torch.optim.Optimizer):
         InputError
             If a parameter or an option cannot be used.
         """
-        for group in self._split(dict(param_group)):
+        param_group = dict(param_group)
+        members = _members(param_group)
+        if members is None:
+            super().add_param_group(param_group)  # which says what is wrong
+            return
+        for group in self._split(param_group, members):
             own = self._adamw_options if group["rule"] == "adamw" else {}
             options = self.defaults | own | group
             if isinstance(options["lr"], Tensor):  # schedulers write into it, group by group
@@ -230,11 +236,10 @@ class SpectralNewton(torch.optim.Optimizer):
         alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
         return super().__getstate__() | kept | {"_alpha": alpha, "_measurement": None}
 
-    def _split(self, given: dict[str, Any]) -> list[dict[str, Any]]:
+    def _split(
+        self, given: dict[str, Any], members: Sequence[tuple[str, Tensor]]
+    ) -> list[dict[str, Any]]:
         """Return groups with a rule, an α and a layout for each parameter."""
-        members = _members(given)
-        if members is None:
-            return [given | {"rule": "spectral"}]  # which torch refuses
         for _, parameter in members:
             _check_parameter(parameter)
         if members and all(parameter in self._routes for _, parameter in members):
@@ -267,6 +272,8 @@ class SpectralNewton(torch.optim.Optimizer):
             return [replace(r, alpha=float(a)) for r, a in zip(routes, alphas, strict=True)]
         return choose_alphas(self._alpha if alpha is None else alpha, routes)
 
+    # Dynamo would trace into the core's caches, and linear algebra has no compiled form anyway.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _spectral_step(self, group: dict[str, Any]) -> None:
         taken = [i for i, p in enumerate(group["params"]) if p.grad is not None]
         if not taken:
