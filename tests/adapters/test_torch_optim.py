@@ -349,8 +349,8 @@ def test_compiled_models_and_steps():
         step()
         train(twin, plain, 1)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        # compiled, torch takes AdamW's powers of its float32 step count as a tensor
-        assert torch.allclose(p, q, rtol=0, atol=10 * 0.01 * torch.finfo(torch.float32).eps)
+        # Compiled, torch computes AdamW's 1 − β₂^t in float32, off by ε / (1 − β₂) in each step.
+        assert torch.allclose(p, q, rtol=0, atol=3 * 0.01 * 1.2e-7 / (1 - 0.999))
 
 
 def test_no_value_is_read_in_a_step():
