@@ -24,7 +24,7 @@ __all__ = ["Alpha", "AlphaMeasurement", "choose_alphas", "measured_alphas"]
 Alpha = float | str | Mapping[str, float] | SpectralReport | PathLike[str]
 
 ALPHA_RANGE = (0.0, 4.0)
-LEAST_R_SQUARED = 0.5
+WIDEST = 1.0  # half of the interval: beyond, a fit says less than the layer's type
 _PART = re.compile(r"\.[qkv]?(group\d+|part\d+)?_*")
 
 
@@ -37,7 +37,7 @@ def choose_alphas(alpha: Alpha, routes: Sequence[Route]) -> list[Route]:
         A number in [0, 4]; a mapping of layer types or globs of parameter names to numbers, where
         globs go first and the types of `TYPE_ALPHAS` fill in; ``"per-type"``, and ``"auto"``
         before its first measurement: these types; a report or its path: the measured α of each
-        layer, and its type's where a layer is missing or badly fitted.
+        layer, and its type's where a layer is missing or its interval is wider than ± 1.
     routes : sequence of Route
         An α that `route=` has set stays.
 
@@ -83,7 +83,8 @@ class AlphaMeasurement:
     every : int
         Steps from one measurement to the next; the first is before the first step.
     options : mapping
-        Of `spectral_core.measure`.
+        Of `spectral_core.measure`; the curvature is that of Gauss-Newton unless they say otherwise,
+        as a Hessian far from a minimum has few positive curvatures to fit.
     """
 
     model: nn.Module
@@ -109,7 +110,7 @@ class AlphaMeasurement:
 
         with torch.enable_grad(), _evaluating(self.model):
             try:
-                options = {"progress": False, **self.options}
+                options: dict[str, Any] = {"progress": False, "curvature": "ggn", **self.options}
                 report = measure(self.problem(), selected, **options)
             except SpectralError as error:
                 text = f"α could not be measured and stays as it is: {error}"
@@ -191,9 +192,10 @@ def _measured(report: SpectralReport, name: str) -> tuple[float | None, str]:
     if not fits:
         return None, "no such layer in the report"
     values = [float(fit.exponent) for fit in fits]
-    worst = min(float(fit.r_squared) for fit in fits)
-    if not all(map(math.isfinite, values)) or not worst >= LEAST_R_SQUARED:
-        return None, f"its fit has R² {worst:.2g}"
+    widest = max(float(fit.interval[1] - fit.interval[0]) / 2 for fit in fits)
+    if not all(map(math.isfinite, values)) or not widest <= WIDEST:
+        reason = next((str(fit.reason) for fit in fits if fit.reason), f"± {widest:.2g}")
+        return None, f"its fit says too little ({reason})"
     mean = sum(values) / len(values)
     clipped = min(max(mean, ALPHA_RANGE[0]), ALPHA_RANGE[1])
     several = f", mean of {len(fits)} matrices" if len(fits) > 1 else ""

@@ -71,7 +71,8 @@ class SpectralNewton(torch.optim.Optimizer):
     measure_every : int
         Steps between measurements.
     measure_options : mapping, optional
-        Of `spectral_core.measure`, such as ``{"top_k": 10, "curvature": "ggn"}``.
+        Of `spectral_core.measure`, such as ``{"top_k": 10}``; ``{"curvature": "ggn"}`` by default,
+        as the Hessian far from a minimum has few positive curvatures to fit.
     maximize : bool
         Climb instead of descending.
     capturable : bool
