@@ -14,7 +14,10 @@ __all__ = ["Product", "by_eigenvalues", "by_factor", "by_shifts", "eigen_ratios"
 
 @dataclass(frozen=True)
 class Product:
-    """``(left wide) · size``; the factor `left` is absent where the product is `wide` itself."""
+    """``(left wide) · size``; the factor `left` is absent where the product is `wide` itself.
+
+    The size is 1, or NaN where a factorisation failed.
+    """
 
     wide: Array
     size: float | Array

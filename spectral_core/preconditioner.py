@@ -129,9 +129,9 @@ class _Filtered:
             return self.product.times(self.size)
         if normalize == "spectral":
             return self.product.times(1 / self.peak)
-        matrix = self.product.multiplied().wide
-        rms = xp.sqrt(xp.mean(matrix * matrix, axis=(-2, -1), keepdims=True))
-        return matrix * (UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
+        product = self.product.multiplied()
+        rms = xp.sqrt(xp.mean(product.wide**2, axis=(-2, -1), keepdims=True))
+        return product.times(UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
 
 
 def _closed(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
