@@ -1,8 +1,7 @@
 """`SpectralNewton` for PyTorch: T on the weight matrices, AdamW on everything else."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,26 +9,23 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_update
 
 from spectral_adapters.alpha_choice import Alpha, AlphaMeasurement, choose_alphas
-from spectral_adapters.parameter_routing import (
-    Overrides,
-    Route,
-    RoutingTable,
-    route_parameter,
-    route_parameters,
+from spectral_adapters.batched_step import layout_of, update_parameters
+from spectral_adapters.parameter_groups import (
+    check_gradient,
+    check_options,
+    check_parameter,
+    each_value,
+    group_members,
+    one_or_all,
+    routes_of_group,
+    split_group,
 )
-from spectral_core import (
-    CurvatureProblem,
-    InputError,
-    MatrixLayout,
-    as_matrices,
-    spectral_newton_step,
-)
+from spectral_adapters.parameter_routing import Overrides, Route, RoutingTable, route_parameters
+from spectral_core import CurvatureProblem, InputError
 
 __all__ = ["SpectralNewton"]
 
 _ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay")
-# So that the copies of a batch stay small beside a large model: 256 MiB in float32.
-_BATCH_ELEMENTS = 2**26
 
 
 class SpectralNewton(torch.optim.Optimizer):
@@ -124,13 +120,13 @@ class SpectralNewton(torch.optim.Optimizer):
         self._adamw_options = _adamw_options(adamw or {}, scale)
         self._alpha = alpha
         self._routes: dict[Tensor, Route] = {}
-        self._left_out: list[Route] = []
         self._measurement = None
         if isinstance(params, nn.Module):
             routes = choose_alphas(alpha, route_parameters(params, route))
-            self._left_out = [r for r in routes if r.rule == "left out"]
-            groups: Iterable[Any] = _groups(routes)
             self._routes = {route.parameter: route for route in routes}
+            routed = [route for route in routes if route.rule != "left out"]
+            members = [(route.name, route.parameter) for route in routed]
+            groups: Iterable[Any] = [{"params": members, "routes": routed}] if routed else []
         elif route is not None:
             raise InputError("route: it is for a model; of parameter groups say 'rule' in each.")
         else:
@@ -145,13 +141,16 @@ class SpectralNewton(torch.optim.Optimizer):
     @property
     def routing(self) -> RoutingTable:
         """The rule, α and matrices of every parameter, as they are now; ``print`` it."""
-        routes = []
+        alphas: dict[Tensor, Any] = {}
         for group in self.param_groups:
-            alphas = _each(group, "alpha")
-            for parameter, alpha in zip(group["params"], alphas, strict=True):
-                routes.append(replace(self._routes[parameter], alpha=alpha))
-        order = {parameter: i for i, parameter in enumerate(self._routes)}
-        return RoutingTable(sorted(routes + self._left_out, key=lambda r: order[r.parameter]))
+            alphas |= zip(group["params"], each_value(group, "alpha"), strict=True)
+        return RoutingTable(
+            [
+                replace(route, alpha=alphas.get(parameter))
+                for parameter, route in self._routes.items()
+                if parameter in alphas or route.rule == "left out"
+            ]
+        )
 
     def routing_table(self) -> list[dict[str, Any]]:
         """Return one dict per parameter: name, shape, rule, alpha, type, matrices, reason."""
@@ -171,17 +170,23 @@ class SpectralNewton(torch.optim.Optimizer):
             If a parameter or an option cannot be used.
         """
         param_group = dict(param_group)
-        members = _members(param_group)
+        members = group_members(param_group)
         if members is None:
             super().add_param_group(param_group)  # which says what is wrong
             return
-        for group in self._split(param_group, members):
+        for _, parameter in members:
+            check_parameter(parameter)
+        routes = param_group.pop("routes", None)  # those of a model
+        if routes is None:
+            routes = routes_of_group(members, param_group, self._alpha)
+        for group in split_group(param_group, routes):
             own = self._adamw_options if group["rule"] == "adamw" else {}
             options = self.defaults | own | group
             if isinstance(options["lr"], Tensor):  # schedulers write into it, group by group
                 options["lr"] = options["lr"].clone()
-            _check_options(options)
+            check_options(options)
             super().add_param_group(options)
+        self._routes |= {route.parameter: route for route in routes}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -232,46 +237,10 @@ class SpectralNewton(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles hold; they do not measure."""
-        own = ("_adamw_options", "_routes", "_left_out")
+        own = ("_adamw_options", "_routes")
         kept = {name: self.__dict__[name] for name in own}
         alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
         return super().__getstate__() | kept | {"_alpha": alpha, "_measurement": None}
-
-    def _split(
-        self, given: dict[str, Any], members: Sequence[tuple[str, Tensor]]
-    ) -> list[dict[str, Any]]:
-        """Return groups with a rule, an α and a layout for each parameter."""
-        for _, parameter in members:
-            _check_parameter(parameter)
-        if members and all(parameter in self._routes for _, parameter in members):
-            return [given]  # from the routes of a model
-        routes = self._routes_of(members, given)
-        self._routes |= {route.parameter: route for route in routes}
-        rest = {k: v for k, v in given.items() if k not in ("params", "rule", "alpha", "matrices")}
-        named = all(name for name, _ in members)
-        empty = {"params": [], "rule": "spectral", "alpha": 1.0, "matrices": "matrix"}
-        return [rest | group for group in _groups(routes, named) or [empty]]
-
-    def _routes_of(
-        self, members: Sequence[tuple[str, Tensor]], given: Mapping[str, Any]
-    ) -> list[Route]:
-        """Route parameters of which a group says the rest."""
-        alpha, rule = given.get("alpha"), given.get("rule")
-        if rule not in (None, "spectral", "adamw"):
-            raise InputError(f"rule: {rule!r} is neither 'spectral' nor 'adamw'.")
-        if isinstance(alpha, str) and alpha == "auto":
-            raise InputError("alpha: 'auto' measures a model; pass it instead of parameters.")
-        specs = _each(given, "matrices", len(members))
-        routes = [
-            route_parameter(parameter, name, str(spec or ""))
-            for (name, parameter), spec in zip(members, specs, strict=True)
-        ]
-        if rule == "adamw":
-            routes = [replace(route, rule="adamw", reason="its group says so") for route in routes]
-        if isinstance(alpha, list):
-            alphas = _each(given, "alpha", len(members))
-            return [replace(r, alpha=float(a)) for r, a in zip(routes, alphas, strict=True)]
-        return choose_alphas(self._alpha if alpha is None else alpha, routes)
 
     # Dynamo would trace into the core's caches, and linear algebra has no compiled form anyway.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -279,39 +248,25 @@ class SpectralNewton(torch.optim.Optimizer):
         taken = [i for i, p in enumerate(group["params"]) if p.grad is not None]
         if not taken:
             return
-        alphas, specs = _each(group, "alpha"), _each(group, "matrices")
-        parts: list[_Part] = []
-        layouts = []
-        for index, i in enumerate(taken):
-            parameter = group["params"][i]
-            _check_gradient(parameter)
-            state, layout = self.state[parameter], _layout(tuple(parameter.shape), specs[i])
+        alphas, specs = each_value(group, "alpha"), each_value(group, "matrices")
+        parameters = [group["params"][i] for i in taken]
+        for parameter in parameters:
+            check_gradient(parameter)
+            state = self.state[parameter]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter, dtype=_momentum_dtype(parameter))
-            arrays = [layout.split(a) for a in (parameter, parameter.grad, state["momentum"])]
-            parts += [
-                _Part(index, place, alphas[i], *tensors)
-                for place, tensors in enumerate(zip(*arrays, strict=True))
-            ]
-            layouts.append(layout)
-        steps: list[dict[int, Tensor]] = [{} for _ in taken]
-        momenta: list[dict[int, Tensor]] = [{} for _ in taken]
-        for batch in _batches(parts):
-            for part, step, momentum in _update(batch, group):
-                steps[part.parameter][part.place] = step
-                momenta[part.parameter][part.place] = momentum
-        for index, i in enumerate(taken):
-            parameter, layout = group["params"][i], layouts[index]
-            places = range(len(layout.matrices))
-            parameter.add_(layout.merge([steps[index][j] for j in places]))
-            self.state[parameter]["momentum"].copy_(
-                layout.merge([momenta[index][j] for j in places])
-            )
+        update_parameters(
+            parameters,
+            [self.state[parameter]["momentum"] for parameter in parameters],
+            [layout_of(tuple(group["params"][i].shape), specs[i]) for i in taken],
+            [alphas[i] for i in taken],
+            group,
+        )
 
     def _adamw_step(self, group: dict[str, Any]) -> None:
         taken = [p for p in group["params"] if p.grad is not None]
         for parameter in taken:
-            _check_gradient(parameter)
+            check_gradient(parameter)
             if "step" not in self.state[parameter]:
                 self.state[parameter].update(_adamw_state(parameter, group["capturable"]))
         states = [self.state[parameter] for parameter in taken]
@@ -346,7 +301,7 @@ class SpectralNewton(torch.optim.Optimizer):
         names = {p: self._routes[p].name for group in groups for p in group["params"]}
         found = self._measurement.run(list(names.values()))
         for group in groups:
-            alphas = _each(group, "alpha")
+            alphas = each_value(group, "alpha")
             for i, parameter in enumerate(group["params"]):
                 value, reason = found[names[parameter]]
                 if value is not None:
@@ -354,71 +309,7 @@ class SpectralNewton(torch.optim.Optimizer):
                 else:
                     reason = f"α kept: {reason}"
                 self._routes[parameter] = replace(self._routes[parameter], alpha_reason=reason)
-            group["alpha"] = _one_or_all(alphas)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Matrices (B, m, n) of one shape in a parameter: weight, gradient, momentum."""
-
-    parameter: int
-    place: int
-    alpha: float
-    weight: Tensor
-    gradient: Tensor
-    momentum: Tensor
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Parts with equal keys can be updated together."""
-        tensors = (self.weight, self.gradient, self.momentum)
-        dtypes = tuple(t.dtype for t in tensors)
-        return self.alpha, self.weight.shape[1:], dtypes, self.weight.device
-
-
-def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:
-    """Return what is updated together, in an order that depends on the parameters alone."""
-    open_batches: dict[tuple[Any, ...], list[_Part]] = {}
-    done: list[list[_Part]] = []
-    for part in parts:
-        batch = open_batches.setdefault(part.key, [])
-        if batch and sum(p.weight.numel() for p in (*batch, part)) > _BATCH_ELEMENTS:
-            done.append(batch)
-            batch = open_batches[part.key] = []
-        batch.append(part)
-    return done + list(open_batches.values())
-
-
-def _update(
-    batch: Sequence[_Part], group: Mapping[str, Any]
-) -> Iterable[tuple[_Part, Tensor, Tensor]]:
-    gradient = _joined([part.gradient for part in batch])
-    step, momentum = spectral_newton_step(
-        _joined([part.weight for part in batch]),
-        -gradient if group["maximize"] else gradient,
-        _joined([part.momentum for part in batch]),
-        lr=group["lr"],
-        alpha=batch[0].alpha,
-        damping=group["damping"],
-        damping_mode=group["damping_mode"],
-        beta=group["momentum"],
-        nesterov=group["nesterov"],
-        weight_decay=group["weight_decay"],
-        scale=group["scale"],
-        method=group["method"],
-        tolerance=group["tolerance"],
-    )
-    sizes = [len(part.weight) for part in batch]
-    return zip(batch, step.split(sizes), momentum.split(sizes), strict=True)
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
-
-
-@lru_cache(maxsize=4096)
-def _layout(shape: tuple[int, ...], spec: str) -> MatrixLayout:
-    return as_matrices(shape, spec)
+            group["alpha"] = one_or_all(alphas)
 
 
 def _momentum_dtype(parameter: Tensor) -> torch.dtype:
@@ -443,92 +334,3 @@ def _adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
     if unknown := set(given) - set(_ADAMW_OPTIONS):
         raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_ADAMW_OPTIONS)}.")
     return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)
-
-
-def _groups(routes: Sequence[Route], named: bool = True) -> list[dict[str, Any]]:
-    """Return one parameter group for each rule and set of options."""
-    found: list[tuple[tuple[Any, ...], list[Route]]] = []
-    for route in routes:
-        if route.rule == "left out":
-            continue
-        key = (route.rule, dict(route.options))
-        for other, members in found:
-            if other == key:
-                members.append(route)
-                break
-        else:
-            found.append((key, [route]))
-    groups = []
-    for (rule, options), members in found:
-        group = {"params": [(r.name, r.parameter) if named else r.parameter for r in members]}
-        if rule == "spectral":
-            group["alpha"] = _one_or_all([r.alpha for r in members])
-            group["matrices"] = _one_or_all([r.matrices for r in members])
-        groups.append(group | {"rule": rule} | options)
-    return sorted(groups, key=lambda group: group["rule"] == "adamw")
-
-
-def _members(group: dict[str, Any]) -> list[tuple[str, Tensor]] | None:
-    """Return names (or "") and tensors of a group, or None where torch will refuse them."""
-    if isinstance(group["params"], Tensor):
-        group["params"] = [group["params"]]
-    if isinstance(group["params"], set):
-        return None
-    group["params"] = list(group["params"])
-    pairs = [p if isinstance(p, tuple) else ("", p) for p in group["params"]]
-    return pairs if all(isinstance(p, Tensor) for _, p in pairs) else None
-
-
-def _each(group: Mapping[str, Any], key: str, count: int | None = None) -> list[Any]:
-    """Return an option of a group for each of its parameters."""
-    value, count = group.get(key), len(group["params"]) if count is None else count
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise InputError(
-            f"{key}: {len(value)} values for {count} parameters of a group; pass one for each, or "
-            "one for all."
-        )
-    return list(value)
-
-
-def _one_or_all(values: list[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else values
-
-
-def _check_options(group: Mapping[str, Any]) -> None:
-    """Let those who will use the options refuse them now."""
-    lr = 0.0 if isinstance(group["lr"], Tensor) else group["lr"]
-    if group["rule"] == "adamw":
-        options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
-        torch.optim.AdamW([torch.zeros(1)], lr=lr, **options)
-        return
-    matrix = torch.zeros(1, 2, 2)
-    for alpha in set(_each(group, "alpha")):
-        _update([_Part(0, 0, alpha, matrix, matrix, matrix)], {**group, "lr": lr})
-
-
-def _check_parameter(parameter: Tensor) -> None:
-    shape = tuple(parameter.shape)
-    if parameter.is_complex() or not parameter.is_floating_point():
-        raise InputError(
-            f"params: one of shape {shape} has dtype {parameter.dtype}; pass real floating point "
-            "parameters, and leave this one to another optimizer."
-        )
-    if parameter.layout != torch.strided:
-        raise InputError(
-            f"params: one of shape {shape} has layout {parameter.layout}; pass dense parameters."
-        )
-    if type(parameter.data).__name__ == "DTensor":
-        raise InputError(
-            f"params: one of shape {shape} is a distributed tensor; T of a shard is not a shard of "
-            "T. Leave it to another optimizer."
-        )
-
-
-def _check_gradient(parameter: Tensor) -> None:
-    if parameter.grad is not None and parameter.grad.layout != torch.strided:
-        raise InputError(
-            f"gradient: that of a parameter of shape {tuple(parameter.shape)} is sparse; use "
-            "sparse=False in its embedding."
-        )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from trained_networks import GPT, ResNet, next_token_loss
 
 import spectral_core as sc
-from spectral_adapters import torch_optim
+from spectral_adapters import batched_step
 from spectral_adapters.torch_optim import SpectralNewton
 from spectral_backends.torch import CurvatureProblem
 
@@ -153,12 +153,12 @@ def test_matrices_of_one_shape_and_exponent_are_one_call(monkeypatch):
 
     model = gpt()
     optimizer = SpectralNewton(model)
-    monkeypatch.setattr(torch_optim, "spectral_newton_step", spy)
+    monkeypatch.setattr(batched_step, "spectral_newton_step", spy)
     train(model, optimizer, 1)
     # two blocks: q, k, v and the output projection of each are 16 × 16 with α = 1.2
     assert sorted(seen) == [(2, 16, 64), (2, 64, 16), (8, 16, 16)]
     seen.clear()
-    monkeypatch.setattr(torch_optim, "_BATCH_ELEMENTS", 3 * 16 * 16)
+    monkeypatch.setattr(batched_step, "BATCH_ELEMENTS", 3 * 16 * 16)
     train(model, optimizer, 1)
     pieces = [(1, 16, 16), (1, 16, 64), (1, 64, 16), (3, 16, 16)]
     assert sorted(seen) == sorted(2 * pieces)
@@ -167,7 +167,7 @@ def test_matrices_of_one_shape_and_exponent_are_one_call(monkeypatch):
 def test_batching_changes_nothing(monkeypatch):
     together, apart = gpt(torch.float64), gpt(torch.float64)
     train(together, SpectralNewton(together, lr=0.01), 5)
-    monkeypatch.setattr(torch_optim, "_BATCH_ELEMENTS", 1)
+    monkeypatch.setattr(batched_step, "BATCH_ELEMENTS", 1)
     train(apart, SpectralNewton(apart, lr=0.01), 5)
     for p, q in zip(together.parameters(), apart.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=0, atol=1e-12)
@@ -384,6 +384,19 @@ def test_plain_parameters_are_split_by_shape():
     optimizer.step()
 
 
+def test_a_thawed_parameter_can_be_added():
+    model = gpt()
+    model.h[0].mlp.c_fc.weight.requires_grad_(False)
+    optimizer = SpectralNewton(model)
+    model.h[0].mlp.c_fc.weight.requires_grad_(True)
+    optimizer.add_param_group({"params": [("h.0.mlp.c_fc.weight", model.h[0].mlp.c_fc.weight)]})
+    rows = {row["name"]: row for row in optimizer.routing_table()}
+    assert len(rows) == len(list(model.parameters()))
+    assert rows["h.0.mlp.c_fc.weight"]["rule"] == "spectral"
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [("again", model.h[0].mlp.c_fc.weight)]})
+
+
 def test_groups_say_what_they_want():
     one, two, three = (nn.Parameter(torch.randn(6, 4)) for _ in range(3))
     optimizer = SpectralNewton(
@@ -406,6 +419,29 @@ def test_groups_say_what_they_want():
     assert optimizer.routing_table()[0]["matrices"] == "qkv"
 
 
+def test_blocks_of_several_shapes_find_their_place():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(12, 5, dtype=torch.float64)) for _ in range(2)]
+    start = [w.numpy(force=True).copy() for w in weights]
+    optimizer = SpectralNewton(
+        [{"params": weights, "matrices": ["matrix rows=6,3,3", "matrix rows=3,6,3"]}],
+        lr=0.1, alpha=1.3, method="svd",
+    )  # fmt: skip
+    held = [np.zeros_like(w) for w in start]
+    cuts = [(6, 9), (3, 9)]
+    for _ in range(3):
+        for i, w in enumerate(weights):
+            w.grad = torch.randn_like(w)
+            pairs = zip(
+                *(np.split(a, cuts[i]) for a in (start[i], w.grad.numpy(), held[i])), strict=True
+            )
+            moved = [textbook(*pair, 0.1, 1.3, 0.1, 0.95, 0.0) for pair in pairs]
+            start[i], held[i] = (np.concatenate(found) for found in zip(*moved, strict=True))
+        optimizer.step()
+    for w, expected in zip(weights, start, strict=True):
+        assert np.allclose(w.numpy(force=True), expected, rtol=0, atol=1e-12)
+
+
 def test_named_parameters_are_recognised_by_name():
     optimizer = SpectralNewton(gpt(tied=False).named_parameters())
     rows = {row["name"]: row for row in optimizer.routing_table()}
@@ -422,6 +458,26 @@ def test_named_parameters_are_recognised_by_name():
 def test_parameters_that_are_no_dense_real_matrices(parameter, said):
     with pytest.raises(sc.InputError, match=said):
         SpectralNewton([parameter().requires_grad_()])
+
+
+def test_distributed_tensors_are_refused_where_T_would_see_a_shard():
+    distributed = pytest.importorskip("torch.distributed")
+    from torch.distributed.tensor import distribute_tensor, init_device_mesh
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        parameter = nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh))
+        with pytest.raises(sc.InputError, match="shard"):
+            SpectralNewton([parameter])
+        SpectralNewton([{"params": parameter, "rule": "adamw"}])
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        model[0].weight = parameter
+        with pytest.raises(sc.InputError, match=r"0\.weight of shape \(4, 3\)"):
+            SpectralNewton(model)
+        SpectralNewton(model, route={"0.weight": "adamw"})
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_sparse_gradients_are_refused_with_a_remedy():
