@@ -115,7 +115,7 @@ class AlphaMeasurement:
             except SpectralError as error:
                 text = f"α could not be measured and stays as it is: {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=4)
-                return dict.fromkeys(names, (None, text))
+                return dict.fromkeys(names, (None, "the measurement failed"))
         return measured_alphas(report, names)
 
 
