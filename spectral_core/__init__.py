@@ -23,6 +23,9 @@ from spectral_core.explanation import Explanation as Explanation
 from spectral_core.explanation import explain as explain
 from spectral_core.exponents import ExponentTriangle as ExponentTriangle
 from spectral_core.exponents import exponent_triangle as exponent_triangle
+from spectral_core.matrix_layout import MatrixLayout as MatrixLayout
+from spectral_core.matrix_layout import MatrixSpec as MatrixSpec
+from spectral_core.matrix_layout import as_matrices as as_matrices
 from spectral_core.measurement import measure as measure
 from spectral_core.mechanisms import ResidualPrediction as ResidualPrediction
 from spectral_core.mechanisms import layernorm_band as layernorm_band
@@ -50,6 +53,7 @@ from spectral_core.report import LayerSpectrum as LayerSpectrum
 from spectral_core.report import ParticipationSummary as ParticipationSummary
 from spectral_core.report import Provenance as Provenance
 from spectral_core.report import SpectralReport as SpectralReport
+from spectral_core.spectral_newton import spectral_newton_step as spectral_newton_step
 from spectral_core.transfer import transfer as transfer
 from spectral_core.transfer import transfer_bound as transfer_bound
 from spectral_core.zeta import zeta as zeta
@@ -67,6 +71,8 @@ __all__ = [
     "LayerError",
     "LayerInfo",
     "LayerSpectrum",
+    "MatrixLayout",
+    "MatrixSpec",
     "MissingExtraError",
     "NonDeterministicError",
     "ParticipationSummary",
@@ -80,6 +86,7 @@ __all__ = [
     "SpectralError",
     "SpectralReport",
     "__version__",
+    "as_matrices",
     "certified_exponent",
     "decompose_exponent",
     "effective_rank",
@@ -99,6 +106,7 @@ __all__ = [
     "slope_bound",
     "softmax_head_rank",
     "spectral_alignment",
+    "spectral_newton_step",
     "transfer",
     "transfer_bound",
     "window_bound",

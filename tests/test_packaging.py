@@ -15,6 +15,9 @@ PACKAGES = ("spectral_core", "spectral_backends", "spectral_adapters")
 MODULES = (
     "spectral_core", "spectral_backends.torch", "spectral_adapters.plots",
     "spectral_adapters.tables", "spectral_adapters.demo", "spectral_adapters.cli",
+    "spectral_adapters.torch_optim", "spectral_adapters.parameter_routing",
+    "spectral_adapters.layer_types", "spectral_adapters.alpha_choice",
+    "spectral_adapters.parameter_groups", "spectral_adapters.batched_step",
 )  # fmt: skip
 
 

@@ -1,0 +1,218 @@
+"""What kind of layer a parameter belongs to, which matrices it holds, which are output heads."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+__all__ = ["TYPE_ALPHAS", "LayerType", "embedding_reason", "layer_type", "output_heads"]
+
+TYPE_ALPHAS = {"conv": 2.0, "attention": 1.2, "mlp-up": 0.8, "mlp-down": 1.15, "linear": 1.0}
+"""Typical α by layer type (Theory 6); ``"linear"`` is every other matrix."""
+
+_FUSED = {"qkv", "c_attn", "in_proj", "qkv_proj", "wqkv", "to_qkv"}
+_INTERLEAVED = {"query_key_value"}
+_ATTENTION = {
+    "q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "query", "key", "value",
+    "wq", "wk", "wv", "to_q", "to_k", "to_v", "to_out", "q_lin", "k_lin", "v_lin", "out_lin",
+}  # fmt: skip
+_MLP = ("mlp", "ffn", "feed_forward", "feedforward", "densereludense")
+_UP = {"up_proj", "gate_proj", "c_fc", "gate_up_proj", "dense_h_to_4h", "intermediate"}
+_DOWN = {"down_proj", "c_proj", "dense_4h_to_h"}
+# These names say something only inside a repeated block.
+_UP_IN_BLOCK = {"fc1", "linear1", "lin1", "w1", "w3", "wi", "wi_0", "wi_1"}
+_DOWN_IN_BLOCK = {"fc2", "linear2", "lin2", "w2", "wo"}
+_HEADS = {"head", "heads", "lm_head", "classifier", "logits", "score"}
+_SHALLOW_HEADS = {"fc", "output", "out", "output_layer"}
+_EMBEDDING_WORDS = re.compile(r"embed|(^|[._])(pos|wte|wpe|tok|token|cls)([._]|$)|position|_token")
+_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_KEY_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """A layer's type, its matrices, and what they were recognised by.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `TYPE_ALPHAS`.
+    matrices : str
+        For `spectral_core.MatrixSpec.parse`, or ``"stack"``; empty where it is not known.
+    reason : str
+        For the routing table.
+    """
+
+    kind: str
+    matrices: str
+    reason: str
+
+
+def layer_type(
+    module: nn.Module | None, path: str, name: str, parameter: Tensor, parent: nn.Module | None
+) -> LayerType:
+    """Recognise the layer of a parameter with two or more axes.
+
+    Parameters
+    ----------
+    module, parent : nn.Module or None
+        What holds the parameter, and what holds that; None where only the parameter is known.
+    path : str
+        Of the module in the model, without wrappers.
+    name : str
+        Of the parameter in the module.
+    parameter : Tensor
+        Its shape counts.
+    """
+    if isinstance(module, _ConvNd):
+        kind = "conv-transpose" if isinstance(module, _ConvTransposeNd) else "conv"
+        groups = f" groups={module.groups}" if module.groups > 1 else ""
+        return LayerType("conv", kind + groups, type(module).__name__)
+    if isinstance(module, nn.MultiheadAttention):
+        fused = name == "in_proj_weight"
+        return LayerType("attention", "qkv" if fused else "matrix", "MultiheadAttention")
+    for recurrent, gates in _GATES.items():
+        if isinstance(module, recurrent) and name.startswith(("weight_ih", "weight_hh")):
+            return LayerType("linear", f"matrix rows={gates}", f"{type(module).__name__} by gates")
+    if parameter.ndim == 2:
+        return _two_axes(module, path, name, parameter, parent)
+    if module is None:
+        return LayerType("conv", "conv", f"{parameter.ndim} axes: taken for a convolution")
+    if parameter.ndim == 3:
+        kind = _kind(f"{path}.{name}", parameter.shape[1], parameter.shape[2])
+        return LayerType(kind, "stack", "three axes: a stack of matrices")
+    return LayerType("linear", "", f"{parameter.ndim} axes of unknown meaning")
+
+
+def embedding_reason(module: nn.Module, path: str, name: str) -> str:
+    """Say why a parameter is an embedding, or return an empty string."""
+    kind = type(module).__name__
+    if "Embedding" in kind:
+        return f"embedding: {kind}"
+    if isinstance(module, (nn.Linear, _ConvNd)) or kind == "Conv1D":
+        return ""  # a patch_embed.proj is a linear map
+    full = f"{path}.{name}".strip(".").lower()
+    return f"embedding: its name {name!r}" if _EMBEDDING_WORDS.search(full) else ""
+
+
+def output_heads(model: nn.Module, clean: Any = str) -> dict[int, str]:
+    """Return what makes a weight an output head, by the identity of the weight.
+
+    The model's own word counts first (`get_output_embeddings`, `get_classifier`), then names, then
+    the last `nn.Linear`, unless it is the last of a row of equal blocks.
+    """
+    found: dict[int, str] = {}
+    for method in ("get_output_embeddings", "get_classifier"):
+        for module in _answer(model, method):
+            found |= {id(w): f"output head: {method}()" for w in _last_weight(module)}
+    if found:
+        return found
+    for path, module in model.named_modules():
+        if path and _named_head(clean(path)):
+            found |= {id(w): f"output head: named {clean(path)!r}" for w in _last_weight(module)}
+    if found:
+        return found
+    linear = [(clean(path), m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not linear or _in_equal_blocks(linear[-1][0], [path for path, _ in linear]):
+        return {}
+    return {id(linear[-1][1].weight): "output head: the last Linear"}
+
+
+def _two_axes(
+    module: nn.Module | None, path: str, name: str, parameter: Tensor, parent: nn.Module | None
+) -> LayerType:
+    rows, columns = parameter.shape
+    stored = type(module).__name__ if module is not None else "two axes"
+    transposed = stored == "Conv1D"  # of transformers: (inputs, outputs)
+    out, inputs = (columns, rows) if transposed else (rows, columns)
+    named = path if name == "weight" else f"{path}.{name}".strip(".")
+    last = re.sub(r"_weight$", "", named.lower().rsplit(".", 1)[-1])
+    if last in _FUSED:
+        sizes, reason = _fused_sizes(out, inputs, parent)
+        cut = f"matrix {'columns' if transposed else 'rows'}={sizes}" if sizes else "matrix"
+        return LayerType("attention", cut, f"{stored} named {last!r}: {reason}")
+    if last in _INTERLEAVED:
+        reason = "heads interleaved: taken whole; name its parts with route="
+        return LayerType("attention", "matrix", f"{stored} named {last!r}: {reason}")
+    kind = _kind(named, out, inputs)
+    word = f"{stored} named {last!r}" if kind != "linear" else stored
+    return LayerType(kind, "matrix", word)
+
+
+def _fused_sizes(out: int, inputs: int, parent: nn.Module | None) -> tuple[str, str]:
+    """Return the sizes of fused queries, keys and values as in a spec, or none; with the reason."""
+    config = getattr(parent, "config", None)
+    heads = _count(parent, _HEAD_COUNTS) or _count(config, _HEAD_COUNTS)
+    key_heads = _count(parent, _KEY_HEAD_COUNTS) or _count(config, _KEY_HEAD_COUNTS)
+    if heads and key_heads and key_heads != heads and out % (heads + 2 * key_heads) == 0:
+        width = out // (heads + 2 * key_heads)
+        query, key = heads * width, key_heads * width
+        return f"{query},{key},{key}", f"{heads} heads of queries, {key_heads} of keys"
+    if out == 3 * inputs or (heads and key_heads in (None, heads) and out % (3 * heads) == 0):
+        return "3", "queries, keys and values"
+    if inputs < out < 3 * inputs and (out - inputs) % 2 == 0:
+        key = (out - inputs) // 2
+        return f"{inputs},{key},{key}", "queries as wide as the input, grouped keys"
+    return "", "parts not known: taken whole; name them with route="
+
+
+def _count(holder: Any, names: Iterable[str]) -> int | None:
+    for name in names:
+        if isinstance(value := getattr(holder, name, None), int):
+            return value
+    return None
+
+
+def _kind(path: str, out: int, inputs: int) -> str:
+    segments = path.lower().split(".")
+    last, in_block = segments[-1], any(segment.isdigit() for segment in segments)
+    if last in _ATTENTION or any("attn" in s or "attention" in s for s in segments):
+        return "attention"
+    if last in _UP or "intermediate" in segments or (in_block and last in _UP_IN_BLOCK):
+        return "mlp-up"
+    if last in _DOWN or (in_block and (last in _DOWN_IN_BLOCK or "output" in segments)):
+        return "mlp-down"
+    if any(word in segment for segment in segments for word in _MLP) and out != inputs:
+        return "mlp-up" if out > inputs else "mlp-down"
+    return "linear"
+
+
+def _answer(model: nn.Module, method: str) -> Iterator[nn.Module]:
+    try:
+        answer = getattr(model, method)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return
+    for module in answer if isinstance(answer, (tuple, list)) else (answer,):
+        if isinstance(module, nn.Module):
+            yield module
+
+
+def _last_weight(module: nn.Module) -> list[Tensor]:
+    """Return the last weight matrix in a head, in a list, or none."""
+    found = [getattr(child, "weight", None) for child in module.modules()]
+    weights = [weight for weight in found if isinstance(weight, Tensor) and weight.ndim >= 2]
+    return weights[-1:]
+
+
+def _named_head(path: str) -> bool:
+    segments = path.lower().split(".")
+    if any(segment.isdigit() for segment in segments) or len(segments) > 3:
+        return False
+    if any(_kind(segment, 1, 1) == "attention" for segment in segments):
+        return False
+    last = segments[-1]
+    return last in _HEADS or (
+        last in _SHALLOW_HEADS and len(segments) <= (2 if last == "fc" else 1)
+    )
+
+
+def _in_equal_blocks(path: str, paths: list[str]) -> bool:
+    """Return whether a path such as ``layers.3.linear2`` has the same module in other blocks."""
+    if path.rsplit(".", 1)[-1].isdigit():
+        return False
+    pattern = re.sub(r"(^|\.)\d+(?=\.)", r"\1#", path)
+    return sum(re.sub(r"(^|\.)\d+(?=\.)", r"\1#", other) == pattern for other in paths) > 1

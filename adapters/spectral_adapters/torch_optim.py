@@ -1,0 +1,336 @@
+"""`SpectralNewton` for PyTorch: T on the weight matrices, AdamW on everything else."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_update
+
+from spectral_adapters.alpha_choice import Alpha, AlphaMeasurement, choose_alphas
+from spectral_adapters.batched_step import layout_of, update_parameters
+from spectral_adapters.parameter_groups import (
+    check_gradient,
+    check_options,
+    check_parameter,
+    each_value,
+    group_members,
+    one_or_all,
+    routes_of_group,
+    split_group,
+)
+from spectral_adapters.parameter_routing import Overrides, Route, RoutingTable, route_parameters
+from spectral_core import CurvatureProblem, InputError
+
+__all__ = ["SpectralNewton"]
+
+_ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay")
+
+
+class SpectralNewton(torch.optim.Optimizer):
+    """Spectral Newton on weight matrices, AdamW on the other parameters (Theory 9.9).
+
+    Parameters
+    ----------
+    params : nn.Module or iterable
+        A model, whose parameters are routed by what they are (`optimizer.routing` prints how); or
+        parameters, named parameters or groups as of any torch optimizer. Of those, T gets what has
+        two or more axes and no side of 1 unless the group says ``"rule": "adamw"``; a mixed group
+        becomes two.
+    lr : float or Tensor
+        Learning rate. With ``scale="rms"`` that of AdamW serves.
+    alpha : float, str, mapping, SpectralReport or path
+        The exponent: one number, or ``"per-type"`` (`TYPE_ALPHAS`), or numbers by layer type or
+        glob of parameter names, or those measured in a saved report, or ``"auto"``: measured
+        every `measure_every` steps.
+    damping, damping_mode, method, tolerance
+        As in `spectral_core.precondition`.
+    momentum : float
+        Coefficient of the exponential moving average of gradients.
+    nesterov : bool
+        Whether momentum looks ahead.
+    weight_decay : float
+        Decoupled.
+    scale : {"rms", "spectral", "none"}
+        Of a step, as in `spectral_core.spectral_newton_step`.
+    adamw : mapping, optional
+        ``lr``, ``betas``, ``eps`` and ``weight_decay`` of the parameters that AdamW updates.
+        Learning rate and weight decay are otherwise those above, but with another scale than
+        ``"rms"`` a learning rate of 1e-3.
+    route : mapping, optional
+        Of a model: globs of parameter names to ``"spectral"``, ``"adamw"`` or a dict of options:
+        ``alpha``, ``matrices`` (a spec of `as_matrices`), ``lr`` or any other of a group.
+    problem : callable, optional
+        For ``alpha="auto"``: returns a `CurvatureProblem` of the model on a small batch. The model
+        is in eval mode meanwhile, and as it was afterwards.
+    measure_every : int
+        Steps between measurements.
+    measure_options : mapping, optional
+        Of `spectral_core.measure`, such as ``{"top_k": 10}``; ``{"curvature": "ggn"}`` by default,
+        as the Hessian far from a minimum has few positive curvatures to fit.
+    maximize : bool
+        Climb instead of descending.
+    capturable : bool
+        Keep AdamW's step counts on the device, for CUDA graphs.
+
+    Raises
+    ------
+    InputError
+        If an option is out of range, or a parameter is sparse, complex or a shard of a matrix.
+
+    Notes
+    -----
+    All options are those of a parameter group, so schedulers and `add_param_group` work as ever;
+    ``alpha`` and ``matrices`` of a group are one value or a list with one for each parameter.
+    Matrices of one shape, dtype and α in a group are updated in one call. Momentum is kept in
+    float32 or wider. A matrix with a non-finite gradient is skipped without touching its state;
+    AdamW's parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step`
+    compiles AdamW's part and calls T's as it is.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        *,
+        alpha: Alpha = "per-type",
+        damping: float = 0.1,
+        damping_mode: str = "spectral",
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        scale: str = "rms",
+        method: str = "auto",
+        tolerance: float | None = None,
+        adamw: Mapping[str, Any] | None = None,
+        route: Overrides | None = None,
+        problem: Callable[[], CurvatureProblem] | None = None,
+        measure_every: int = 500,
+        measure_options: Mapping[str, Any] | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr, "damping": damping, "damping_mode": damping_mode, "momentum": momentum,
+            "nesterov": nesterov, "weight_decay": weight_decay, "scale": scale, "method": method,
+            "tolerance": tolerance, "betas": (0.9, 0.999), "eps": 1e-8, "maximize": maximize,
+            "capturable": capturable,
+        }  # fmt: skip
+        self._adamw_options = _adamw_options(adamw or {}, scale)
+        self._alpha = alpha
+        self._routes: dict[Tensor, Route] = {}
+        self._measurement = None
+        if isinstance(params, nn.Module):
+            routes = choose_alphas(alpha, route_parameters(params, route))
+            self._routes = {route.parameter: route for route in routes}
+            routed = [route for route in routes if route.rule != "left out"]
+            members = [(route.name, route.parameter) for route in routed]
+            groups: Iterable[Any] = [{"params": members, "routes": routed}] if routed else []
+        elif route is not None:
+            raise InputError("route: it is for a model; of parameter groups say 'rule' in each.")
+        else:
+            groups = params
+        if alpha == "auto":
+            if not isinstance(params, nn.Module):
+                raise InputError("alpha: 'auto' measures a model; pass it instead of parameters.")
+            options = dict(measure_options or {})
+            self._measurement = AlphaMeasurement(params, problem, measure_every, options)  # type: ignore[arg-type]
+        super().__init__(groups, defaults)
+
+    @property
+    def routing(self) -> RoutingTable:
+        """The rule, α and matrices of every parameter, as they are now; ``print`` it."""
+        alphas: dict[Tensor, Any] = {}
+        for group in self.param_groups:
+            alphas |= zip(group["params"], each_value(group, "alpha"), strict=True)
+        return RoutingTable(
+            [
+                replace(route, alpha=alphas.get(parameter))
+                for parameter, route in self._routes.items()
+                if parameter in alphas or route.rule == "left out"
+            ]
+        )
+
+    def routing_table(self) -> list[dict[str, Any]]:
+        """Return one dict per parameter: name, shape, rule, alpha, type, matrices, reason."""
+        return self.routing.rows()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; a group without a rule becomes one for T and one for AdamW.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``"params"`` and any options.
+
+        Raises
+        ------
+        InputError
+            If a parameter or an option cannot be used.
+        """
+        param_group = dict(param_group)
+        members = group_members(param_group)
+        if members is None:
+            super().add_param_group(param_group)  # which says what is wrong
+            return
+        for _, parameter in members:
+            check_parameter(parameter)
+        routes = param_group.pop("routes", None)  # those of a model
+        if routes is None:
+            routes = routes_of_group(members, param_group, self._alpha)
+        for group in split_group(param_group, routes):
+            own = self._adamw_options if group["rule"] == "adamw" else {}
+            options = self.defaults | own | group
+            if isinstance(options["lr"], Tensor):  # schedulers write into it, group by group
+                options["lr"] = options["lr"].clone()
+            check_options(options)
+            super().add_param_group(options)
+        self._routes |= {route.parameter: route for route in routes}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model again and returns the loss.
+
+        Returns
+        -------
+        The loss that the closure returned, or None.
+
+        Raises
+        ------
+        InputError
+            If a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._measurement is not None:
+            self._measure_if_due()
+        for group in self.param_groups:
+            if group["rule"] == "adamw":
+                self._adamw_step(group)
+            else:
+                self._spectral_step(group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, momentum in the dtype in which it was saved.
+
+        Parameters
+        ----------
+        state_dict : dict
+            From `state_dict` of an optimizer of the same parameters.
+        """
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        own = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved, own, strict=True):
+            momentum = state_dict["state"].get(index, {}).get("momentum")
+            if momentum is not None:  # torch casts states to the dtype of the parameter
+                self.state[parameter]["momentum"] = momentum.to(parameter.device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold; they do not measure."""
+        own = ("_adamw_options", "_routes")
+        kept = {name: self.__dict__[name] for name in own}
+        alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
+        return super().__getstate__() | kept | {"_alpha": alpha, "_measurement": None}
+
+    # Dynamo would trace into the core's caches, and linear algebra has no compiled form anyway.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _spectral_step(self, group: dict[str, Any]) -> None:
+        taken = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+        if not taken:
+            return
+        alphas, specs = each_value(group, "alpha"), each_value(group, "matrices")
+        parameters = [group["params"][i] for i in taken]
+        for parameter in parameters:
+            check_gradient(parameter)
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter, dtype=_momentum_dtype(parameter))
+        update_parameters(
+            parameters,
+            [self.state[parameter]["momentum"] for parameter in parameters],
+            [layout_of(tuple(group["params"][i].shape), specs[i]) for i in taken],
+            [alphas[i] for i in taken],
+            group,
+        )
+
+    def _adamw_step(self, group: dict[str, Any]) -> None:
+        taken = [p for p in group["params"] if p.grad is not None]
+        for parameter in taken:
+            check_gradient(parameter)
+            if "step" not in self.state[parameter]:
+                self.state[parameter].update(_adamw_state(parameter, group["capturable"]))
+        states = [self.state[parameter] for parameter in taken]
+        if not taken:
+            return
+        adamw_update(
+            taken,
+            [parameter.grad for parameter in taken],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            capturable=group["capturable"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _measure_if_due(self) -> None:
+        assert self._measurement is not None
+        groups = [group for group in self.param_groups if group["rule"] == "spectral"]
+        count = max((group.get("steps", 0) for group in groups), default=0)
+        for group in groups:
+            group["steps"] = count + 1
+        if count % self._measurement.every:
+            return
+        names = {p: self._routes[p].name for group in groups for p in group["params"]}
+        found = self._measurement.run(list(names.values()))
+        for group in groups:
+            alphas = each_value(group, "alpha")
+            for i, parameter in enumerate(group["params"]):
+                value, reason = found[names[parameter]]
+                if value is not None:
+                    alphas[i] = value
+                else:
+                    reason = f"α kept: {reason}"
+                self._routes[parameter] = replace(self._routes[parameter], alpha_reason=reason)
+            group["alpha"] = one_or_all(alphas)
+
+
+def _momentum_dtype(parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def _adamw_state(parameter: Tensor, capturable: bool) -> dict[str, Tensor]:
+    """Return the state as `torch.optim.AdamW` begins it."""
+    wide = torch.get_default_dtype() == torch.float64
+    return {
+        "step": torch.zeros(
+            (),
+            dtype=torch.float64 if wide else torch.float32,
+            device=parameter.device if capturable else "cpu",
+        ),
+        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+    }
+
+
+def _adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    if unknown := set(given) - set(_ADAMW_OPTIONS):
+        raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_ADAMW_OPTIONS)}.")
+    return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)

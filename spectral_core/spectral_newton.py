@@ -1,0 +1,122 @@
+"""One step of Spectral Newton on one matrix or a batch: momentum, T, scaling, weight decay."""
+
+from typing import Any
+
+from spectral_core._arrays import Array, device_of, floating
+from spectral_core.errors import InputError
+from spectral_core.preconditioner import precondition
+from spectral_core.transfer import is_number
+
+__all__ = ["spectral_newton_step"]
+
+
+def spectral_newton_step(
+    weight: Array,
+    gradient: Array,
+    momentum: Array,
+    *,
+    lr: float | Array,
+    alpha: float | Array,
+    damping: float | Array = 0.1,
+    damping_mode: str = "spectral",
+    beta: float | Array = 0.95,
+    nesterov: bool = True,
+    weight_decay: float | Array = 0.0,
+    scale: str = "rms",
+    method: str = "auto",
+    tolerance: float | None = None,
+) -> tuple[Array, Array]:
+    """Return the step to add to a weight, and the new momentum (Theory 9.9).
+
+    ::
+
+        m' = β m + (1 − β) g
+        d = β m' + (1 − β) g  with Nesterov momentum, m' without
+        step = −lr (scaled T(d) + weight_decay · weight)
+
+    Parameters
+    ----------
+    weight, gradient : array, shape (..., m, n)
+        One matrix, or a batch of independent ones.
+    momentum : array, shape (..., m, n)
+        m of the step before, zeros at first. All is computed in its dtype: keep it in float32 for
+        weights of half precision.
+    lr : float or array
+        Learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so do
+        those of `beta` and `weight_decay`. Their values are not checked.
+    alpha, damping, damping_mode, method, tolerance
+        As in `precondition`.
+    beta : float or array
+        Coefficient of the exponential moving average, in [0, 1).
+    nesterov : bool
+        Whether to look ahead.
+    weight_decay : float or array
+        Decoupled, as in AdamW; not negative.
+    scale : {"rms", "spectral", "none"}
+        Of ``T(d)``. ``"rms"``: the root mean square of the entries is 0.2, the usual size of
+        AdamW's updates, so that its learning rates serve. ``"spectral"``: divided by the closed
+        bound of T, so that a step without weight decay has a spectral norm of at most `lr`
+        (Theory 9.5). ``"none"``: T as it is.
+
+    Returns
+    -------
+    step : array, shape (..., m, n)
+        In the dtype of the weight.
+    momentum : array, shape (..., m, n)
+        m', in the dtype of the momentum.
+
+        A matrix of the batch whose gradient holds a NaN or an infinity gets a step of exactly 0
+        and keeps its momentum. Without gradient and momentum only weight decay is left. No
+        argument is written to. Runs under `jax.jit`.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or the three shapes differ.
+    """
+    xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
+    _check_shapes(weight, gradient, momentum)
+    _check_options(lr, beta, weight_decay)
+    lr, beta, weight_decay = (_like(xp, value, momentum) for value in (lr, beta, weight_decay))
+
+    gradient = xp.astype(gradient, momentum.dtype, copy=False)
+    finite = xp.all(xp.isfinite(gradient), axis=(-2, -1), keepdims=True)
+    fresh = (1 - beta) * xp.where(finite, gradient, xp.zeros_like(gradient))
+    averaged = beta * momentum + fresh
+    update = precondition(
+        beta * averaged + fresh if nesterov else averaged,
+        alpha,
+        damping,
+        damping_mode=damping_mode,
+        method=method,
+        tolerance=tolerance,
+        normalize=scale,
+    )
+    step = -lr * (update + weight_decay * xp.astype(weight, momentum.dtype, copy=False))
+    step = xp.where(finite, step, xp.zeros_like(step))
+    return xp.astype(step, weight.dtype, copy=False), xp.where(finite, averaged, momentum)
+
+
+def _like(xp: Any, value: float | Array, like: Array) -> float | Array:
+    """Return a number as it is, an array in the dtype and on the device of `like`."""
+    if is_number(value):
+        return value
+    return xp.asarray(value, dtype=like.dtype, device=device_of(like))
+
+
+def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
+    shapes = [tuple(array.shape) for array in (weight, gradient, momentum)]
+    if len(set(shapes)) > 1:
+        raise InputError(
+            f"weight, gradient and momentum have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; "
+            "pass three of one shape (..., m, n), zeros as the first momentum."
+        )
+
+
+def _check_options(lr: float | Array, beta: float | Array, weight_decay: float | Array) -> None:
+    if is_number(lr) and not 0 <= lr < float("inf"):
+        raise InputError(f"lr: {lr} is not a learning rate of 0 or more.")
+    if is_number(beta) and not 0 <= beta < 1:
+        raise InputError(f"beta: {beta} is outside [0, 1); 0.95 is the default.")
+    if is_number(weight_decay) and not 0 <= weight_decay < float("inf"):
+        raise InputError(f"weight_decay: {weight_decay} is not a number of 0 or more.")
