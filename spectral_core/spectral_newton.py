@@ -4,7 +4,7 @@ from typing import Any
 
 from spectral_core._arrays import Array, device_of, floating
 from spectral_core.errors import InputError
-from spectral_core.preconditioner import precondition
+from spectral_core.preconditioner import NORMALIZATIONS, precondition
 from spectral_core.transfer import is_number
 
 __all__ = ["spectral_newton_step"]
@@ -76,7 +76,7 @@ def spectral_newton_step(
     """
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
-    _check_options(lr, beta, weight_decay)
+    _check_options(lr, beta, weight_decay, scale)
     lr, beta, weight_decay = (_like(xp, value, momentum) for value in (lr, beta, weight_decay))
 
     gradient = xp.astype(gradient, momentum.dtype, copy=False)
@@ -113,7 +113,11 @@ def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
         )
 
 
-def _check_options(lr: float | Array, beta: float | Array, weight_decay: float | Array) -> None:
+def _check_options(
+    lr: float | Array, beta: float | Array, weight_decay: float | Array, scale: str
+) -> None:
+    if scale not in NORMALIZATIONS:
+        raise InputError(f"scale: {scale!r} is none of {', '.join(NORMALIZATIONS)}.")
     if is_number(lr) and not 0 <= lr < float("inf"):
         raise InputError(f"lr: {lr} is not a learning rate of 0 or more.")
     if is_number(beta) and not 0 <= beta < 1:

@@ -23,8 +23,8 @@ _MLP = ("mlp", "ffn", "feed_forward", "feedforward", "densereludense")
 _UP = {"up_proj", "gate_proj", "c_fc", "gate_up_proj", "dense_h_to_4h", "intermediate"}
 _DOWN = {"down_proj", "c_proj", "dense_4h_to_h"}
 # These names say something only inside a repeated block.
-_UP_IN_BLOCK = {"fc1", "linear1", "lin1", "w1", "w3", "wi", "wi_0", "wi_1"}
-_DOWN_IN_BLOCK = {"fc2", "linear2", "lin2", "w2", "wo"}
+_UP_IN_BLOCK = {"up", "gate", "fc_in", "fc1", "linear1", "lin1", "w1", "w3", "wi", "wi_0", "wi_1"}
+_DOWN_IN_BLOCK = {"down", "fc_out", "fc2", "linear2", "lin2", "w2", "wo"}
 _HEADS = {"head", "heads", "lm_head", "classifier", "logits", "score"}
 _SHALLOW_HEADS = {"fc", "output", "out", "output_layer"}
 _EMBEDDING_WORDS = re.compile(r"embed|(^|[._])(pos|wte|wpe|tok|token|cls)([._]|$)|position|_token")

@@ -90,6 +90,7 @@ def test_names_of_other_families():
             )
             self.ffn = nn.Sequential(nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 16))
             self.fc1, self.fc2 = nn.Linear(16, 64), nn.Linear(64, 16)
+            self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
             self.intermediate = nn.ModuleDict({"dense": nn.Linear(16, 64)})
             self.output = nn.ModuleDict({"dense": nn.Linear(64, 16)})
             self.attention = nn.ModuleDict({"output": nn.ModuleDict({"dense": nn.Linear(16, 16)})})
@@ -106,6 +107,8 @@ def test_names_of_other_families():
         "ffn.2.weight": ("mlp-down", "matrix"),
         "fc1.weight": ("mlp-up", "matrix"),
         "fc2.weight": ("mlp-down", "matrix"),
+        "up.weight": ("mlp-up", "matrix"),
+        "down.weight": ("mlp-down", "matrix"),
         "intermediate.dense.weight": ("mlp-up", "matrix"),
         "output.dense.weight": ("mlp-down", "matrix"),
         "attention.output.dense.weight": ("attention", "matrix"),

@@ -215,7 +215,7 @@ def test_arguments_are_not_written_to():
     ("change", "said"),
     [({"lr": -1.0}, "lr: -1.0"), ({"lr": float("nan")}, "lr: nan"), ({"beta": 1.0}, "beta: 1.0"),
      ({"weight_decay": -0.1}, "weight_decay: -0.1"), ({"alpha": 5.0}, "alpha: 5.0"),
-     ({"scale": "rmss"}, "rmss"), ({"damping_mode": "relative"}, "relative")],
+     ({"scale": "rmss"}, "scale: 'rmss'"), ({"damping_mode": "relative"}, "relative")],
 )  # fmt: skip
 def test_what_is_out_of_range_is_named(change, said):
     w = np.ones((2, 3))
