@@ -1,4 +1,8 @@
-"""A step of `SpectralNewton` beside forward and backward, AdamW, and the price of ``alpha="auto"``.
+"""A step of `SpectralNewton` beside other optimizers, and the price of ``alpha="auto"``.
+
+First the steps alone, on the weight matrices of ResNet-18 and of two blocks of GPT-2-small with random
+gradients: α by the layers' usual 1 and 2, `torch.optim.Muon` (which orthogonalises in bfloat16),
+AdamW, and T by a plain SVD of each matrix.
 
 For a small GPT and a small convolutional network, in one process and in turn: forward and backward
 of one batch, a step with α by layer type and with α = 2, a step of AdamW on all parameters, and one
@@ -12,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import arguments, interleaved, print_figure
+from harness import arguments, interleaved, print_figure, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,9 +61,52 @@ def convolutions(quick: bool) -> Case:
     )
 
 
+RESNET18 = [(64, 147), *[(64, 576)] * 4, (128, 576), *[(128, 1152)] * 3, (256, 1152),
+            *[(256, 2304)] * 3, (512, 2304), *[(512, 4608)] * 3]  # fmt: skip
+GPT2 = [(768, 768)] * 8 + [(3072, 768)] * 2 + [(768, 3072)] * 2
+
+
+@torch.no_grad()
+def by_svd(weights: list[Tensor], momenta: list[Tensor], lr: float = 1e-5) -> None:
+    """Step as Spectral Newton with α = 2 does, by one SVD a matrix."""
+    for weight, momentum in zip(weights, momenta, strict=True):
+        momentum.lerp_(weight.grad, 0.05)
+        u, sigma, vh = torch.linalg.svd(
+            torch.lerp(momentum, weight.grad, 0.05), full_matrices=False
+        )
+        update = (u * (sigma / (sigma**2 + 0.1 * sigma[0] ** 2))) @ vh
+        weight.sub_(update * (0.2 * lr / update.square().mean().sqrt()))
+
+
+def on_shapes(name: str, shapes: list[tuple[int, int]], repeats: int) -> None:
+    """Print the times of one step on matrices of some shapes, over that of Muon."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    contenders: dict[str, Callable[[], object]] = {
+        "muon": torch.optim.Muon(weights, lr=1e-5).step,
+        "adamw": torch.optim.AdamW(weights, lr=1e-5).step,
+        "svd": lambda: by_svd(weights, momenta),
+    }
+    for alpha in (1.0, 1.5, 2.0):
+        contenders[f"alpha {alpha:g}"] = SpectralNewton(weights, lr=1e-5, alpha=alpha).step
+    times = interleaved(contenders, repeats)
+    print_figure(
+        "step",
+        shapes=name,
+        muon_milliseconds=round(1e3 * statistics.median(times["muon"]), 1),
+        time_over_muon={c: round(ratio(times, c, "muon"), 2) for c in contenders if c != "muon"},
+        threads=torch.get_num_threads(),
+    )
+
+
 def main() -> None:
     """Print one line for each network."""
     quick = arguments(__doc__).quick
+    on_shapes("ResNet-18", RESNET18[:4] if quick else RESNET18, 2 if quick else 5)
+    on_shapes("GPT-2-small, two blocks", GPT2[:1] if quick else GPT2, 2 if quick else 5)
     for name, case in (("gpt", gpt), ("convolutions", convolutions)):
         torch.manual_seed(0)
         model, loss, problem = case(quick)
