@@ -62,7 +62,9 @@ def tests(session: nox.Session, backend: str) -> None:
     else:
         session.install(*TEST, ".")
     namespace = "numpy" if backend == "oldest" else backend
-    session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs)
+    # The arrays are small: threads only wait for each other, on shared cores for long.
+    env = {"OMP_NUM_THREADS": "1"}
+    session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs, env=env)
 
 
 @nox.session
