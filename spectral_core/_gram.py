@@ -1,11 +1,11 @@
 """A gradient made ready for its small Gram matrix: wide, scaled, free of what is not finite."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spectral_core._arrays import Array
-from spectral_core.extreme_value import largest_eigenvalue
+from spectral_core.extreme_value import STEPS, largest_eigenvalue
 from spectral_core.transfer import log_damping, power
 
 __all__ = ["Coefficients", "Gram", "ScaledMatrix", "smallest_shift"]
@@ -29,6 +29,10 @@ class ScaledMatrix:
     wide: Array
     scale: Array
     transposed: bool
+
+    def lowered(self, xp: Any) -> "ScaledMatrix":
+        """Round `wide` to bfloat16; the scale stays as it is."""
+        return replace(self, wide=xp.astype(self.wide, xp.bfloat16))
 
     @classmethod
     def of(cls, xp: Any, gradient: Array) -> "ScaledMatrix":
@@ -77,10 +81,10 @@ class Gram:
     top: Array
 
     @classmethod
-    def of(cls, xp: Any, scaled: ScaledMatrix) -> "Gram":
-        """Form it."""
+    def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS) -> "Gram":
+        """Form it, in the dtype of the wide matrix; its top in that of the scale."""
         matrix = scaled.wide @ xp.matrix_transpose(scaled.wide)
-        top = largest_eigenvalue(xp, matrix)
+        top = largest_eigenvalue(xp, xp.astype(matrix, scaled.scale.dtype, copy=False), steps)
         return cls(matrix, xp.where(top > 0, top, xp.ones_like(top)))
 
 

@@ -14,8 +14,10 @@ from spectral_core._gram_functions import (
     by_shifts,
     eigen_ratios,
 )
-from spectral_core._method_choice import METHODS, Request, choose
+from spectral_core._gram_polynomial import by_polynomial
+from spectral_core._method_choice import METHODS, PRECISIONS, Request, choose
 from spectral_core.errors import InputError
+from spectral_core.extreme_value import STEPS
 from spectral_core.polar import polar_factor, polar_schedule
 from spectral_core.transfer import check_exponent, damped_ratio, peak
 
@@ -24,6 +26,7 @@ __all__ = ["precondition"]
 NORMALIZATIONS = ("none", "spectral", "rms")
 UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
 POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
+LOW_STEPS = 8  # of Lanczos where products are in bfloat16: sixteen would take longer than those
 
 
 def precondition(
@@ -35,6 +38,7 @@ def precondition(
     method: str = "auto",
     tolerance: float | None = None,
     normalize: str = "none",
+    precision: str = "working",
 ) -> Array:
     """Return ``U T(Σ) Vᵀ`` of ``G = U Σ Vᵀ`` with ``T(σ) = σ / (σ^α + d)`` (Theory 9).
 
@@ -104,12 +108,13 @@ def precondition(
     """
     xp, (gradient,) = floating(gradient=gradient)
     _check(gradient, alpha, damping, damping_mode, method, tolerance, normalize)
+    _check_precision(xp, precision)
     scaled = ScaledMatrix.of(xp, gradient)
     wide = scaled.wide
     rows, columns = wide.shape[-2:]
     request = Request(
         alpha, damping, damping_mode, method, tolerance, normalize,
-        rows, columns, float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide),
+        rows, columns, float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide), precision == "bfloat16",
     )  # fmt: skip
     filtered = _METHODS[choose(request)](xp, scaled, request)
     result = scaled.restore(xp, filtered.normalized(xp, normalize))
@@ -130,7 +135,8 @@ class _Filtered:
         if normalize == "spectral":
             return self.product.times(1 / self.peak)
         product = self.product.multiplied()
-        rms = xp.sqrt(xp.mean(product.wide**2, axis=(-2, -1), keepdims=True))
+        entries = xp.astype(product.wide, self.size.dtype, copy=False)  # from bfloat16
+        rms = xp.sqrt(xp.mean(entries**2, axis=(-2, -1), keepdims=True))
         return product.times(UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
 
 
@@ -194,8 +200,19 @@ def _polar(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     return _Filtered(Product(matrix, 1.0), xp.ones_like(top), xp.ones_like(top))
 
 
+def _polynomial(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
+    if request.low:
+        scaled = scaled.lowered(xp)
+    gram = Gram.of(xp, scaled, LOW_STEPS if request.low else STEPS)
+    root = xp.sqrt(gram.top)
+    terms = _coefficients(xp, scaled, request, root)
+    filtered = by_polynomial(xp, gram.matrix, gram.top, scaled.wide, request.polynomial())
+    return _filtered(xp, Product(filtered, 1.0), root, terms, float(request.alpha))
+
+
 _METHODS = {
     "closed": _closed, "shifts": _by_gram, "eigh": _eigh, "svd": _svd, "polar": _polar,
+    "polynomial": _polynomial,
 }  # fmt: skip
 
 
@@ -235,3 +252,13 @@ def _check(
         raise InputError(f"normalize: {normalize!r} is none of {', '.join(NORMALIZATIONS)}.")
     if tolerance is not None and not (isinstance(tolerance, Real) and 0 < tolerance < 1):
         raise InputError(f"tolerance: {tolerance} is not between 0 and 1; 0.01 is the default.")
+
+
+def _check_precision(xp: Any, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}.")
+    if precision == "bfloat16" and not hasattr(xp, "bfloat16"):
+        raise InputError(
+            f"precision: the arrays' library, {xp.__name__.removeprefix('array_api_compat.')}, "
+            "has no bfloat16; use 'working', or arrays of PyTorch or JAX."
+        )
