@@ -18,7 +18,7 @@ __all__ = ["METHODS", "PRECISIONS", "Request", "choose", "gram_rounding"]
 METHODS = ("auto", "closed", "shifts", "eigh", "svd", "polar", "polynomial")
 PRECISIONS = ("working", "bfloat16")
 TOLERANCE = 1e-2
-LOW_TOLERANCE = 4e-2  # about what rounding to bfloat16 adds
+LOW_TOLERANCE = 5e-2  # about what rounding to bfloat16 adds
 # A pole costs a Cholesky factorisation and an inverse. By tests/benchmarks/bench_precondition.py
 # an eigendecomposition costs as much as three to four of them on a CPU, and errs less. On a GPU it
 # takes far longer, as half of it hardly runs in parallel; that is not measured here.
@@ -144,8 +144,10 @@ def choose(request: Request) -> str:
     if request.method == "auto":
         exact = request.known and request.alpha == 0
         return choose(replace(request, method="closed" if exact else "polynomial"))
-    if request.low and request.method != "polynomial" and not (
-        request.method == "closed" and request.known and request.alpha == 0
+    if (
+        request.low
+        and request.method != "polynomial"
+        and not (request.method == "closed" and request.known and request.alpha == 0)
     ):
         raise InputError(
             f"precision: 'bfloat16' is for methods 'polynomial' and 'auto', not "

@@ -7,62 +7,76 @@ rounding R to few digits costs least on the many directions that a Gram matrix h
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["evaluate"]
+__all__ = ["Add", "Multiply", "evaluate"]
 
-# (accumulator, factor, matrix) -> accumulator + factor · matrix
-Add = Callable[[Any, float, Any], Any]
-# (accumulator, its factor, left, right, factor) -> factor · accumulator + factor · left right
-Multiply = Callable[[Any, float, Any, Any, float], Any]
+# (sum, matrix, factor, done) -> sum + factor · matrix; done: nobody needs the old sum any more
+Add = Callable[[Any, Any, float, bool], Any]
+# (sum, its factor, left, right, factor, done) -> its factor · sum + factor · left right
+Multiply = Callable[[Any, float, Any, Any, float, bool], Any]
+Rows = Sequence[Sequence[float]]
 
 
-def evaluate(
-    first: Any, rows: Sequence[Sequence[float]], add: Add, multiply: Multiply
-) -> tuple[float, Any]:
-    """Return r and R with ``Σ_i S_i(B) T_s(2 B/h − 1)^i = r I + R`` (Theory 9.6).
+def evaluate(first: Any, rows: Rows, add: Add, multiply: Multiply) -> tuple[float, float, Any]:
+    """Return r, q and R with ``Σ_i S_i T_s^i = r I + q R`` (Theory 9.6).
 
     Parameters
     ----------
     first : matrix or numbers
-        ``2 B / h``.
+        ``2 B / h``; Chebyshev polynomials are those of ``x' = 2 B / h − 1``.
     rows : sequence of s + 1 coefficients each
-        Of ``S_i = Σ_j rows[i][j] T_j(2 B/h − 1)``, from the lowest i. Takes ``s − 1`` products and
-        one for every row but the last.
+        Of ``S_i = Σ_j rows[i][j] T_j``, from the lowest i. Takes ``s − 1`` products, and one for
+        every row but the last.
     add, multiply : callable
-        The arithmetic of whatever `first` is.
+        The arithmetic of whatever `first` is. All sums are made by them, so that what is rounded is
+        seen.
     """
     powers = _shifted_chebyshev(first, len(rows[0]) - 1, add, multiply)
     step, at_zero = powers[-1], _sign(len(powers))
-    value, matrix = _combination(powers, rows[-1], add)
+    value = _at_zero(rows[-1])
+    size, matrix = _sum(rows[-1][1:], powers, add)
     for row in reversed(rows[:-1]):
-        below, sum_ = _combination(powers, row, add)
-        # (r + R)(e + W) + (r' + R') = (r e + r') + (R' + r W + e R + R W)
-        sum_ = add(add(sum_, value, step), at_zero, matrix)
-        matrix = multiply(sum_, 1.0, matrix, step, 1.0)
-        value = value * at_zero + below
-    return value, matrix
+        # (r + R)(e + W) + (r' + R') = (r e + r') + (R' + r W + e R) + R W
+        inner = [*row[1:-1], row[-1] + value, at_zero * size]
+        factor, sum_ = _sum(inner, [*powers, matrix], add)
+        matrix = multiply(sum_, factor, matrix, step, size, True)
+        value, size = value * at_zero + _at_zero(row), 1.0
+    return value, size, matrix
 
 
 def _shifted_chebyshev(first: Any, count: int, add: Add, multiply: Multiply) -> list[Any]:
-    """Return ``U_k = T_k(x') − T_k(−1)``, k = 1..count, with ``x' = first − 1``."""
+    """Return ``U_k = T_k(x') − T_k(−1)``, k = 1..count."""
     powers = [first]
     for k in range(2, count + 1):
-        half = powers[k // 2 - 1]
+        j = k // 2
+        half = powers[j - 1]
         if k % 2 == 0:  # T_2j = 2 T_j² − 1
-            powers.append(multiply(half, 4.0 * _sign(k // 2), half, half, 2.0))
+            powers.append(multiply(half, 4 * _sign(j), half, half, 2.0, False))
             continue
-        more = powers[k // 2]  # T_2j+1 = 2 T_j T_j+1 − T_1
-        sum_ = add(add(-first, 2.0 * _sign(k // 2 + 1), half), 2.0 * _sign(k // 2), more)
-        powers.append(multiply(sum_, 1.0, half, more, 2.0))
+        # T_2j+1 = 2 T_j T_j+1 − T_1
+        factors = [0.0] * len(powers)
+        factors[0] = -1.0
+        factors[j - 1] += 2 * _sign(j + 1)
+        factors[j] += 2 * _sign(j)
+        factor, sum_ = _sum(factors, powers, add)
+        powers.append(multiply(sum_, factor, half, powers[j], 2.0, True))
     return powers
 
 
-def _combination(powers: Sequence[Any], row: Sequence[float], add: Add) -> tuple[float, Any]:
-    """Return the value at zero of ``Σ_j row[j] T_j`` and what is left."""
-    total = row[1] * powers[0]
-    for coefficient, power in zip(row[2:], powers[1:], strict=True):
-        if coefficient != 0:
-            total = add(total, coefficient, power)
-    return sum(c * _sign(j) for j, c in enumerate(row)), total
+def _sum(factors: Sequence[float], matrices: Sequence[Any], add: Add) -> tuple[float, Any]:
+    """Return q and M with ``Σ factors · matrices = q M``: nothing is spent on scaling.
+
+    Of two matrices and more M is always a new one.
+    """
+    terms = [(f, m) for f, m in zip(factors, matrices, strict=True) if f != 0 or m is matrices[0]]
+    lead = max(range(len(terms)), key=lambda i: abs(terms[i][0]))
+    size, total = terms.pop(lead)
+    for i, (factor, matrix) in enumerate(terms):
+        total = add(total, matrix, factor / size, i > 0)
+    return size, total
+
+
+def _at_zero(row: Sequence[float]) -> float:
+    return sum(c * _sign(j) for j, c in enumerate(row))
 
 
 def _sign(k: int) -> float:

@@ -11,10 +11,11 @@ from spectral_core._arrays import Array, device_of
 __all__ = ["largest_eigenvalue"]
 
 STEPS = 16
+PASSES = 2  # of orthogonalisation
 DIRECT_SIZE = 160  # up to here all eigenvalues are cheaper than the steps
 
 
-def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
+def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = PASSES) -> Array:
     """Estimate ``λ_max`` of symmetric positive semi-definite matrices from below.
 
     Up to 160 rows it is exact to rounding. Beyond: Lanczos from a fixed pseudo-random vector, with
@@ -30,6 +31,8 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
         Entries must not overflow when squared.
     steps : int
         Matrix-vector products.
+    passes : int
+        Orthogonalisations of each vector: one is enough for a few steps.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
     basis, images = vector * places[0, :], image * places[0, :]
     for step in range(1, steps):
         vector = image
-        for _ in range(2):
+        for _ in range(passes):
             vector = vector - basis @ (xp.matrix_transpose(basis) @ vector)
         vector = _normalised(xp, vector, images)
         image = gram @ vector

@@ -137,14 +137,15 @@ class _Scalars:
         self.victim, self.spoil, self.results = victim, spoil, 0
 
     def run(self, x: Vector, rows: tuple[tuple[float, ...], ...]) -> Vector:
-        value, matrix = evaluate(self._store(2 * x / REACH), rows, self._add, self._multiply)
-        return np.asarray(value + matrix)
+        first = self._store(2 * x / REACH)
+        value, size, matrix = evaluate(first, rows, self._add, self._multiply)
+        return np.asarray(value + size * matrix)
 
-    def _add(self, sum_: Vector, factor: float, matrix: Vector) -> Vector:
+    def _add(self, sum_: Vector, matrix: Vector, factor: float, _: bool) -> Vector:
         return self._store(sum_ + factor * matrix)
 
     def _multiply(
-        self, sum_: Vector, size: float, left: Vector, right: Vector, factor: float
+        self, sum_: Vector, size: float, left: Vector, right: Vector, factor: float, _: bool
     ) -> Vector:
         return self._store(size * sum_ + factor * left * right)
 

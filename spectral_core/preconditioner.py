@@ -17,7 +17,6 @@ from spectral_core._gram_functions import (
 from spectral_core._gram_polynomial import by_polynomial
 from spectral_core._method_choice import METHODS, PRECISIONS, Request, choose
 from spectral_core.errors import InputError
-from spectral_core.extreme_value import STEPS
 from spectral_core.polar import polar_factor, polar_schedule
 from spectral_core.transfer import check_exponent, damped_ratio, peak
 
@@ -26,7 +25,7 @@ __all__ = ["precondition"]
 NORMALIZATIONS = ("none", "spectral", "rms")
 UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
 POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
-LOW_STEPS = 8  # of Lanczos where products are in bfloat16: sixteen would take longer than those
+LOW_LANCZOS = 8, 1  # steps and passes in bfloat16: more would take longer than the products
 
 
 def precondition(
@@ -109,7 +108,7 @@ def precondition(
     xp, (gradient,) = floating(gradient=gradient)
     _check(gradient, alpha, damping, damping_mode, method, tolerance, normalize)
     _check_precision(xp, precision)
-    scaled = ScaledMatrix.of(xp, gradient)
+    scaled = ScaledMatrix.of(xp, gradient, solved=method != "polynomial" and precision == "working")
     wide = scaled.wide
     rows, columns = wide.shape[-2:]
     request = Request(
@@ -203,7 +202,7 @@ def _polar(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
 def _polynomial(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     if request.low:
         scaled = scaled.lowered(xp)
-    gram = Gram.of(xp, scaled, LOW_STEPS if request.low else STEPS)
+    gram = Gram.of(xp, scaled, *(LOW_LANCZOS if request.low else ()))
     root = xp.sqrt(gram.top)
     terms = _coefficients(xp, scaled, request, root)
     filtered = by_polynomial(xp, gram.matrix, gram.top, scaled.wide, request.polynomial())
