@@ -15,7 +15,7 @@ Vector = NDArray[np.float64]
 
 REACH = 1.06  # fitted up to here: σ_max² may be underestimated by 6 %
 # (degree, s): the highest degrees for 1, 2, 3 ... products, with T_s as the step.
-SCHEMES = ((2, 2), (4, 2), (6, 3), (9, 3), (12, 4), (16, 4), (20, 5), (25, 5))
+SCHEMES = ((2, 2), (4, 2), (6, 3), (9, 3), (12, 4), (16, 4), (20, 5), (25, 5), (30, 5), (36, 6))
 _ROUNDS = 60  # of Lawson's reweighting
 _GRID = 300
 _CHECK = 4000  # points of the certificate
@@ -72,7 +72,7 @@ def polynomial_table(alpha: float, damping: float, tolerance: float) -> Polynomi
     Returns
     -------
     PolynomialTable
-        The best one that was found where no degree up to 25 reaches the tolerance: look at its
+        The best one that was found where no degree up to 36 reaches the tolerance: look at its
         `error`.
     """
     tables = []
@@ -105,11 +105,13 @@ def _fit(alpha: float, damping: float, degree: int) -> Vector:
     x, wanted, weight = _problem(alpha, damping, _GRID)
     basis = chebyshev.chebvander(2 * x / REACH - 1, degree) * weight[:, None]
     goal = wanted * weight
-    lawson = np.ones_like(x)
-    best, least = np.zeros(degree + 1), np.inf
+    lawson: Vector = np.ones_like(x)
+    best: Vector = np.zeros(degree + 1)
+    least = np.inf
     for _ in range(_ROUNDS):
         root = np.sqrt(lawson)
-        found = np.linalg.lstsq(basis * root[:, None], goal * root, rcond=None)[0]
+        solution = np.linalg.lstsq(basis * root[:, None], goal * root, rcond=None)[0]
+        found = np.asarray(solution, dtype=np.float64)
         errors = np.abs(basis @ found - goal)
         largest = float(np.max(errors))
         if largest < least:
