@@ -106,8 +106,8 @@ def precondition(
       for Gaussian noise e was 0.07 % in the median of 60 matrices and 3 % in the worst.
     - γ is what rounding does to "polynomial": to first order at most gain · u of max T if each
       matrix that is stored errs by u of its spectral norm, u = ε/2, with the gain that
-      `polynomial_table` states: 58 at α = 2, 118 at α = 1, 29 at α = 4, for δ = 0.1. In bfloat16
-      (u = 1/256) that is 23 %, 46 % and 11 %, all roundings adding up at their worst. Seen in
+      `polynomial_table` states: 58 at α = 2, 118 at α = 1, 24 at α = 4, for δ = 0.1. In bfloat16
+      (u = 1/256) that is 23 %, 46 % and 9 %, all roundings adding up at their worst. Seen in
       total, with the 5 % tolerance, rounding and λ: 1.7 to 5 % where singular values fall off, 3 to
       8 % for Gaussian noise. Small δ and α near 1 are the worst; a δ of 0.01 is often refused.
     - In bfloat16 λ comes from 8 Lanczos steps: for Gaussian noise e was 2 % in the median and 5 %
