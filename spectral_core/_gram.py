@@ -1,11 +1,11 @@
 """A gradient made ready for its small Gram matrix: wide, scaled, free of what is not finite."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spectral_core._arrays import Array
-from spectral_core.extreme_value import largest_eigenvalue
+from spectral_core.extreme_value import PASSES, STEPS, largest_eigenvalue
 from spectral_core.transfer import log_damping, power
 
 __all__ = ["Coefficients", "Gram", "ScaledMatrix", "smallest_shift"]
@@ -31,18 +31,26 @@ class ScaledMatrix:
     transposed: bool
 
     @classmethod
-    def of(cls, xp: Any, gradient: Array) -> "ScaledMatrix":
-        """Scale a gradient, shape (..., m, n)."""
+    def of(cls, xp: Any, gradient: Array, solved: bool = True) -> "ScaledMatrix":
+        """Scale a gradient, shape (..., m, n).
+
+        Square ones are transposed too where it may be a right hand side: columns are then
+        contiguous, as solvers want them.
+        """
         if xp.finfo(gradient.dtype).bits < 32:
             gradient = xp.astype(gradient, xp.float32)
-        # Square ones too: columns are then contiguous, as solvers want them on the right hand side.
-        transposed = gradient.shape[-2] >= gradient.shape[-1]
+        rows, columns = gradient.shape[-2:]
+        transposed = rows > columns or (solved and rows == columns)
         wide = xp.matrix_transpose(gradient) if transposed else gradient
         largest = _largest_magnitude(xp, wide)
         one = xp.ones_like(largest)
         scale = xp.where(largest > 0, largest, one)
         scale = xp.where(xp.isfinite(largest), scale, one * float("nan"))
         return cls(wide / scale, scale, transposed)
+
+    def lowered(self, xp: Any) -> "ScaledMatrix":
+        """Round `wide` to bfloat16; the scale stays as it is."""
+        return replace(self, wide=xp.astype(self.wide, xp.bfloat16))
 
     def finite(self, xp: Any, array: Array) -> Array:
         """Return an array of this batch with zeros for the matrices that are not finite.
@@ -77,10 +85,11 @@ class Gram:
     top: Array
 
     @classmethod
-    def of(cls, xp: Any, scaled: ScaledMatrix) -> "Gram":
-        """Form it."""
+    def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS, passes: int = PASSES) -> "Gram":
+        """Form it: multiplied in the dtype of the wide matrix, kept in that of the scale."""
         matrix = scaled.wide @ xp.matrix_transpose(scaled.wide)
-        top = largest_eigenvalue(xp, matrix)
+        matrix = xp.astype(matrix, scaled.scale.dtype, copy=False)
+        top = largest_eigenvalue(xp, matrix, steps, passes)
         return cls(matrix, xp.where(top > 0, top, xp.ones_like(top)))
 
 

@@ -1,6 +1,6 @@
 """Which method serves a request to precondition, what error it brings, and which is cheapest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,12 +10,15 @@ from spectral_core._arrays import Array
 from spectral_core._gram import smallest_shift
 from spectral_core.errors import InputError
 from spectral_core.pole_tables import PoleTable, pole_table
+from spectral_core.polynomial_tables import PolynomialTable, polynomial_table
 from spectral_core.transfer import is_number
 
-__all__ = ["METHODS", "Request", "choose", "gram_rounding"]
+__all__ = ["METHODS", "PRECISIONS", "Request", "choose", "gram_rounding"]
 
-METHODS = ("auto", "closed", "shifts", "eigh", "svd", "polar")
+METHODS = ("auto", "closed", "shifts", "eigh", "svd", "polar", "polynomial")
+PRECISIONS = ("working", "bfloat16")
 TOLERANCE = 1e-2
+LOW_TOLERANCE = 5e-2  # about what rounding to bfloat16 adds
 # A pole costs a Cholesky factorisation and an inverse. By tests/benchmarks/bench_precondition.py
 # an eigendecomposition costs as much as three to four of them on a CPU, and errs less. On a GPU it
 # takes far longer, as half of it hardly runs in parallel; that is not measured here.
@@ -43,6 +46,8 @@ class Request:
         Of the dtype that is computed in.
     on_cpu : bool
         Whether eigendecompositions are cheap.
+    low : bool
+        Whether products are in bfloat16.
     """
 
     alpha: float | Array
@@ -55,6 +60,7 @@ class Request:
     columns: int
     epsilon: float
     on_cpu: bool = True
+    low: bool = False
 
     @property
     def known(self) -> bool:
@@ -64,7 +70,9 @@ class Request:
     @property
     def target(self) -> float:
         """The tolerance, or its default."""
-        return TOLERANCE if self.tolerance is None else self.tolerance
+        if self.tolerance is not None:
+            return self.tolerance
+        return LOW_TOLERANCE if self.low else TOLERANCE
 
     @property
     def shift(self) -> float:
@@ -82,6 +90,10 @@ class Request:
             floor=relative_floor(self.epsilon),
             smallest=smallest_shift(rows, self.epsilon),
         )
+
+    def polynomial(self) -> PolynomialTable:
+        """Return the coefficients of method "polynomial"."""
+        return polynomial_table(float(self.alpha), float(self.damping), self.target)
 
     def rounding(self) -> float:
         """Return the error that squaring brings; 0 where the damping is not known."""
@@ -127,8 +139,20 @@ def choose(request: Request) -> str:
     InputError
         If the method asked for does not serve the request.
     """
-    if request.method == "auto":
+    if request.method == "auto" and not request.low:
         return _automatic(request)
+    if request.method == "auto":
+        exact = request.known and request.alpha == 0
+        return choose(replace(request, method="closed" if exact else "polynomial"))
+    if (
+        request.low
+        and request.method != "polynomial"
+        and not (request.method == "closed" and request.known and request.alpha == 0)
+    ):
+        raise InputError(
+            f"precision: 'bfloat16' is for methods 'polynomial' and 'auto', not "
+            f"{request.method!r}; use 'working'."
+        )
     if reason := _objection(request):
         raise InputError(f"method: {request.method!r} {reason}")
     return request.method
@@ -157,7 +181,7 @@ def _automatic(request: Request) -> str:
 def _objection(request: Request, method: str | None = None) -> str | None:
     """Say why a method does not serve, as the rest of a sentence, or None."""
     method = method or request.method
-    if method in ("closed", "shifts", "polar") and not request.known:
+    if method in ("closed", "shifts", "polar", "polynomial") and not request.known:
         return "needs alpha and damping as numbers, not arrays; use 'eigh' or 'svd'."
     alpha, damping = request.alpha, request.damping
     spectral = request.damping_mode == "spectral"
@@ -174,6 +198,11 @@ def _objection(request: Request, method: str | None = None) -> str | None:
         return f"is for alpha between 0 and 2, not {alpha}; use 'auto' or 'eigh'."
     if method == "shifts" and not spectral:
         return "is for spectral damping; with absolute damping use 'eigh' or 'svd'."
+    if method == "polynomial" and not (alpha > 0 and damping > 0 and spectral):
+        return (
+            f"is for alpha above 0 and spectral damping above 0, not alpha = {alpha} and "
+            f"{request.damping_mode} damping {damping}; use 'auto' in working precision."
+        )
     if method in ("closed", "shifts") and alpha > 0 and spectral and damping < request.shift:
         return (
             f"needs a damping above the rounding of the Gram matrix, {request.shift:.1e} at this "
@@ -189,7 +218,13 @@ def _shortfall(request: Request, method: str) -> str | None:
             f"reaches {request.table().error:.1e} for alpha = {request.alpha} and damping = "
             f"{request.damping}, not the tolerance {request.target:g}; use 'eigh' or 'svd'."
         )
-    if request.tolerance is None:
+    if method == "polynomial" and request.polynomial().error > request.target:
+        return (
+            f"reaches {request.polynomial().error:.1e} for alpha = {request.alpha} and damping = "
+            f"{request.damping}, not the tolerance {request.target:g}; raise the tolerance or the "
+            "damping, or use 'auto' in working precision."
+        )
+    if request.tolerance is None or request.low:  # rounding to bfloat16 comes on top, as stated
         return None
     least = 32 * request.epsilon
     if method != "svd" and not (method == "closed" and request.alpha == 0):

@@ -25,6 +25,7 @@ def spectral_newton_step(
     scale: str = "rms",
     method: str = "auto",
     tolerance: float | None = None,
+    precision: str = "working",
 ) -> tuple[Array, Array]:
     """Return the step to add to a weight, and the new momentum (Theory 9.9).
 
@@ -44,7 +45,7 @@ def spectral_newton_step(
     lr : float or array
         Learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so do
         those of `beta` and `weight_decay`. Their values are not checked.
-    alpha, damping, damping_mode, method, tolerance
+    alpha, damping, damping_mode, method, tolerance, precision
         As in `precondition`.
     beta : float or array
         Coefficient of the exponential moving average, in [0, 1).
@@ -91,6 +92,7 @@ def spectral_newton_step(
         method=method,
         tolerance=tolerance,
         normalize=scale,
+        precision=precision,
     )
     step = -lr * (update + weight_decay * xp.astype(weight, momentum.dtype, copy=False))
     step = xp.where(finite, step, xp.zeros_like(step))

@@ -113,6 +113,7 @@ def update_batch(
         scale=group["scale"],
         method=group["method"],
         tolerance=group["tolerance"],
+        precision=group.get("precision", "working"),  # absent from states saved before it was there
     )
     sizes = [len(part.weight) for part in batch]
     return zip(batch, step.split(sizes), momentum.split(sizes), strict=True)

@@ -44,7 +44,7 @@ class SpectralNewton(torch.optim.Optimizer):
         The exponent: one number, or ``"per-type"`` (`TYPE_ALPHAS`), or numbers by layer type or
         glob of parameter names, or those measured in a saved report, or ``"auto"``: measured
         every `measure_every` steps.
-    damping, damping_mode, method, tolerance
+    damping, damping_mode, method, tolerance, precision
         As in `spectral_core.precondition`.
     momentum : float
         Coefficient of the exponential moving average of gradients.
@@ -103,6 +103,7 @@ class SpectralNewton(torch.optim.Optimizer):
         scale: str = "rms",
         method: str = "auto",
         tolerance: float | None = None,
+        precision: str = "working",
         adamw: Mapping[str, Any] | None = None,
         route: Overrides | None = None,
         problem: Callable[[], CurvatureProblem] | None = None,
@@ -114,7 +115,8 @@ class SpectralNewton(torch.optim.Optimizer):
         defaults = {
             "lr": lr, "damping": damping, "damping_mode": damping_mode, "momentum": momentum,
             "nesterov": nesterov, "weight_decay": weight_decay, "scale": scale, "method": method,
-            "tolerance": tolerance, "betas": (0.9, 0.999), "eps": 1e-8, "maximize": maximize,
+            "tolerance": tolerance, "precision": precision,
+            "betas": (0.9, 0.999), "eps": 1e-8, "maximize": maximize,
             "capturable": capturable,
         }  # fmt: skip
         self._adamw_options = _adamw_options(adamw or {}, scale)

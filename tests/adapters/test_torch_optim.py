@@ -647,3 +647,20 @@ def test_a_failed_measurement_keeps_alpha_and_warns():
         optimizer.step()
     assert model.training and optimizer.param_groups[0]["alpha"] == 1.0
     assert "α kept" in optimizer.routing_table()[0]["reason"]
+
+
+def test_products_in_bfloat16_stay_near_working_precision():
+    working, low = gpt(), gpt()
+    one = SpectralNewton(working, lr=0.01, alpha=2.0)
+    two = SpectralNewton(low, lr=0.01, alpha=2.0, precision="bfloat16")
+    before = values(low)
+    backward(working)
+    backward(low)
+    one.step()
+    two.step()
+    matrices = [name for name, p in low.named_parameters() if "c_attn" in name and p.ndim == 2]
+    assert matrices
+    for name in matrices:
+        expected = values(working)[name] - before[name]
+        found = values(low)[name] - before[name]
+        assert 0 < torch.linalg.norm(found - expected) <= 0.25 * torch.linalg.norm(expected)

@@ -4,6 +4,7 @@ For float32 gradients of the shapes of GPT-2 small, ResNet-18 and squares, in on
 turn:
 
 - ours: `precondition` with ``method="auto"`` for seven α at δ = 0.1, and every method that serves
+- ours bfloat16: the same with ``precision="bfloat16"``, its default tolerance of 5 %
 - muon: the Newton-Schulz iteration of `torch.optim.Muon` as it is, in bfloat16
 - muon_float32: the same iteration in float32, for CPUs that multiply bfloat16 much faster
 - svd: `torch.linalg.svd` and T on its singular values
@@ -80,7 +81,16 @@ def contenders(g: Tensor) -> dict[str, Callable[[], Tensor]]:
                 continue  # does not serve this α
             if method != "svd":
                 runs[f"ours {method} {alpha:g}"] = run
-    return runs
+    return runs | low_contenders(g)
+
+
+def low_contenders(g: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return ours with products in bfloat16."""
+    return {
+        f"ours bfloat16 {alpha:g}": partial(sc.precondition, g, alpha, 0.1, precision="bfloat16")
+        for alpha in ALPHAS
+        if alpha > 0
+    }
 
 
 def expected(svd: tuple[Tensor, Tensor, Tensor], name: str) -> Tensor:

@@ -1,0 +1,220 @@
+"""Method "polynomial", in working precision and in bfloat16, against a float64 SVD."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import SHAPES, oracle, spectral_error, spectrum, with_spectrum
+
+import spectral_core as sc
+from spectral_core.extreme_value import largest_eigenvalue
+from spectral_core.polynomial_tables import REACH, SCHEMES, _table, polynomial_table
+
+settings.register_profile("project", deadline=None, max_examples=150)
+settings.load_profile("project")
+
+ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+UNIT = 2.0**-8  # of rounding to bfloat16
+
+
+def low(xp):
+    """The keyword for bfloat16, where the library has it."""
+    if xp.library not in ("torch", "jax"):
+        pytest.skip("the library has no bfloat16")
+    return {"precision": "bfloat16"}
+
+
+def hard_matrices():
+    rng = np.random.default_rng(0)
+    for name in ("wide", "tall", "column"):
+        yield rng.normal(size=SHAPES[name])
+    for kind in ("graded", "deficient", "power"):
+        yield with_spectrum(spectrum(kind, 16), (16, 40))
+    yield np.pad(np.diag(spectrum("power", 16)), ((0, 0), (0, 24)))  # rounded on the diagonal
+    yield np.ones((12, 30))  # some eigenvalue routines give NaN in float32
+    yield rng.normal(size=(170, 350))  # σ_max from Lanczos steps
+
+
+def stated(g, alpha, damping, tolerance, u, lanczos):
+    """The bound in the docstring of `precondition`, over ‖T‖₂ rather than max T."""
+    table = polynomial_table(alpha, damping, tolerance)
+    assert table.error <= tolerance
+    wide = g if g.shape[0] <= g.shape[1] else g.T
+    gram = wide @ wide.T / np.max(np.abs(g)) ** 2
+    e = max(0.0, 1 - float(largest_eigenvalue(np, gram, *lanczos)[0, 0] / np.linalg.norm(gram, 2)))
+    assert e < 1 - 1 / REACH
+    sigma = np.linalg.svd(g, compute_uv=False)
+    top = sc.transfer_bound(alpha, damping, sigma_max=sigma[0])
+    reached = np.max(sigma / (sigma**alpha + damping * sigma[0] ** alpha)) / top
+    # λ to second order: δ moves by (1 − e)^(−α/2), and T by no more than that.
+    lam = (1 - e) ** (-alpha / 2) - 1
+    return (table.error + table.gain * u + lam) / reached
+
+
+def check(xp, found, g, alpha, damping, bound):
+    values = np.asarray(xp.numpy(found), dtype=np.float64)
+    assert spectral_error(values, oracle(g, alpha, damping)[0]) <= bound
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_9_6_working_precision_keeps_the_stated_error(xp, alpha):
+
+    def run(x):
+        return sc.precondition(x, alpha, method="polynomial", tolerance=0.03)
+
+    for g in hard_matrices():
+        g = np.asarray(g, dtype=xp.dtype).astype(np.float64)
+        gradient = xp.array(g)
+        found = xp.run(run, gradient)
+        xp.check_kind(found, gradient)
+        # Gram matrices err by (4 + √k) ε rather than by ε.
+        u = (4 + np.sqrt(min(g.shape))) * xp.eps
+        check(xp, found, g, alpha, 0.1, stated(g, alpha, 0.1, 0.03, u, (16, 2)))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_9_6_bfloat16_keeps_the_stated_error(xp, alpha):
+    keyword = low(xp)
+
+    def run(x):
+        return sc.precondition(x, alpha, **keyword)
+
+    for g in hard_matrices():
+        g = np.asarray(g, dtype=xp.dtype).astype(np.float64)
+        gradient = xp.array(g)
+        found = xp.run(run, gradient)
+        xp.check_kind(found, gradient)
+        check(xp, found, g, alpha, 0.1, stated(g, alpha, 0.1, 0.05, UNIT, (8, 1)))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("kind", ["gaussian", "power"])
+def test_what_is_seen_in_bfloat16_is_several_per_cent(xp, alpha, kind):
+    keyword = low(xp)
+    if kind == "gaussian":
+        g = np.random.default_rng(0).normal(size=(128, 256))
+    else:
+        g = with_spectrum(np.arange(1.0, 129) ** -0.5, (128, 256))
+    found = xp.run(lambda x: sc.precondition(x, alpha, **keyword), xp.array(g))
+    check(xp, found, g, alpha, 0.1, 0.09 if kind == "gaussian" else 0.06)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])
+def test_9_4_tiny_and_huge_gradients_in_bfloat16(xp, scale, alpha):
+    keyword = low(xp)
+    g = np.asarray(scale * np.random.default_rng(3).normal(size=(9, 14)), dtype=xp.dtype)
+    g = g.astype(np.float64)
+    sigma = np.linalg.norm(g, 2)
+    exact = oracle(g, alpha)[0]
+    expected = {
+        "none": exact,
+        "spectral": exact / sc.transfer_bound(alpha, sigma_max=sigma),
+        "rms": exact * 0.2 / np.sqrt(np.mean(exact**2)),
+    }
+    bound = stated(g, alpha, 0.1, 0.05, UNIT, (8, 1))
+    for normalize, values in expected.items():
+        found = xp.run(
+            lambda x, n=normalize: sc.precondition(x, alpha, normalize=n, **keyword), xp.array(g)
+        )
+        found = np.asarray(xp.numpy(found), dtype=np.float64)
+        assert spectral_error(found, values) <= bound * (2 if normalize == "rms" else 1)
+
+
+def test_9_3_zero_is_exactly_zero_and_what_is_not_finite_stays_alone(xp):
+    keyword = low(xp)
+    g = np.random.default_rng(0).normal(size=(5, 4, 6))
+    g[1] = 0
+    g[2, 1, 3] = np.nan
+    g[3, 0, 0] = np.inf
+    for normalize in ("none", "spectral", "rms"):
+        found = xp.numpy(
+            xp.run(
+                lambda x, n=normalize: sc.precondition(x, 1.0, normalize=n, **keyword), xp.array(g)
+            )
+        )
+        assert np.all(found[1] == 0)
+        assert np.all(np.isnan(found[2])) and np.all(np.isnan(found[3]))
+        alone = xp.numpy(sc.precondition(xp.array(g[4]), 1.0, normalize=normalize, **keyword))
+        # One matrix and a batch are multiplied by different routines.
+        assert np.max(np.abs(found[4] - alone)) <= 0.05 * np.max(np.abs(alone))
+
+
+def test_batches_of_any_depth(xp):
+    keyword = low(xp)
+    g = np.random.default_rng(1).normal(size=(2, 3, 7, 5))
+    found = xp.numpy(xp.run(lambda x: sc.precondition(x, 2.0, **keyword), xp.array(g)))
+    for i in range(2):
+        for j in range(3):
+            check(xp, found[i, j], g[i, j], 2.0, 0.1, 0.15)
+    assert sc.precondition(xp.array(g[:, :0]), 2.0, **keyword).shape == (2, 0, 7, 5)
+
+
+def test_alpha_0_needs_no_products(xp):
+    keyword = low(xp)
+    g = np.random.default_rng(2).normal(size=(6, 9))
+    found = xp.numpy(sc.precondition(xp.array(g), 0.0, **keyword))
+    np.testing.assert_allclose(found, g / 1.1, rtol=10 * xp.eps)
+
+
+def test_the_step_takes_the_precision(xp):
+    keyword = low(xp)
+    g = np.random.default_rng(2).normal(size=(6, 9))
+    zero = np.zeros_like(g)
+    step, _ = sc.spectral_newton_step(
+        *(xp.array(a) for a in (zero, g, zero)), lr=1.0, alpha=2.0, scale="spectral", **keyword
+    )
+    momentum = (0.95 * 0.05 + 0.05) * g
+    direct = sc.precondition(xp.array(momentum), 2.0, normalize="spectral", **keyword)
+    difference = np.abs(xp.numpy(step) + xp.numpy(direct))
+    assert np.max(difference) <= 0.05
+
+
+def test_torch_inputs_are_left_alone_and_gradients_flow():
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(8, 12, generator=generator)
+    before = g.clone()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert sc.precondition(g.to(dtype), 1.0, precision="bfloat16").dtype == dtype
+    assert torch.equal(g, before)
+    leaf = g.double().requires_grad_()
+    sc.precondition(leaf, 2.0, method="polynomial").sum().backward()
+    assert torch.all(torch.isfinite(leaf.grad))
+
+
+@settings(max_examples=25)
+@given(
+    st.floats(0.1, 4),
+    st.floats(-2, 0).map(lambda x: 10.0**x),
+    st.lists(st.floats(-4, 0), min_size=20, max_size=20),
+)
+def test_9_6_the_certificate_holds_between_its_points(alpha, damping, logs):
+    table = polynomial_table(alpha, damping, 0.05)
+    sigma = np.asarray([0.0, *(10.0**x for x in logs)])
+    exact = sigma / (sigma**alpha + damping)
+    error = np.abs(sigma * table(sigma**2) - exact) / sc.transfer_bound(alpha, damping)
+    assert np.max(error) <= 1.01 * table.error
+    assert 1 <= table.products <= len(SCHEMES)
+    if table.products > 1 and table.error <= 0.05:  # the scheme before does not reach it
+        degree, step = SCHEMES[table.products - 2]
+        assert _table(alpha, damping, degree, step).error > 0.05
+
+
+def test_errors_name_the_argument_and_the_remedy():
+    g = np.ones((3, 4))
+    cases = [
+        ({"precision": "half"}, "precision: 'half' is none of working, bfloat16"),
+        ({"precision": "bfloat16"}, "has no bfloat16; use 'working', or arrays of PyTorch or JAX"),
+        ({"method": "polynomial", "damping_mode": "absolute"}, "spectral damping above 0"),
+        ({"method": "polynomial", "damping": 1e-4}, "not the tolerance 0.01; raise the tolerance"),
+        ({"method": "polynomial", "damping": np.asarray(0.1)}, "as numbers, not arrays"),
+    ]
+    for keywords, words in cases:
+        with pytest.raises(sc.InputError, match=words):
+            sc.precondition(g, 1.0, **keywords)
+    torch = pytest.importorskip("torch")
+    with pytest.raises(sc.InputError, match="is for methods 'polynomial' and 'auto', not 'eigh'"):
+        sc.precondition(torch.ones(3, 4), 1.0, method="eigh", precision="bfloat16")
+    with pytest.raises(sc.InputError, match="is for alpha above 0"):
+        sc.precondition(torch.ones(3, 4), 0.0, method="polynomial")
