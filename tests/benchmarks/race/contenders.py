@@ -15,6 +15,7 @@ from spectral_backends.torch import CurvatureProblem
 ALPHAS: tuple[float | str, ...] = (0.75, 1.0, 1.25, 1.5, 2.0, "per-type", "auto")
 DAMPINGS = (0.1, 0.03, 0.01, 0.001)
 FIRST_DAMPING = 0.01
+SCALED_ALPHAS, SCALED_DAMPINGS = (1.0, 1.5, 2.0), (0.1, 0.01)  # with scale="spectral"
 # "spectral" steps of a matrix of side 64–256 are about a third of "rms" steps at one learning rate.
 SPECTRAL_RATIO = 3.0
 
@@ -116,6 +117,7 @@ def contenders(alphas: tuple[float | str, ...] = ALPHAS) -> list[Contender]:
         for scale in ("rms", "spectral")
         for damping in DAMPINGS
         for alpha in alphas
+        if scale == "rms" or (alpha in SCALED_ALPHAS and damping in SCALED_DAMPINGS)
     ]  # fmt: skip
     return sorted(peers + ours, key=lambda contender: contender.tier)
 

@@ -8,7 +8,8 @@ or √3 and 3 outwards from the end of the range); then the two other weight dec
 *Seeds* 1, 2, 3 follow with the best of these, on test data.
 
 The full tasks take the settings of their proxy. Of Spectral Newton only one δ and scale for each α
-goes on: the best by the proxy's validation score, so that the seeds that decide are fresh.
+goes on: the best by the proxy's validation score, so that the seeds that decide are fresh; and of
+these the best few, where the task is dear.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,8 @@ def entered(phase: Phase, results: Results) -> list[Contender]:
         held = best.setdefault(contender.alpha, contender)
         if _tuned_score(proxy, contender, results) < _tuned_score(proxy, held, results):
             best[contender.alpha] = contender
-    return peers + list(best.values())
+    ours = sorted(best.values(), key=lambda c: _tuned_score(proxy, c, results))
+    return peers + ours[: TASKS[phase.task].entrants]
 
 
 def tuning_runs(task: str) -> int:

@@ -29,7 +29,7 @@ tuning has not seen. The full task takes the proxy's setting; where it is marked
 Equal numbers of epochs, equal batches and starting weights for one seed, the same warm-up (5 %) and cosine. AdamW has its default betas, SGD
 momentum 0.9, Muon is `torch.optim.Muon` (steps of AdamW's size) on just the matrices that Spectral Newton takes, with AdamW on the rest.
 With `scale="spectral"` AdamW's part runs at a third of the learning rate. In the full tasks Spectral Newton has one δ and scale for each α, that of the best validation
-score of the proxy. In the residual network all matrices are convolutions, so "per-type" is α = 2 and does not race there.
+score of the proxy; in `images` only the best three of these take part. In the residual network all matrices are convolutions, so "per-type" is α = 2 and does not race there.
 
 **Read with care.** Three seeds give a poor estimate of a spread; ± is the standard deviation over seeds, not an error of the mean. "Over Muon" and
 "over AdamW" are the means of the differences at equal seeds, ± their standard deviation; negative is better. A learning rate marked * was the
@@ -94,7 +94,7 @@ def _description(task: str) -> str:
         )
     else:
         text = (
-            f"{kind}CIFAR-10 at {config.side} × {config.side}, flips and shifts: ResNet-{6 * config.blocks + 2}, {config.epochs_} epochs of "
+            f"{kind}CIFAR-10 at {config.side} × {config.side}, flips and shifts, trained under bfloat16 autocast: ResNet-{6 * config.blocks + 2}, {config.epochs_} epochs of "
             f"{config.count:,} images in batches of {config.batch}; score: share of {config.scored:,} unseen images that it gets wrong."
         )
     return text + (" Retuned." if config.proxy and tuning_runs(task) else "")
