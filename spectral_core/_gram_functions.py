@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectral_core._arrays import Array
+from spectral_core._eigen import eigh
 from spectral_core._factorize import identity, inverse, solve
 from spectral_core._gram import Gram, smallest_shift
 from spectral_core.pole_tables import PoleTable
@@ -90,7 +91,7 @@ def eigen_ratios(xp: Any, gram: Array, undamped: bool) -> tuple[Array, Array, Ar
 
     Without damping eigenvalues that are rounding count as zero.
     """
-    values, vectors = xp.linalg.eigh(gram)
+    values, vectors = eigh(xp, gram)
     values = values[..., None, :]
     top = values[..., -1:]
     top = xp.where(top > 0, top, xp.ones_like(top))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from spectral_core._arrays import Array, floating
+from spectral_core._eigen import eigvalsh
 from spectral_core.errors import InputError
 from spectral_core.participation import entropy_rank
 from spectral_core.power_law import to_floats
@@ -189,7 +190,7 @@ def _eigenvalues(xp: Any, covariance: Array) -> Array:
     finite = xp.all(xp.isfinite(symmetric), axis=(-2, -1))
     # Some libraries raise on NaN and some do not return.
     safe = xp.where(finite[..., None, None], symmetric, xp.zeros_like(symmetric))
-    values = xp.flip(xp.linalg.eigvalsh(safe), axis=-1)
+    values = xp.flip(eigvalsh(xp, safe), axis=-1)
     return xp.where(finite[..., None], values, xp.full_like(values, float("nan")))
 
 

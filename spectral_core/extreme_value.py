@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_core._arrays import Array, device_of
+from spectral_core._eigen import eigvalsh
 
 __all__ = ["largest_eigenvalue"]
 
@@ -61,16 +62,10 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = P
 
 
 def _largest(xp: Any, matrix: Array) -> Array:
-    """Return the largest eigenvalue, shape (..., 1, 1), by all of them.
-
-    Where the library's routine fails, as some do in float32 on 12 equal rows, the Frobenius norm
-    stands for it: an upper bound, and the same for one direction.
-    """
+    """Return the largest eigenvalue, shape (..., 1, 1), by all of them; 0 for one not finite."""
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1), keepdims=True)
     safe = xp.where(finite, matrix, xp.zeros_like(matrix))  # some libraries raise on NaN
-    found = xp.linalg.eigvalsh(safe)[..., -1:, None]
-    bound = xp.sqrt(xp.sum(safe * safe, axis=(-2, -1), keepdims=True))
-    return xp.where(xp.isfinite(found), found, bound)
+    return eigvalsh(xp, safe)[..., -1:, None]
 
 
 def _normalised(xp: Any, vector: Array, images: Array) -> Array:

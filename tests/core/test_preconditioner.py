@@ -87,6 +87,17 @@ def test_9_6_each_method_keeps_its_stated_error(xp, method, alpha, damping, kind
             )
 
 
+@pytest.mark.parametrize("method", ["eigh", "closed", "svd"])
+def test_equal_rows_which_some_eigensolvers_do_not_survive(xp, method):
+    """MKL's routine in float32 returns NaN for 12 equal rows; T of one direction is known."""
+    found = xp.run(
+        lambda x: sc.precondition(x, 2.0, 0.1, method=method), xp.array(np.ones((12, 30)))
+    )
+    top = np.sqrt(360.0)
+    expected = top / (1.1 * top**2) / top  # of every entry: u vᵀ has entries 1 / σ
+    np.testing.assert_allclose(xp.numpy(found), expected, rtol=1e3 * xp.eps)
+
+
 @pytest.mark.parametrize(("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.0)])
 def test_9_6_where_the_largest_singular_value_is_estimated(xp, method, alpha):
     g = precise(xp, np.random.default_rng(7).normal(size=(170, 350)))
