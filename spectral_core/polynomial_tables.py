@@ -13,7 +13,7 @@ __all__ = ["PolynomialTable", "polynomial_table"]
 
 Vector = NDArray[np.float64]
 
-REACH = 1.06  # fitted up to here: σ_max² may be underestimated by 6 %
+REACH = 1.2  # fitted up to here: σ_max² may be underestimated by a sixth
 # (degree, s): the highest degrees for 1, 2, 3 ... products, with T_s as the step.
 SCHEMES = ((2, 2), (4, 2), (6, 3), (9, 3), (12, 4), (16, 4), (20, 5), (25, 5), (30, 5), (36, 6))
 _ROUNDS = 60  # of Lawson's reweighting
@@ -25,15 +25,15 @@ _CHECK = 4000  # points of the certificate
 class PolynomialTable:
     """``1 / (x^(α/2) + δ) ≈ p(x) = Σ_i T_s(x')^i Σ_j rows[i][j] T_j(x')`` (Theory 9.6).
 
-    ``x' = 2 x / 1.06 − 1``, and T_j are Chebyshev polynomials.
+    ``x' = 2 x / 1.2 − 1``, and T_j are Chebyshev polynomials.
 
     Parameters
     ----------
     rows : tuple of tuples of s + 1 floats
         Coefficients.
     error : float
-        Largest ``|σ p(σ²) − T(σ)| / max T`` over ``0 ≤ σ² ≤ 1.06``: an estimate of σ_max² that is
-        6 % too small is covered.
+        Largest ``|σ p(σ²) − T(σ)| / max T`` over ``0 ≤ σ² ≤ 1.2``: an estimate of σ_max² that is
+        a sixth too small is covered.
     gain : float
         What rounding does: where every matrix that is stored errs by at most u times its own
         spectral norm, T errs by at most ``gain · u`` of its maximum, to first order.
