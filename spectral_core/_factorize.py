@@ -21,8 +21,8 @@ def solve(xp: Any, matrix: Array, right: Array) -> tuple[Array, float | Array]:
     be positive definite: to be added to any factor of the result. JAX has NaN in the result itself.
     """
     if array_api_compat.is_torch_namespace(xp):
-        factor, spoiled = _torch_factor(matrix)
-        return _torch().cholesky_solve(right, factor), spoiled
+        factor, spoiled = _torch_factor(xp, matrix)
+        return xp.cholesky_solve(right, factor), spoiled
     if array_api_compat.is_jax_namespace(xp):
         linalg = importlib.import_module("jax.scipy.linalg")
         return linalg.cho_solve((xp.linalg.cholesky(matrix), True), right), 0.0
@@ -32,8 +32,8 @@ def solve(xp: Any, matrix: Array, right: Array) -> tuple[Array, float | Array]:
 def inverse(xp: Any, matrix: Array) -> tuple[Array, float | Array]:
     """Return the inverse of symmetric positive definite matrices ``(..., k, k)``; see `solve`."""
     if array_api_compat.is_torch_namespace(xp):
-        factor, spoiled = _torch_factor(matrix)
-        return _torch().cholesky_inverse(factor), spoiled
+        factor, spoiled = _torch_factor(xp, matrix)
+        return xp.cholesky_inverse(factor), spoiled
     if array_api_compat.is_jax_namespace(xp):
         return solve(xp, matrix, xp.broadcast_to(identity(xp, matrix), matrix.shape))
     return xp.linalg.inv(matrix), 0.0
@@ -55,12 +55,9 @@ def on_cpu(xp: Any, array: Array) -> bool:
     return True
 
 
-def _torch() -> Any:
-    return importlib.import_module("torch")
-
-
-def _torch_factor(matrix: Array) -> tuple[Array, Array]:
+def _torch_factor(xp: Any, matrix: Array) -> tuple[Array, Array]:
     """Return the Cholesky factor, and NaN where it failed: no exception, no synchronisation."""
-    torch = _torch()
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return factor, torch.where(failed > 0, torch.nan, 0.0).to(matrix.dtype)[..., None, None]
+    # The compatible namespace holds all of PyTorch's.
+    factor, failed = xp.linalg.cholesky_ex(matrix)
+    spoiled = xp.where(failed > 0, float("nan"), 0.0)
+    return factor, xp.astype(spoiled, matrix.dtype)[..., None, None]

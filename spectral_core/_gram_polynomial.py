@@ -1,6 +1,5 @@
 """``p(B) X`` of ``B = A / λ_max(A)`` by products alone, in the dtype of the operands."""
 
-import importlib
 from typing import Any
 
 import array_api_compat
@@ -34,7 +33,7 @@ def by_polynomial(xp: Any, gram: Array, top: Array, wide: Array, table: Polynomi
 def _arithmetic(xp: Any, like: Array) -> tuple[Add, Multiply]:
     """Return sums and products that round once: the framework's own where it has them."""
     if array_api_compat.is_torch_namespace(xp) and like.ndim in (2, 3):
-        return _torch_arithmetic(like)
+        return _torch_arithmetic(xp, like)
     # Sums in float32: products of half precision are accumulated there, numbers stay precise.
     wider = xp.float32 if xp.finfo(like.dtype).bits < 32 else like.dtype
 
@@ -48,16 +47,15 @@ def _arithmetic(xp: Any, like: Array) -> tuple[Add, Multiply]:
     )
 
 
-def _torch_arithmetic(like: Array) -> tuple[Add, Multiply]:
+def _torch_arithmetic(xp: Any, like: Array) -> tuple[Add, Multiply]:
     """Fused, and in place where that takes nothing away: fresh memory costs as much as a sum."""
-    torch = importlib.import_module("torch")
-    fused = torch.addmm if like.ndim == 2 else torch.baddbmm
+    fused = xp.addmm if like.ndim == 2 else xp.baddbmm
     in_place = not like.requires_grad
 
     def add(sum_: Array, matrix: Array, factor: float, done: bool) -> Array:
         if done and in_place:
             return sum_.add_(matrix, alpha=factor)
-        return torch.add(sum_, matrix, alpha=factor)
+        return xp.add(sum_, matrix, alpha=factor)
 
     def multiply(
         sum_: Array, size: float, left: Array, right: Array, factor: float, done: bool

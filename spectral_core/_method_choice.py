@@ -1,13 +1,13 @@
 """Which method serves a request to precondition, what error it brings, and which is cheapest."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from spectral_core._arrays import Array
 from spectral_core._gram import smallest_shift
+from spectral_core._host import host_constant
 from spectral_core.errors import InputError
 from spectral_core.pole_tables import PoleTable, pole_table
 from spectral_core.polynomial_tables import PolynomialTable, polynomial_table
@@ -107,7 +107,7 @@ def relative_floor(epsilon: float) -> float:
     return 5e-3 if epsilon > 1e-10 else 1e-3
 
 
-@lru_cache(maxsize=512)
+@host_constant
 def gram_rounding(alpha: float, damping: float, shift: float, floor: float | None = None) -> float:
     """Return ``max_σ |T(σ') − T(σ)| / max T`` where σ'² and σ² differ by `shift` (Theory 9.6).
 

@@ -68,7 +68,8 @@ def _sum(factors: Sequence[float], matrices: Sequence[Any], add: Add) -> tuple[f
     Of two matrices and more M is always a new one.
     """
     terms = [(f, m) for f, m in zip(factors, matrices, strict=True) if f != 0 or m is matrices[0]]
-    lead = max(range(len(terms)), key=lambda i: abs(terms[i][0]))
+    sizes = [abs(factor) for factor, _ in terms]
+    lead = sizes.index(max(sizes))
     size, total = terms.pop(lead)
     for i, (factor, matrix) in enumerate(terms):
         total = add(total, matrix, factor / size, i > 0)

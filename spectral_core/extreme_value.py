@@ -1,6 +1,5 @@
 """The largest eigenvalue of a Gram matrix by a fixed number of Lanczos steps."""
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 
 from spectral_core._arrays import Array, device_of
 from spectral_core._eigen import eigvalsh
+from spectral_core._host import host_constant
 
 __all__ = ["largest_eigenvalue"]
 
@@ -78,7 +78,7 @@ def _normalised(xp: Any, vector: Array, images: Array) -> Array:
     )
 
 
-@lru_cache(maxsize=256)
+@host_constant
 def _start(size: int) -> NDArray[np.float64]:
     """Return a fixed dense unit vector: almost surely along every eigenvector."""
     vector = np.random.default_rng(2024).standard_normal(size)

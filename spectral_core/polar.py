@@ -1,12 +1,13 @@
 """The polar factor by odd polynomials of degree five, each the best on the interval left to it."""
 
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectral_core._arrays import Array
+from spectral_core._host import host_constant
 
 __all__ = ["PolarSchedule", "polar_factor", "polar_schedule"]
 
@@ -16,24 +17,30 @@ Quintic = tuple[float, float, float]
 MOST_STEPS = 40
 
 
-class PolarSchedule(tuple[Quintic, ...]):
-    """Coefficients ``(a, b, c)`` of ``p(σ) = a σ + b σ³ + c σ⁵``, in the order of use.
+@dataclass(frozen=True)
+class PolarSchedule:
+    """Steps ``p(σ) = a σ + b σ³ + c σ⁵``; together they map [lowest, 1] to [1 − error, 1 + error].
 
-    Their composition maps [lowest, 1] into [1 − error, 1 + error].
+    Parameters
+    ----------
+    steps : tuple of (float, float, float)
+        a, b, c in the order of use.
+    lowest, error : float
     """
 
+    steps: tuple[Quintic, ...]
     lowest: float
     error: float
 
     def __call__(self, sigma: Vector) -> Vector:
         """Evaluate the composition."""
-        for a, b, c in self:
+        for a, b, c in self.steps:
             square = sigma * sigma
             sigma = sigma * (a + square * (b + square * c))
         return sigma
 
 
-@lru_cache(maxsize=64)
+@host_constant
 def polar_schedule(lowest: float, tolerance: float) -> PolarSchedule:
     """Return the shortest schedule that maps [lowest, 1] to 1 within a tolerance.
 
@@ -58,9 +65,7 @@ def polar_schedule(lowest: float, tolerance: float) -> PolarSchedule:
         coefficients, error = _best_quintic(low, high)
         steps.append(coefficients)
         low, high = 1 - error, 1 + error
-    schedule = PolarSchedule(steps)
-    schedule.lowest, schedule.error = lowest, error
-    return schedule
+    return PolarSchedule(tuple(steps), lowest, error)
 
 
 def polar_factor(xp: Any, unit: Array, gram: Array, schedule: PolarSchedule) -> Array:
@@ -68,7 +73,7 @@ def polar_factor(xp: Any, unit: Array, gram: Array, schedule: PolarSchedule) -> 
 
     `gram` is the Gram matrix of its rows.
     """
-    for step, (a, b, c) in enumerate(schedule):
+    for step, (a, b, c) in enumerate(schedule.steps):
         if step > 0:
             gram = unit @ xp.matrix_transpose(unit)
         unit = a * unit + (b * gram + c * (gram @ gram)) @ unit

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from spectral_core._host import host_constant
 
 __all__ = ["PoleTable", "pole_table"]
 
@@ -42,7 +43,7 @@ class PoleTable:
         return np.asarray(self.constant + terms.sum(axis=-1))
 
 
-@lru_cache(maxsize=512)
+@host_constant
 def pole_table(
     alpha: float, damping: float, tolerance: float, *, floor: float = 1e-3, smallest: float = 0.0
 ) -> PoleTable:

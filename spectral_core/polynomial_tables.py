@@ -1,12 +1,12 @@
 """T as a polynomial in the Gram matrix, computed on the host and cached."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
+from spectral_core._host import host_constant
 from spectral_core._polynomial_steps import evaluate
 
 __all__ = ["PolynomialTable", "polynomial_table"]
@@ -53,7 +53,7 @@ class PolynomialTable:
         return np.asarray(_Scalars().run(np.asarray(x), self.rows))
 
 
-@lru_cache(maxsize=512)
+@host_constant
 def polynomial_table(alpha: float, damping: float, tolerance: float) -> PolynomialTable:
     """Return the table with the fewest products that reaches a tolerance (Theory 9.6).
 

@@ -244,7 +244,7 @@ class SpectralNewton(torch.optim.Optimizer):
         alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
         return super().__getstate__() | kept | {"_alpha": alpha, "_measurement": None}
 
-    # Dynamo would trace into the core's caches, and linear algebra has no compiled form anyway.
+    # Linear algebra has no compiled form, and a graph would be traced anew for every α.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _spectral_step(self, group: dict[str, Any]) -> None:
         taken = [i for i, p in enumerate(group["params"]) if p.grad is not None]

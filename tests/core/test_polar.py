@@ -23,8 +23,7 @@ def test_9_6_a_schedule_maps_the_interval_to_one(lowest, tolerance):
 def test_9_6_a_step_is_the_best_quintic(lowest):
     # Chebyshev: four alternating extremes of one size. And no neighbour does better.
     schedule = polar_schedule(lowest, 0.99)
-    (a, b, c), error = schedule[0], schedule.error
-    assert len(schedule) == 1
+    ((a, b, c),), error = schedule.steps, schedule.error
     sigma = np.linspace(lowest, 1, 20001)
 
     def largest(a, b, c):
@@ -45,7 +44,7 @@ def test_9_6_fewer_steps_than_newton_schulz():
     sigma, cubic = np.asarray([1e-3]), 0
     while abs(1 - sigma[0]) > 1e-2:
         sigma, cubic = (3 * sigma - sigma**3) / 2, cubic + 1
-    assert 3 * len(polar_schedule(1e-3, 1e-2)) < 2 * cubic
+    assert 3 * len(polar_schedule(1e-3, 1e-2).steps) < 2 * cubic
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 9), (9, 5), (1, 4), (4, 1)])

@@ -353,6 +353,26 @@ def test_torch_layouts_agree():
         assert torch.allclose(found, sc.precondition(g, alpha), rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Dynamo's, on caches of array-api-compat
+@pytest.mark.parametrize(
+    ("method", "alpha", "damping"),
+    [
+        ("closed", 2.0, 0.1), ("shifts", 1.0, 0.1), ("eigh", 1.0, 0.1), ("svd", 1.0, 0.1),
+        ("polynomial", 2.0, 0.1), ("polar", 1.0, 0.0), ("auto", 2.0, 0.1), ("auto", 1.5, 0.01),
+    ],
+)  # fmt: skip
+def test_torch_compiles_every_method_as_one_graph(method, alpha, damping):
+    torch = pytest.importorskip("torch")
+    g = torch.randn(170, 200, generator=torch.Generator().manual_seed(0))
+
+    def run(x):
+        return sc.precondition(x, alpha, damping, method=method)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(g), run(g))
+
+
 def test_jax_vmap_equals_the_batch():
     jax = pytest.importorskip("jax")
     g = jax.numpy.asarray(np.random.default_rng(0).normal(size=(3, 5, 7)))
