@@ -177,4 +177,4 @@ def test_the_schedule_climbs_for_a_twentieth_and_falls_to_nothing():
 
 def test_all_that_was_asked_for_takes_part():
     names = {c.name for c in contenders()}
-    assert {"adamw", "sgd", "muon"} < names and len(names) == 3 + 7 * 4 + 3 * 2
+    assert {"adamw", "sgd", "muon"} < names and len(names) == 3 + 7 * 4 + 2 + 3 * 2

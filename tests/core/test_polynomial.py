@@ -232,4 +232,6 @@ def test_9_6_an_underestimate_of_the_largest_singular_value_stays_in_the_interva
         found = by_polynomial(np, gram, np.full((1, 1), top), g, table)
         expected = oracle(g / np.sqrt(top), alpha, 0.1, "absolute")[0] * np.sqrt(top)
         error = np.linalg.norm(found - expected, 2) / np.sqrt(top)
-        assert error <= table.error * sc.transfer_bound(alpha, 0.1, sigma_max=1.0) * 1.001  # of a grid
+        assert (
+            error <= table.error * sc.transfer_bound(alpha, 0.1, sigma_max=1.0) * 1.001
+        )  # of a grid

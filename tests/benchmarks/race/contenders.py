@@ -15,6 +15,7 @@ from spectral_backends.torch import CurvatureProblem
 ALPHAS: tuple[float | str, ...] = (0.75, 1.0, 1.25, 1.5, 2.0, "per-type", "auto")
 DAMPINGS = (0.1, 0.03, 0.01, 0.001)
 FIRST_DAMPING = 0.01
+SMALLEST_DAMPING, SMALLEST_ALPHAS = 1e-4, (1.5, 2.0)  # whether less and less damping is better
 SCALED_ALPHAS, SCALED_DAMPINGS = (1.0, 1.5, 2.0), (0.1, 0.01)  # with scale="spectral"
 # "spectral" steps of a matrix of side 64–256 are about a third of "rms" steps at one learning rate.
 SPECTRAL_RATIO = 3.0
@@ -115,11 +116,17 @@ def contenders(alphas: tuple[float | str, ...] = ALPHAS) -> list[Contender]:
             alpha=alpha, damping=damping, scale=scale,
         )
         for scale in ("rms", "spectral")
-        for damping in DAMPINGS
+        for damping in (*DAMPINGS, SMALLEST_DAMPING)
         for alpha in alphas
-        if scale == "rms" or (alpha in SCALED_ALPHAS and damping in SCALED_DAMPINGS)
+        if _takes_part(alpha, damping, scale)
     ]  # fmt: skip
     return sorted(peers + ours, key=lambda contender: contender.tier)
+
+
+def _takes_part(alpha: float | str, damping: float, scale: str) -> bool:
+    if scale != "rms":
+        return alpha in SCALED_ALPHAS and damping in SCALED_DAMPINGS
+    return damping in DAMPINGS or alpha in SMALLEST_ALPHAS
 
 
 def schedule(step: int, steps: int) -> float:
