@@ -8,14 +8,14 @@ or √3 and 3 outwards from the end of the range); then the two other weight dec
 *Seeds* 1, 2, 3 follow with the best of these, on test data.
 
 The full tasks take the settings of their proxy. Of Spectral Newton only one δ and scale for each α
-goes on: the best by the proxy's validation score, so that the seeds that decide are fresh; and of
-these the best few, where the task is dear.
+goes on: the best by the proxy's validation score, so that the seeds that decide are fresh; of
+these the best few, and the setting that is recommended for all tasks alike.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .contenders import Contender, contenders
+from .contenders import RECOMMENDED, Contender, contenders
 from .runs import Results, Run, score
 from .tasks import TASKS
 
@@ -88,7 +88,8 @@ def entered(phase: Phase, results: Results) -> list[Contender]:
         if _tuned_score(proxy, contender, results) < _tuned_score(proxy, held, results):
             best[contender.alpha] = contender
     ours = sorted(best.values(), key=lambda c: _tuned_score(proxy, c, results))
-    return peers + ours[: TASKS[phase.task].entrants]
+    ours = ours[: TASKS[phase.task].entrants]
+    return peers + ours + [c for c in tuned if c.name == RECOMMENDED and c not in ours]
 
 
 def tuning_runs(task: str) -> int:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .contenders import Contender
+from .contenders import RECOMMENDED, Contender
 from .plan import (
     SEEDS,
     Phase,
@@ -29,7 +29,8 @@ tuning has not seen. The full task takes the proxy's setting; where it is marked
 Equal numbers of epochs, equal batches and starting weights for one seed, the same warm-up (5 %) and cosine. AdamW has its default betas, SGD
 momentum 0.9, Muon is `torch.optim.Muon` (steps of AdamW's size) on just the matrices that Spectral Newton takes, with AdamW on the rest.
 With `scale="spectral"` AdamW's part runs at a third of the learning rate. In the full tasks Spectral Newton has one δ and scale for each α, that of the best validation
-score of the proxy; in `images` only the best three of these take part. In the residual network all matrices are convolutions, so "per-type" is α = 2 and does not race there.
+score of the proxy, and of these the best four (`text`) or the best one (`images`); and the one setting that both proxies together recommend, {recommended}.
+In the residual network all matrices are convolutions, so "per-type" is α = 2 and does not race there.
 
 **Read with care.** Three seeds give a poor estimate of a spread; ± is the standard deviation over seeds, not an error of the mean. "Over Muon" and
 "over AdamW" are the means of the differences at equal seeds, ± their standard deviation; negative is better. A learning rate marked * was the
@@ -42,7 +43,11 @@ def write_report(phases: Sequence[Phase], results: Results, page: Path) -> None:
     """Write the page, and beside it the curves of every task that has any finals."""
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    sections = [HEAD.format(tuning=_most_trials(phases), seeds=", ".join(map(str, SEEDS)))]
+    sections = [
+        HEAD.format(
+            tuning=_most_trials(phases), seeds=", ".join(map(str, SEEDS)), recommended=RECOMMENDED
+        )
+    ]
     for task in dict.fromkeys(phase.task for phase in phases):
         own = [phase for phase in phases if phase.task == task]
         sections += _section(task, own, results, folder)
@@ -189,7 +194,7 @@ def _missing(phases: Sequence[Phase], results: Results) -> list[str]:
             f"- {what}: {count} runs missing, {known} contenders." if count
             else f"- {what}: complete, {known} contenders."
         )  # fmt: skip
-    note = 'Tier 1 are the peers and every α at δ = 0.01, tier 2 the other δ, tier 3 `scale="spectral"`.'
+    note = 'Tier 1 are the peers and every α at δ = 0.01, tier 2 the other δ (1e-4 for α = 1.5 and 2 only), tier 3 `scale="spectral"` (α = 1, 1.5 and 2, δ = 0.1 and 0.01).'
     return [*lines, "", note]
 
 
