@@ -34,7 +34,7 @@ def update_parameters(
     group : mapping
         Options of their parameter group.
     """
-    gradients = [parameter.grad for parameter in parameters]
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
     if group["maximize"]:
         gradients = [-gradient for gradient in gradients]
     steps, moved = spectral_newton_steps(

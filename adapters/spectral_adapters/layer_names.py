@@ -2,10 +2,13 @@
 
 import re
 
-__all__ = ["TYPE_ALPHAS", "kind_of_name", "named_embedding", "named_head"]
+__all__ = ["FUSED", "TYPE_ALPHAS", "kind_of_name", "named_embedding", "named_head"]
 
 TYPE_ALPHAS = {"conv": 2.0, "attention": 1.2, "mlp-up": 0.8, "mlp-down": 1.15, "linear": 1.0}
 """Typical α by layer type (Theory 6); ``"linear"`` is every other matrix."""
+
+FUSED = {"qkv", "c_attn", "in_proj", "qkv_proj", "wqkv", "to_qkv"}
+"""Names of projections to queries, keys and values, one after the other."""
 
 _ATTENTION = {
     "q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "query", "key", "value",

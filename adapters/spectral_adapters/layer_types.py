@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spectral_adapters.layer_names import (
+    FUSED,
     TYPE_ALPHAS,
     kind_of_name,
     named_embedding,
@@ -17,7 +18,6 @@ from spectral_adapters.layer_names import (
 
 __all__ = ["TYPE_ALPHAS", "LayerType", "embedding_reason", "layer_type", "output_heads"]
 
-_FUSED = {"qkv", "c_attn", "in_proj", "qkv_proj", "wqkv", "to_qkv"}
 _INTERLEAVED = {"query_key_value"}
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
@@ -122,7 +122,7 @@ def _two_axes(
     out, inputs = (columns, rows) if transposed else (rows, columns)
     named = path if name == "weight" else f"{path}.{name}".strip(".")
     last = re.sub(r"_weight$", "", named.lower().rsplit(".", 1)[-1])
-    if last in _FUSED:
+    if last in FUSED:
         sizes, reason = _fused_sizes(out, inputs, parent)
         cut = f"matrix {'columns' if transposed else 'rows'}={sizes}" if sizes else "matrix"
         return LayerType("attention", cut, f"{stored} named {last!r}: {reason}")
