@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from spectral_adapters.dimension_numbers import SpectralDimensionNumbers, layout_of
+from spectral_adapters.explicit_sharding import with_automatic_axes
 from spectral_adapters.routing_table import RoutingTable
 from spectral_adapters.tree_routing import (
     AlphaOrTree,
@@ -158,17 +159,24 @@ def scale_by_spectral_newton(
         decays = _decays(weight_decay, weight_decay_mask, updates if params is None else params)
         gradients = structure.flatten_up_to(updates)
         held = structure.flatten_up_to(state.mu)
-        steps, momenta = spectral_newton_steps(
-            _weights(gradients, structure, params, decays),
-            gradients,
-            [_wide(mu) for mu in held],
-            layouts=[
-                layout_of(tuple(g.shape), rule.axes)  # type: ignore[arg-type]
-                for g, rule in zip(gradients, rules, strict=True)
-            ],
-            alphas=alphas,
-            weight_decays=decays,
-            **options | {"method": _method(options, alphas)},
+        layouts: list[Any] = [
+            layout_of(tuple(gradient.shape), rule.axes)  # type: ignore[arg-type]
+            for gradient, rule in zip(gradients, rules, strict=True)
+        ]
+
+        def steps_of(constants: list[Any], weights: Any, gradients: Any, momenta: Any) -> Any:
+            count = len(layouts)
+            known = dict(zip(options, constants[2 * count :], strict=True))
+            return spectral_newton_steps(
+                weights, gradients, momenta, layouts=layouts, alphas=constants[:count],
+                weight_decays=constants[count : 2 * count],
+                **known | {"method": _method(known, alphas)},
+            )  # fmt: skip
+
+        steps, momenta = with_automatic_axes(
+            steps_of,
+            [*alphas, *decays, *options.values()],
+            [_weights(gradients, structure, params, decays), gradients, list(map(_wide, held))],
         )
         mu = [new.astype(old.dtype) for new, old in zip(momenta, held, strict=True)]
         return (
