@@ -1,7 +1,5 @@
 """One step of Spectral Newton on one matrix or a batch: momentum, T, scaling, weight decay."""
 
-from typing import Any
-
 from spectral_core._arrays import Array, as_like, floating
 from spectral_core.errors import InputError
 from spectral_core.preconditioner import NORMALIZATIONS, precondition
