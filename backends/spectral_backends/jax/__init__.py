@@ -1,0 +1,1 @@
+"""Exact gradients and curvature of JAX functions."""
