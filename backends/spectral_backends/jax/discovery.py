@@ -85,7 +85,9 @@ def find_layers(
             continue
         for part, family in enumerate(seen.families):
             label = f"part{part}" if len(seen.families) > 1 else ""
-            found.append((bases[index], _labels(bases, index, family, label), family, _hidden(seen)))
+            found.append(
+                (bases[index], _labels(bases, index, family, label), family, _hidden(seen))
+            )
     layers: dict[str, Layer] = {}
     for base, labelled, family, hidden in sorted(found, key=lambda each: each[2].uses[0].site):
         for member, full in enumerate(labelled):

@@ -142,9 +142,7 @@ class _Followed:
     altered: str = ""
 
     def seen_as(self, shadow: Shadow, altered: str = "") -> "_Followed":
-        return _Followed(
-            self.parameter, shadow, self.stack, self.scanned, self.altered or altered
-        )
+        return _Followed(self.parameter, shadow, self.stack, self.scanned, self.altered or altered)
 
 
 class _Finder:

@@ -97,9 +97,7 @@ def conv_rows(params: Mapping[str, Any], kernel: tuple[int, ...], groups: int) -
     return Rows(0, inputs, outputs, project)
 
 
-def lookup_rows(
-    params: Mapping[str, Any], table: tuple[int, ...], axis: int, dtype: Any
-) -> Rows:
+def lookup_rows(params: Mapping[str, Any], table: tuple[int, ...], axis: int, dtype: Any) -> Rows:
     """Return the rows of a lookup in a table whose entries lie along `axis`."""
     width_axes = params["dimension_numbers"].offset_dims
     entries = table[axis]

@@ -71,7 +71,14 @@ _VIEWS: dict[str, _View] = {
     "dynamic_slice": _dynamic_slice,
     "split": _split,
     **dict.fromkeys(
-        ("convert_element_type", "copy", "copy_p", "name", "sharding_constraint", "reduce_precision"),
+        (
+            "convert_element_type",
+            "copy",
+            "copy_p",
+            "name",
+            "sharding_constraint",
+            "reduce_precision",
+        ),
         _same,
     ),
 }
