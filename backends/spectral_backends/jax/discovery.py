@@ -63,7 +63,7 @@ def find_layers(
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Return the layers by name, and the parameters that are none with the reason.
 
-    Parameters with fewer than two axes (biases, norms) are neither. Layers come in the order of
+    Parameters with fewer than two axes (biases, norms), or stacks of such, are neither. Layers come in the order of
     the forward pass.
 
     Parameters
@@ -78,7 +78,7 @@ def find_layers(
     skipped: dict[str, str] = {}
     found: list[tuple[str, list[str], Family, str]] = []
     for index, seen in enumerate(uses):
-        if len(shapes[index]) < 2:
+        if len(shapes[index]) < 2 or (seen.vectors and not seen.families):
             continue
         if reason := _why_no_layer(seen):
             skipped[bases[index]] = reason

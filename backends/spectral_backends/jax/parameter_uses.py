@@ -37,6 +37,8 @@ class Use:
         Which of its operands the matrix is.
     rows : Rows
         Its inputs and outputs at each position.
+    depth : int
+        Number of scans around it.
     axes : tuple of int
         Lengths of the leading axes that scans, then groups, put before the positions.
     own : tuple of bool
@@ -52,6 +54,7 @@ class Use:
     site: Site
     operand: int
     rows: Rows
+    depth: int
     axes: tuple[int, ...]
     own: tuple[bool, ...]
     flipped: bool
@@ -102,11 +105,13 @@ class ParameterUses:
     """Everything seen of one parameter: its matrices, and what else was done with it.
 
     `altered` are the operations by which constants changed it on the way to a matrix product.
+    `vectors` says that it is a stack of vectors, such as the biases of scanned blocks.
     """
 
     families: list[Family] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
+    vectors: bool = False
 
 
 def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[ParameterUses]:
@@ -204,6 +209,7 @@ class _Finder:
                 self._record_other(known, "carried by lax.scan: pass it as an input of the body")
             elif i >= n_fixed:
                 step = known.shadow.strides[0]
+                self.uses[known.parameter].vectors |= known.shadow.ndim < 3
                 inside[var] = _Followed(
                     known.parameter, known.shadow[0], (*known.stack, step),
                     known.scanned or scanned, known.altered,
@@ -295,6 +301,7 @@ class _Finder:
                 site=site,
                 operand=operand,
                 rows=consumed.rows,
+                depth=len(lengths),
                 axes=tuple(length for length, _ in leading),
                 own=tuple(bool(step) and length > 1 for length, step in leading),
                 flipped=family.view.order != view.order,
