@@ -61,7 +61,7 @@ class Objective:
         As given to `CurvatureProblem`.
     parameters : Parameters
         Of the model.
-    batches, weight, reduction
+    batches, weight, reduction, seed
         As given to `CurvatureProblem`.
 
     Attributes
@@ -83,8 +83,9 @@ class Objective:
         batches: Iterable[Any],
         weight: Callable[[Any], float] | None,
         reduction: Reduction | None,
+        seed: int,
     ) -> None:
-        self.parameters = parameters
+        self.parameters, self.seed = parameters, seed
         self._loss_fn, self._batches = loss_fn, batches
         self._weight, self._reduction = weight, reduction
         self._programs: dict[Signature, Program] = {}
@@ -122,6 +123,23 @@ class Objective:
         if not found:
             raise InputError("batches: it is empty; a measurement needs at least one batch.")
         return found[0]
+
+    def few_samples(self, count: int) -> Batch:
+        """Return the first samples of the first batch that has terms, where it can be cut."""
+        batch = next(batch for batch, _ in self.weighted())
+        length = common_length(batch.leaves)
+        if length is None or length <= count:
+            return batch
+        leaves = [leaf[:count] for leaf in batch.leaves]
+        key = signature(leaves, batch.key[0])
+        try:
+            if key not in self._programs:
+                self._programs[key] = trace(self._loss_fn, self.parameters, leaves, batch.key[0])
+        except Exception:  # a model for batches of one size only
+            return batch
+        program = self._programs[key]
+        same = list(program.layers) == list(batch.program.layers)
+        return Batch(batch.index, key, program, leaves, batch.raw) if same else batch
 
     def compiled(self, key: Any, make: Callable[[], Compiled]) -> Compiled:
         """Return a compiled function, made once for each key."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
@@ -43,6 +44,8 @@ class Use:
         Lengths of the leading axes that scans, then groups, put before the positions.
     own : tuple of bool
         Which of these count the family's members; the others count positions.
+    positions : tuple of int
+        Lengths of the axes of positions that follow them.
     flipped : bool
         Whether it takes the family's outputs as its inputs, as a tied embedding is.
     kind : str
@@ -57,6 +60,7 @@ class Use:
     depth: int
     axes: tuple[int, ...]
     own: tuple[bool, ...]
+    positions: tuple[int, ...]
     flipped: bool
     kind: str
     work: int
@@ -304,6 +308,7 @@ class _Finder:
                 depth=len(lengths),
                 axes=tuple(length for length, _ in leading),
                 own=tuple(bool(step) and length > 1 for length, step in leading),
+                positions=_positions(consumed, equation),
                 flipped=family.view.order != view.order,
                 kind=consumed.kind,
                 work=outputs * view.shape[1],
@@ -330,6 +335,13 @@ class _Finder:
         if new.view.is_box:
             families.append(new)
         return new
+
+
+def _positions(consumed: Consumed, equation: JaxprEqn) -> tuple[int, ...]:
+    """Return the lengths of the axes of positions, as rows of the result have them."""
+    aval: Any = equation.outvars[0].aval
+    shape = jax.eval_shape(consumed.rows.outputs, aval).shape
+    return tuple(shape[consumed.group_axes : -1])
 
 
 def _flip(use: Use) -> Use:

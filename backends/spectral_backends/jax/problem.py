@@ -1,6 +1,6 @@
 """`CurvatureProblem` for JAX: a pure function, its parameters and its data."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,16 +9,20 @@ import numpy as np
 
 from spectral_backends.jax.batches import check_reiterable
 from spectral_backends.jax.discovery import Layer
+from spectral_backends.jax.layer_curvatures import CurvatureDriver
 from spectral_backends.jax.loss_terms import Reduction
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss
 from spectral_backends.jax.second_derivatives import curvatures_along
 from spectral_backends.jax.sizes import largest_value
+from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind, LayerInfo
 
 __all__ = ["CurvatureProblem"]
+
+ENGINES = ("auto", "columns", "double-backward")
 
 LIVE_VALUES = 8
 """Values of the largest size that a direction takes while it passes through the network."""
@@ -91,7 +95,7 @@ class CurvatureProblem:
         self._seed, self._chunk_size = seed, chunk_size
         self._device = next(iter(self._parameters.values[0].devices()))
         self._memory_budget = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
-        self._objective = Objective(loss_fn, self._parameters, batches, weight, reduction)
+        self._objective = Objective(loss_fn, self._parameters, batches, weight, reduction, seed)
         _check_differentiable(self._objective)
         self._objective.evaluate(check=check_deterministic)
         self._layers, self._skipped = self._objective.first().program.found
@@ -177,6 +181,63 @@ class CurvatureProblem:
                 self._batch_curvatures(located, batch, u, v, kind), np.float64
             )
         return jnp.asarray(total / self._objective.n_terms, self._parameters.dtype)
+
+    def layer_curvatures(
+        self,
+        directions: Mapping[str, tuple[Any, Any]],
+        kind: CurvatureKind = "hessian",
+        *,
+        engine: Engine = "auto",
+        draws: int = 64,
+        done: Collection[str] = (),
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[LayerCurvature | LayerError]:
+        """Yield the curvatures of many layers, computed together.
+
+        Parameters
+        ----------
+        directions : mapping of str to (u, v)
+            By layer, shapes ``(m, K)`` and ``(n, K)``.
+        kind : {"hessian", "ggn"}
+            As in `curvatures`.
+        engine : {"auto", "columns", "double-backward"}
+            How; ``"auto"`` takes the cheapest that is exact for each layer.
+        draws : int
+            Is for other backends.
+        done : collection of str
+            Layers that are not wanted. What they are does not change a bit of the others.
+        tell : callable, optional
+            Is told, in a few words, what is being computed.
+
+        Yields
+        ------
+        LayerCurvature or LayerError
+            For each layer, as soon as it is computed, in any order.
+
+        Raises
+        ------
+        InputError
+            If a layer or engine is unknown, or the shapes do not fit.
+        """
+        _check_kind(kind)
+        if engine not in ENGINES:
+            raise InputError(
+                f"engine: {engine!r} is none of those of the JAX backend; choose one of "
+                f"{', '.join(map(repr, ENGINES))}."
+            )
+        given = {name: self._directions(self._find(name), *d) for name, d in directions.items()}
+        if kind == "ggn" and self._objective.first().program.forward is None:
+            raise InputError(_NO_OUTPUTS)
+        driver = CurvatureDriver(
+            self._objective,
+            self._layers,
+            given,
+            kind,
+            one_layer=self.curvatures,
+            memory_budget=self._memory_budget,
+            tell=tell or (lambda text: None),
+        )
+        return driver.run(engine, done)
 
     def _batch_curvatures(self, layer: Layer, batch: Batch, u: Any, v: Any, kind: Any) -> Any:
         # Batches of other shapes have other jaxprs, and with them families of their own.

@@ -135,9 +135,10 @@ class TapRows:
         return front.reshape(members, self._samples, -1, width)
 
 
-def sample_axes(use: Use, rows: Array, samples: int) -> list[SampleAxis]:
-    """Return where samples may lie among positions, the likeliest first."""
-    shape = positions_of(use, rows).shape[1:-1]
+def sample_axes(use: Use, samples: int) -> list[SampleAxis]:
+    """Return where samples may lie among the positions of a use, the likeliest first."""
+    others = [n for n, mine in zip(use.axes, use.own, strict=True) if not mine]
+    shape = [*others, *use.positions]
     exact = [SampleAxis(i) for i, length in enumerate(shape) if length == samples]
     mixed = [i for i, n in enumerate(shape) if n > samples and n % samples == 0]
     return exact + [SampleAxis(i, minor) for minor in (False, True) for i in mixed]
