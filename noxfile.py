@@ -9,7 +9,7 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "tests", "embedding", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "parity", "embedding", "docs", "build"]
 
 ROOT = Path(__file__).parent
 # Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
@@ -65,6 +65,16 @@ def tests(session: nox.Session, backend: str) -> None:
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
     session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs, env=env)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Hold the backends against one protocol, and against each other."""
+    session.install(TORCH)
+    session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
+    env = {"OMP_NUM_THREADS": "1"}
+    modules = ["tests/backends/test_protocol.py", "tests/backends/test_parity.py"]
+    session.run("pytest", *modules, *session.posargs, env=env)
 
 
 @nox.session
