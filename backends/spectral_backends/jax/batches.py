@@ -9,7 +9,15 @@ import numpy as np
 
 from spectral_core.errors import InputError
 
-__all__ = ["Signature", "check_reiterable", "common_length", "flat_batch", "halves", "signature"]
+__all__ = [
+    "Signature",
+    "check_reiterable",
+    "common_length",
+    "count_nan",
+    "flat_batch",
+    "halves",
+    "signature",
+]
 
 Signature = tuple[Any, ...]
 """Structure, shapes and types of a batch: what a compiled function is made for."""
@@ -63,6 +71,12 @@ def halves(leaves: list[jax.Array]) -> list[list[jax.Array]] | None:
     return [[leaf[: size // 2] for leaf in leaves], [leaf[size // 2 :] for leaf in leaves]]
 
 
+def count_nan(array: jax.Array) -> int:
+    """Return how many values are NaN; on a CPU without compiling anything."""
+    on_host = all(device.platform == "cpu" for device in array.devices())
+    return int(np.isnan(np.asarray(array)).sum() if on_host else jnp.isnan(array).sum())
+
+
 def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
     if isinstance(leaf, jax.core.Tracer):
         raise InputError(
@@ -82,10 +96,11 @@ def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
         raise InputError(f"batches: batch {index} holds complex numbers; pass their parts.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
+    array = array if array.dtype == dtype else array.astype(dtype)
     # Infinities may be meant, as in an additive attention mask.
-    if bad := int(jnp.sum(jnp.isnan(array))):
+    if bad := count_nan(array):
         raise InputError(
             f"batches: batch {index} holds {bad} NaN values in an array of shape {array.shape}; "
             "clean the data."
         )
-    return array.astype(dtype)
+    return array

@@ -22,6 +22,7 @@ from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameter_uses import Family
 from spectral_backends.jax.sample_search import Samples, find_samples
+from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.second_derivatives import second_derivative
 from spectral_backends.jax.sizes import largest_value
 from spectral_backends.jax.taps import TapRows, tap
@@ -106,9 +107,7 @@ class ColumnPass:
         scale: float,
     ) -> None:
         key = (batch.key, "columns", self._width, *(id(family) for family, _ in families))
-        run = self._objective.compiled(
-            key, lambda: _products(batch, families, self._budget, self._objective.seed)
-        )
+        run = self._objective.compiled(key, lambda: _products(batch, families, self._budget))
         given = [self._stacked(family, layers) for family, _ in families]
         found = run(self._objective.parameters.values, batch.leaves, given)
         tolerance = 1e4 * float(np.finfo(self._objective.parameters.dtype).eps)
@@ -140,7 +139,7 @@ class ColumnPass:
 
 
 def _products(
-    batch: Batch, families: list[tuple[Family, Samples]], budget: int, seed: int
+    batch: Batch, families: list[tuple[Family, Samples]], budget: int
 ) -> Callable[..., Any]:
     """Return a function of a batch and directions that makes quadratic forms and derivatives."""
     program = batch.program
@@ -170,7 +169,7 @@ def _products(
                 found.append(sum(parts))
             return found
 
-        check = jax.random.normal(jax.random.key(seed), z.shape, z.dtype)
+        check = scattered(z.shape, z.dtype, 0)
         rows_of_j, sent = _sent_back(arriving, z, check, budget // largest_value(program.model))
         gradient = jax.grad(lambda y: program.loss_of([y], leaves))(z)
         results = []

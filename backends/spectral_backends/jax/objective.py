@@ -14,7 +14,7 @@ from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
 from spectral_core.errors import InputError, NonDeterministicError
 
-__all__ = ["Batch", "Objective"]
+__all__ = ["Batch", "Objective", "Terms"]
 
 Compiled = Callable[..., Any]
 
@@ -90,6 +90,7 @@ class Objective:
         self._weight, self._reduction = weight, reduction
         self._programs: dict[Signature, Program] = {}
         self._compiled: dict[Any, Compiled] = {}
+        self._made: dict[Any, Any] = {}
         self._choice: int | None = None
         self.loss = self.n_terms = 0.0
         self.terms: list[Terms] = []
@@ -146,6 +147,12 @@ class Objective:
         if key not in self._compiled:
             self._compiled[key] = jax.jit(make())
         return self._compiled[key]
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made once for each key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     # Terms
 

@@ -56,10 +56,10 @@ class Parameters:
             )
         self.stored_dtype = jnp.result_type(*(leaf.dtype for leaf in found))
         self.dtype = jnp.dtype(dtype or jnp.promote_types(self.stored_dtype, jnp.float32))
-        self.values = [jnp.asarray(leaf).astype(self.dtype) for leaf in found]
+        self.values = [jnp.asarray(leaf, self.dtype) for leaf in found]
         self.shapes = [value.shape for value in self.values]
         for name, value in zip(self.names, self.values, strict=True):
-            if bad := int(jnp.sum(~jnp.isfinite(value))):
+            if bad := int(np.sum(~np.isfinite(np.asarray(value)))):
                 raise InputError(f"params: {name!r} holds {bad} values that are not finite.")
 
     def tree(self, values: list[Any]) -> Any:

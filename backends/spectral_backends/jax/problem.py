@@ -9,8 +9,11 @@ import numpy as np
 
 from spectral_backends.jax.batches import check_reiterable
 from spectral_backends.jax.discovery import Layer
+from spectral_backends.jax.factor_options import FactorOptions
+from spectral_backends.jax.kronecker import kronecker_factors
 from spectral_backends.jax.layer_curvatures import CurvatureDriver
 from spectral_backends.jax.loss_terms import Reduction
+from spectral_backends.jax.matrix_view import MatrixView
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss
@@ -18,7 +21,7 @@ from spectral_backends.jax.second_derivatives import curvatures_along
 from spectral_backends.jax.sizes import largest_value
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import CurvatureKind, LayerInfo
+from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
 
@@ -139,12 +142,9 @@ class CurvatureProblem:
             run = self._objective.compiled((batch.key, "gradient"), lambda b=batch: _gradient(b))
             found = run(self._parameters.values, batch.leaves, terms.scale)
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-        return {
-            layer.info.name: layer.family.view.matrix(
-                totals[layer.parameter] / self._objective.n_terms, layer.starts
-            )
-            for layer in located
-        }
+        places = [(layer.parameter, layer.family.view, layer.starts) for layer in located]
+        read = self._objective.compiled(("matrices", *layers), lambda: _matrices(places))
+        return dict(zip(layers, read(totals, self._objective.n_terms), strict=True))
 
     def curvatures(self, layer: str, u: Any, v: Any, kind: CurvatureKind = "hessian") -> jax.Array:
         """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, exactly, in one pass.
@@ -239,6 +239,57 @@ class CurvatureProblem:
         )
         return driver.run(engine, done)
 
+    def kronecker_factors(
+        self,
+        layers: Sequence[str],
+        *,
+        delta: Delta = "ggn",
+        sharing: Sharing = "expand",
+        draws: int = 16,
+        max_columns: int = 128,
+    ) -> dict[str, KroneckerFactors]:
+        """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
+
+        ``C_A`` is the mean of ``a aᵀ`` over positions and terms, ``C_δ = (1/N) Σ δ δᵀ`` with the
+        un-reduced terms' gradients δ at the layer's outputs; all loss scaling is in ``C_δ``.
+        Memory is O(m² + n²) for each layer; sums over batches are in float64 on the host.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Names of layers.
+        delta : {"ggn", "fisher-mc", "empirical"}
+            Columns of the root of the loss's Hessian in the outputs; gradients for targets drawn
+            from the model; gradients for the true targets.
+        sharing : {"expand", "reduce"}
+            Positions that share the weight each count, or inputs are averaged and output gradients
+            summed over them first (Theory 4.3; as in KFAC-expand and KFAC-reduce).
+        draws : int
+            Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
+        max_columns : int
+            ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
+            (less one) times positions of the outputs. Beyond it, or where samples of the outputs
+            meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
+            combinations of all of them, with `KroneckerFactors.output_noise` for its standard
+            error.
+
+        Returns
+        -------
+        dict of str to KroneckerFactors
+            Arrays on the problem's device, in float64 where ``jax_enable_x64`` is set.
+
+        Raises
+        ------
+        InputError
+            If a name is no layer, an option is unknown, the outputs are not told, or the loss is
+            not convex in them.
+        LayerError
+            If a factor would be too large, or positions cannot be told from samples.
+        """
+        located = [self._find(name) for name in layers]
+        options = FactorOptions(delta, sharing, draws, max_columns)
+        return kronecker_factors(self._objective, located, options, self._memory_budget)
+
     def _batch_curvatures(self, layer: Layer, batch: Batch, u: Any, v: Any, kind: Any) -> Any:
         # Batches of other shapes have other jaxprs, and with them families of their own.
         own = batch.program.layers[layer.info.name]
@@ -295,6 +346,13 @@ def _gradient(batch: Batch) -> Callable[..., Any]:
     def run(values: Any, leaves: Any, scale: Any) -> Any:
         found = jax.grad(batch.program.total)(values, leaves)
         return [g * scale for g in found]
+
+    return run
+
+
+def _matrices(places: list[tuple[int, MatrixView, tuple[int, ...]]]) -> Callable[..., Any]:
+    def run(totals: Any, count: Any) -> Any:
+        return [view.matrix(totals[index], starts) / count for index, view, starts in places]
 
     return run
 

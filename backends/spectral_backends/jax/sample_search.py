@@ -16,6 +16,7 @@ import numpy as np
 
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameter_uses import Family, Use
+from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.taps import SampleAxis, TapRows, sample_axes, tap
 
 __all__ = ["Samples", "find_samples"]
@@ -55,9 +56,8 @@ def _deviations(batch: Batch, families: Sequence[Family]) -> Any:
     def run(values: Any, leaves: Any) -> Any:
         tapped = tap(batch.program, values, leaves, families)
         z = tapped.outputs
-        first, second = jax.random.split(jax.random.key(0))
-        cotangent = jax.random.normal(first, z.shape, z.dtype)
-        factors = 1 + jax.random.uniform(second, z.shape[:1], z.dtype)
+        cotangent = scattered(z.shape, z.dtype, 0)
+        factors = 2 + scattered(z.shape[:1], z.dtype, 1)
         spread = factors.reshape(-1, *[1] * (z.ndim - 1))
         both = jax.vmap(tapped.back)(jnp.stack([cotangent, cotangent * spread]))
         once, again = (jax.tree_util.tree_map(lambda g, i=i: g[i], both) for i in range(2))

@@ -207,7 +207,7 @@ def scanned() -> Case:
                 "linear", shape, at("blocks", name, "kernel", write=write),
             )  # fmt: skip
     layers["head"] = ("linear", (3, 4), at("head", "kernel"))
-    batches = [(new(n, 4), new(n, 3)) for n in (4, 3)]
+    batches = [(new(n, 4), new(n, 3)) for n in (3, 3)]
     return Case(forward, squared_error, params, batches, layers, flat=tuple(layers))
 
 
