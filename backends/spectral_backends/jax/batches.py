@@ -1,6 +1,6 @@
 """The user's batches: checks, and their arrays on the device."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,7 +57,7 @@ def signature(leaves: list[jax.Array], structure: Any) -> Signature:
     return (structure, *((leaf.shape, str(leaf.dtype)) for leaf in leaves))
 
 
-def common_length(leaves: list[jax.Array]) -> int | None:
+def common_length(leaves: Sequence[Any]) -> int | None:
     """Return the length that all arrays have along their first axis; None if there is none."""
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
     return lengths.pop() if len(lengths) == 1 else None

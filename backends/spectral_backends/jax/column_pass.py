@@ -171,20 +171,22 @@ def _products(
 
         check = scattered(z.shape, z.dtype, 0)
         rows_of_j, sent = _sent_back(arriving, z, check, budget // largest_value(program.model))
-        gradient = jax.grad(lambda y: program.loss_of([y], leaves))(z)
+
+        def loss_of(y: Any) -> Any:
+            return program.loss_of([y], leaves)
+
+        gradient = jax.grad(loss_of)(z)
         results = []
         for products, whole in zip(rows_of_j, sent, strict=True):
             # (outputs, members, B, K) to one tangent of the outputs for each member and direction
             tangents = products.transpose(1, 3, 2, 0)
             tangents = tangents.reshape(*tangents.shape[:2], *z.shape)
-            form = jax.vmap(
-                jax.vmap(lambda t: second_derivative(lambda y: program.loss_of([y], leaves), z, t))
-            )
+            form: Any = jax.vmap(jax.vmap(lambda t: second_derivative(loss_of, z, t)))
             over = range(2, tangents.ndim)
             again = (tangents * check).sum(over)
             expected = whole.sum(1)
             size = jnp.maximum(jnp.abs(expected).max(), jnp.abs(products).max())
-            off = jnp.abs(again - expected).max() / jnp.maximum(size, jnp.finfo(z.dtype).tiny)
+            off = jnp.abs(again - expected).max() / jnp.maximum(size, np.finfo(z.dtype).tiny)
             results.append((form(tangents), (tangents * gradient).sum(over), off))
         return results
 

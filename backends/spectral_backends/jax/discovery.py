@@ -63,8 +63,8 @@ def find_layers(
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Return the layers by name, and the parameters that are none with the reason.
 
-    Parameters with fewer than two axes (biases, norms), or stacks of such, are neither. Layers come in the order of
-    the forward pass.
+    Parameters with fewer than two axes (biases, norms), or stacks of such, are neither. Layers
+    come in the order of the forward pass.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from spectral_backends.jax.factor_options import FactorOptions
@@ -85,7 +86,8 @@ def _input_sums(
     each = [use.inputs(tapped.kept) for use in rows]
     if options.sharing == "reduce":
         positions = sum(a.shape[2] for a in each)
-        each = [sum(a.sum(2, keepdims=True) for a in each) / positions]
+        whole: Any = sum(a.sum(2, keepdims=True) for a in each)
+        each = [whole / positions]
     total, weight = jnp.zeros(()), jnp.zeros(())
     for a in each:
         # Where samples cannot be told from positions, all weigh alike.
@@ -182,7 +184,7 @@ def _missing(
         )
         size = jnp.sqrt((expected**2).sum((1, 2)))
         off = jnp.sqrt(((shown - expected) ** 2).sum((1, 2)))
-        found.append(off / jnp.maximum(size, jnp.finfo(z.dtype).tiny))
+        found.append(off / jnp.maximum(size, np.finfo(z.dtype).tiny))
     return found
 
 
@@ -194,4 +196,4 @@ def _sum_of_positions(rows: list[Array]) -> Array:
     """
     total: Any = sum(r.sum(2) for r in rows)
     size: Any = sum(jnp.abs(r).sum(2) for r in rows)
-    return jnp.where(jnp.abs(total) > 64 * jnp.finfo(total.dtype).eps * size, total, 0)
+    return jnp.where(jnp.abs(total) > 64 * np.finfo(total.dtype).eps * size, total, 0)

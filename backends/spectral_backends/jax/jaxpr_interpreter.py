@@ -15,23 +15,23 @@ arguments and results, so that the whole is a pure function: differentiate it in
 gives cotangents at the sites, ``vmap`` it, jit it. A handler may return any outputs of the
 equation's types: a tap adds a zero, a tangent rule puts something else in.
 
-Sites inside ``jit`` are reached by inlining, inside ``remat`` under a new ``jax.checkpoint``, inside
-``scan`` by a new scan: what is fed there, and what is kept, has one leading axis for each scan
-around the site, in the order of the *iteration index* also where the scan runs backwards. Equations
-without a site within are bound as they are, so custom derivative rules, control flow and
-compiled functions keep their meaning. Into those with a jaxpr that is not their definition
+Sites inside ``jit`` are reached by inlining, inside ``remat`` under a new ``jax.checkpoint``,
+inside ``scan`` by a new scan: what is fed there, and what is kept, has one leading axis for each
+scan around the site, by the index of the iteration also where the scan runs backwards. Equations
+without a site within are bound as they are, so custom derivative rules, control flow and compiled
+functions keep their meaning. Into those with a jaxpr that is not their definition
 (``custom_jvp_call``) or not straight (``cond``, ``while``, ``shard_map``) no site can point:
 `inner_jaxpr` is None.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-__all__ = ["Handler", "Site", "bind", "evaluate", "inner_jaxpr", "is_scan", "walk"]
+__all__ = ["Handler", "Site", "aval_of", "bind", "evaluate", "inner_jaxpr", "is_scan", "walk"]
 
 Site = tuple[int, ...]
 Handler = Callable[[JaxprEqn, Sequence[Any], Any], tuple[Sequence[Any], Any]]
@@ -73,12 +73,18 @@ def evaluate(
 
 def bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Compute what an equation computes."""
-    found = equation.primitive.get_bind_params(equation.params)
+    primitive = cast(Any, equation.primitive)  # has no types
+    found = primitive.get_bind_params(equation.params)
     # Up to JAX 0.9 the functions of custom rules come apart from the parameters.
     functions, params = found if isinstance(found, tuple) else ((), found)
     with equation.ctx.manager:
-        results = equation.primitive.bind(*functions, *operands, **params)
-    return list(results) if equation.primitive.multiple_results else [results]
+        results = primitive.bind(*functions, *operands, **params)
+    return list(results) if primitive.multiple_results else [results]
+
+
+def aval_of(atom: Any) -> Any:
+    """Return the abstract array of a variable: its shape and dtype."""
+    return atom.aval
 
 
 def inner_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:

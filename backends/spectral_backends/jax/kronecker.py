@@ -170,7 +170,7 @@ class _Forms:
 def _n_columns(batch: Batch, form: Form, options: FactorOptions) -> float:
     """Return the number of columns that make ``C_δ`` exact; infinite where it is drawn."""
     assert batch.program.forward is not None
-    shape = batch.program.forward.out_avals[0].shape
+    shape: tuple[int, ...] = batch.program.forward.out_avals[0].shape
     if options.delta == "fisher-mc":
         return float("inf")
     classes = shape[form.axis] if form.kind == "softmax" else 1

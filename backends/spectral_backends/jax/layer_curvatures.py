@@ -97,7 +97,9 @@ class CurvatureDriver:
             return [], dict.fromkeys(names, "the outputs are not told as one array of samples")
         if engine == "columns":
             return self._layers, {}
-        reasons = {name: self._why_not(layer) for name, layer in zip(names, self._layers, strict=True)}
+        reasons = {
+            name: self._why_not(layer) for name, layer in zip(names, self._layers, strict=True)
+        }
         flat = [layer for layer in self._layers if not reasons[layer.info.name]]
         columns_cost = self._columns_cost()
         if self._n_outputs > MAX_OUTPUTS or columns_cost > sum(map(self._alone_cost, flat)):

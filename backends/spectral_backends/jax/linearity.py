@@ -19,19 +19,30 @@ from spectral_backends.jax.jaxpr_interpreter import inner_jaxpr, is_scan
 
 __all__ = ["find_curvature"]
 
-_SUMS = frozenset(
-    "add add_any sub neg reshape transpose broadcast_in_dim squeeze expand_dims slice pad "
-    "concatenate rev reduce_sum cumsum convert_element_type copy copy_p reduce_window_sum split "
-    "name sharding_constraint optimization_barrier reduce_precision gather dynamic_slice "
-    "dynamic_update_slice scatter scatter-add scatter_add select_n device_put psum real imag".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SUMS = _words(
+    """
+    add add_any sub neg reshape transpose broadcast_in_dim squeeze expand_dims slice pad concatenate
+    rev reduce_sum cumsum convert_element_type copy copy_p reduce_window_sum split name
+    sharding_constraint optimization_barrier reduce_precision gather dynamic_slice
+    dynamic_update_slice scatter scatter-add scatter_add select_n device_put psum real imag
+    """
 )
-_PIECES = frozenset(
-    "max min abs clamp reduce_max reduce_min reduce_window_max reduce_window_min cummax cummin "
-    "sort top_k".split()
+_PIECES = _words(
+    """
+    max min abs clamp reduce_max reduce_min reduce_window_max reduce_window_min cummax cummin sort
+    top_k
+    """
 )
-_STEPS = frozenset(
-    "eq ne lt le gt ge sign floor ceil round argmax argmin is_finite not and or xor "
-    "stop_gradient reduce_and reduce_or".split()
+_STEPS = _words(
+    """
+    eq ne lt le gt ge sign floor ceil round argmax argmin is_finite not and or xor stop_gradient
+    reduce_and reduce_or
+    """
 )
 _PRODUCTS = frozenset(["mul", "dot_general", "conv_general_dilated"])
 _OWN_RULE = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}

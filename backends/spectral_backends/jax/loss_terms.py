@@ -1,10 +1,10 @@
 """How many terms a batch's loss averages: what makes totals independent of the batching.
 
-``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). The jaxpr of
-the loss is read backwards from its result: a mean ends in a division by a number that does not
-depend on the parameters, which is N, known or computed from the batch as in ``sum(l * mask) /
-sum(mask)``; a sum ends in a ``reduce_sum``. What is read is a conjecture until the halves of a batch
-have shown that the loss adds up so.
+``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). The jaxpr
+of the loss is read backwards from its result: a mean ends in a division by a number that does not
+depend on the parameters, which is N, known or computed from the batch as in
+``sum(l * mask) / sum(mask)``; a sum ends in a ``reduce_sum``. What is read is a conjecture until
+the halves of a batch have shown that the loss adds up so.
 """
 
 from collections.abc import Iterator, Sequence

@@ -201,8 +201,9 @@ class Objective:
             count = _checked_count(self._weight(batch.raw))
         if not np.isfinite(count) or count < 0:
             raise InputError(
-                f"weight: batch {batch.index} is divided by {count!r}, which is no number of terms; "
-                "pass weight=lambda batch: <number of samples or tokens that the loss averages>."
+                f"weight: batch {batch.index} is divided by {count!r}, which is no number of "
+                "terms; pass weight=lambda batch: <number of samples or tokens that the loss "
+                "averages>."
             )
         return loss, Terms(count, count if reading.reduction == "mean" else 1.0)
 
@@ -219,7 +220,7 @@ class Objective:
         else:
             avals = program.forward.out_avals
             n_seeds = len(avals)
-            length = common_length([*avals, *batch.leaves])  # type: ignore[list-item]
+            length = common_length([*avals, *batch.leaves])
         found = list(readings(program.loss, n_seeds, length))
         if self._reduction:
             found = [reading for reading in found if reading.reduction == self._reduction]
@@ -242,7 +243,7 @@ class Objective:
         self.known = bool(found)
         if parts is None:
             return
-        for index, reading in enumerate(found):
+        for index in range(len(found)):
             if _adds_up(whole, parts, index, float(np.finfo(self.parameters.dtype).eps)):
                 self._choice = index
                 return
@@ -311,9 +312,9 @@ def _adds_up(whole: _Piece, parts: list[_Piece], index: int, eps: float) -> bool
     count = sum(part.counts[index] for part in parts)
     totals = [part.total(index) for part in parts if part.counts[index]]
     tolerance = eps**0.5
-    return abs(count - whole.counts[index]) <= tolerance * count and abs(
-        sum(totals) - whole.total(index)
-    ) <= tolerance * sum(map(abs, totals))
+    same_count = abs(count - whole.counts[index]) <= tolerance * count
+    off = abs(sum(totals) - whole.total(index))
+    return bool(same_count and off <= tolerance * sum(map(abs, totals)))
 
 
 def _shown(whole: _Piece, parts: list[_Piece]) -> str:
@@ -358,12 +359,12 @@ _WHY = (
     "zero, a division by zero, or an infinite input"
 )
 _UNKNOWN = (
-    "weight: the number of terms behind each batch's loss cannot be read off it, and {} batches must "
-    "be weighted by it; pass weight=lambda batch: <number of samples or tokens that the loss "
+    "weight: the number of terms behind each batch's loss cannot be read off it, and {} batches "
+    "must be weighted by it; pass weight=lambda batch: <number of samples or tokens that the loss "
     "averages>."
 )
 _NOT_ADDITIVE = (
     "weight: the loss is not a mean over independent terms as far as can be read off it: {}. Pass "
-    "weight=lambda batch: <number of samples or tokens that the loss averages>, which is then taken "
-    "as it is; reduction='sum' if it is their sum."
+    "weight=lambda batch: <number of samples or tokens that the loss averages>, which is then "
+    "taken as it is; reduction='sum' if it is their sum."
 )

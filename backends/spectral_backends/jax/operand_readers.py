@@ -5,6 +5,7 @@ from math import prod
 
 from jax.extend.core import JaxprEqn
 
+from spectral_backends.jax.jaxpr_interpreter import aval_of
 from spectral_backends.jax.matrix_view import Shadow
 from spectral_backends.jax.rows import Rows, conv_rows, dot_rows, lookup_rows
 
@@ -50,7 +51,8 @@ def _read_dot(equation: JaxprEqn, operand: int, shadow: Shadow) -> Consumed | No
     outputs = [axis for axis in range(shadow.ndim) if axis not in (*inputs, *groups)]
     if not inputs or not outputs:
         return None
-    ndims = (equation.invars[0].aval.ndim, equation.invars[1].aval.ndim)
+    first, second = (aval_of(atom) for atom in equation.invars)
+    ndims = (first.ndim, second.ndim)
     rows = dot_rows(equation.params, operand, ndims)
     moved = shadow.transpose([*groups, *outputs, *inputs])
     return Consumed(moved, "linear", len(groups), len(outputs), rows)
@@ -79,7 +81,7 @@ def _read_lookup(equation: JaxprEqn, operand: int, shadow: Shadow) -> Consumed |
     (axis,) = numbers.start_index_map
     if prod(sizes) != shadow.shape[1 - axis] or sizes[axis] != 1:
         return None
-    dtype = equation.invars[0].aval.dtype
+    dtype = aval_of(equation.invars[0]).dtype
     rows = lookup_rows(equation.params, shadow.shape, axis, dtype)
     return Consumed(shadow.transpose(1 - axis, axis), "embedding", 0, 1, rows)
 

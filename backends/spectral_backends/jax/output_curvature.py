@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spectral_backends.jax.scattered import scattered
 from spectral_core.errors import InputError
@@ -63,7 +64,7 @@ class Root:
 
     def __init__(self, outputs: Array, loss_of: LossOf) -> None:
         self.outputs, self._loss_of = outputs, loss_of
-        self.gradient = jax.grad(loss_of)(outputs)
+        self.gradient: Array = jax.grad(loss_of)(outputs)
 
     @property
     @abstractmethod
@@ -113,7 +114,7 @@ class Root:
     def _relative(self, found: Array, expected: Array, rounding: Any = 0.0) -> Array:
         size = jnp.linalg.norm(found.ravel())
         off = jnp.linalg.norm((found - expected).ravel())
-        return jnp.maximum(off - rounding, 0) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+        return jnp.maximum(off - rounding, 0) / jnp.maximum(size, np.finfo(size.dtype).tiny)
 
 
 class _Softmax(Root):
@@ -170,7 +171,7 @@ class _Softmax(Root):
         weights = self._back(self._weights)
         expected = weights * _softmax_product(z, test, self._axis)
         # Where every probability is saturated the Hessian is a difference of near equals.
-        eps = jnp.finfo(z.dtype).eps
+        eps = np.finfo(z.dtype).eps
         rounding = 16 * eps * jnp.linalg.norm((weights * test).ravel())
         ones = jnp.linalg.norm(_product(self._loss_of, z, jnp.ones_like(z)).ravel())
         # What a small regulariser adds shows best where a cross-entropy has no curvature.
@@ -219,7 +220,7 @@ class _Elementwise(Root):
             return self._root * jax.random.normal(key, z.shape, z.dtype)
         # Bernoulli targets: the variance of σ(z) − ỹ is σ(z)(1 − σ(z))
         p = jax.nn.sigmoid(z)
-        variance = jnp.maximum(p * (1 - p), jnp.finfo(z.dtype).tiny)
+        variance = jnp.maximum(p * (1 - p), np.finfo(z.dtype).tiny)
         drawn = jax.random.bernoulli(key, p).astype(z.dtype)
         return self._root / jnp.sqrt(variance) * (p - drawn)
 
@@ -244,7 +245,7 @@ class _General(Root):
         found = jax.vmap(row, out_axes=2)(jnp.eye(size, dtype=outputs.dtype))
         self._blocks = (found + jnp.swapaxes(found, 1, 2)) / 2
         self.values, vectors = jnp.linalg.eigh(self._blocks)
-        self._roots = vectors * jnp.sqrt(jnp.maximum(self.values, 0))[:, None, :]
+        self._roots: Array = vectors * jnp.sqrt(jnp.maximum(self.values, 0))[:, None, :]
 
     @property
     def n_columns(self) -> int:
@@ -254,7 +255,7 @@ class _General(Root):
         return jnp.take(self._roots, index, axis=2).reshape(self.outputs.shape)
 
     def mixture(self, key: Any) -> Array:
-        rows = self._roots @ _signs(key, self._roots[:, 0, :, None])
+        rows: Array = self._roots @ _signs(key, self._roots[:, 0, :, None])
         return rows.reshape(self.outputs.shape)
 
     def sampled(self, key: Any) -> Array:
@@ -314,7 +315,7 @@ def find_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) -> Fo
     InputError
         If the loss is linear in z, is not convex in z, compares samples, or has no form known.
     """
-    eps = float(jnp.finfo(outputs.dtype).eps)
+    eps = float(np.finfo(outputs.dtype).eps)
     tolerance = max(100 * eps, TOLERANCE)
     axes = [a for a in dict.fromkeys((outputs.ndim - 1, 1)) if 0 < a < outputs.ndim]
     forms = [Form("softmax", axis) for axis in axes if outputs.shape[axis] > 1]
@@ -366,7 +367,8 @@ def find_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) -> Fo
 
 def _product(loss_of: LossOf, z: Array, vector: Array) -> Array:
     """Return the Hessian of the loss at z times a vector."""
-    return jax.jvp(jax.grad(loss_of), (z,), (vector,))[1]
+    product: Array = jax.jvp(jax.grad(loss_of), (z,), (vector,))[1]
+    return product
 
 
 def _test_vector(z: Array) -> Array:
@@ -385,7 +387,7 @@ def _softmax_weights(z: Array, loss_of: LossOf, axis: int) -> tuple[Array, Array
     weights = (found * expected).sum(axis, keepdims=True) / squares
     size = jnp.linalg.norm(found.ravel())
     off = jnp.linalg.norm((found - weights * expected).ravel())
-    return jnp.maximum(weights, 0), off / jnp.maximum(size, jnp.finfo(z.dtype).tiny)
+    return jnp.maximum(weights, 0), off / jnp.maximum(size, np.finfo(z.dtype).tiny)
 
 
 def _softmax_product(logits: Array, vector: Array, axis: int) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
-from spectral_backends.jax.jaxpr_interpreter import Site, inner_jaxpr, is_scan
+from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, inner_jaxpr, is_scan
 from spectral_backends.jax.matrix_view import MatrixView, Shadow, shadow_of
 from spectral_backends.jax.operand_readers import Consumed, read_operand
 from spectral_backends.jax.rows import Rows
@@ -194,9 +194,8 @@ class _Finder:
         scan = is_scan(equation)
         n_consts = equation.params["num_consts"] if scan else len(equation.invars)
         n_fixed = n_consts + (equation.params["num_carry"] if scan else 0)
-        scanned = tuple(
-            followed[atom].parameter for atom in equation.invars[n_fixed:] if _among(atom, followed)
-        )
+        candidates = (_lookup(atom, followed) for atom in equation.invars[n_fixed:])
+        scanned = tuple(known.parameter for known in candidates if known is not None)
         inside: dict[Var, _Followed] = {}
         depends = {
             var
@@ -206,9 +205,9 @@ class _Finder:
         if scan:  # what is carried may come to depend on parameters later
             depends.update(inner.jaxpr.invars[n_consts:n_fixed])
         for i, (var, atom) in enumerate(zip(inner.jaxpr.invars, equation.invars, strict=True)):
-            if not _among(atom, followed):
+            known = _lookup(atom, followed)
+            if known is None:
                 continue
-            known = followed[atom]
             if n_consts <= i < n_fixed:
                 self._record_other(known, "carried by lax.scan: pass it as an input of the body")
             elif i >= n_fixed:
@@ -226,11 +225,11 @@ class _Finder:
         more = (*lengths, equation.params["length"]) if scan else lengths
         self.follow(inner, inside, depends, site, more)
         for outer, result in zip(equation.outvars, inner.jaxpr.outvars, strict=True):
-            if _among(result, inside):
-                if scan:
-                    self._record_other(inside[result], "returned from lax.scan")
-                else:
-                    followed[outer] = inside[result]
+            returned = _lookup(result, inside)
+            if returned is not None and scan:
+                self._record_other(returned, "returned from lax.scan")
+            elif returned is not None:
+                followed[outer] = returned
 
     def _look(
         self,
@@ -242,7 +241,7 @@ class _Finder:
         lengths: tuple[int, ...],
     ) -> None:
         name = equation.primitive.name
-        first = followed.get(equation.invars[touched[0]])
+        first = _lookup(equation.invars[touched[0]], followed)
         assert first is not None
         if touched == [0] or (len(touched) == 1 and name in _SCALINGS):
             shadows = view_shadow(equation, first.shadow)
@@ -250,13 +249,14 @@ class _Finder:
             if shadows is None and self._scales(equation, touched[0], dependent):
                 shadows, altered = [first.shadow], f"{name} by a constant"
             if shadows is not None:
-                inexact = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.inexact)
+                inexact = jnp.issubdtype(aval_of(equation.outvars[0]).dtype, jnp.inexact)
                 for var, shadow in zip(equation.outvars, shadows, strict=True):
                     if inexact:  # nothing is differentiated through whole numbers
                         followed[var] = first.seen_as(shadow, altered)
                 return
         for operand in touched:
-            known = followed[equation.invars[operand]]
+            known = _lookup(equation.invars[operand], followed)
+            assert known is not None
             consumed = read_operand(equation, operand, known.shadow)
             if consumed is None:
                 self._record_other(known, _REMEDIES.get(name, name))
@@ -270,8 +270,8 @@ class _Finder:
             return False
         if equation.primitive.name == "div" and operand != 0:
             return False
-        same = equation.invars[operand].aval.shape == equation.outvars[0].aval.shape
-        return same and not _among(equation.invars[1 - operand], dependent)
+        same = aval_of(equation.invars[operand]).shape == aval_of(equation.outvars[0]).shape
+        return bool(same) and not _among(equation.invars[1 - operand], dependent)
 
     def _record_other(self, known: _Followed, what: str) -> None:
         others = self.uses[known.parameter].others
@@ -299,7 +299,7 @@ class _Finder:
             return
         if known.altered and known.altered not in self.uses[known.parameter].altered:
             self.uses[known.parameter].altered.append(known.altered)
-        outputs = sum(prod(var.aval.shape) for var in equation.outvars) * prod(lengths)
+        outputs = sum(prod(aval_of(var).shape) for var in equation.outvars) * prod(lengths)
         family.uses.append(
             Use(
                 site=site,
@@ -339,13 +339,17 @@ class _Finder:
 
 def _positions(consumed: Consumed, equation: JaxprEqn) -> tuple[int, ...]:
     """Return the lengths of the axes of positions, as rows of the result have them."""
-    aval: Any = equation.outvars[0].aval
+    aval = aval_of(equation.outvars[0])
     shape = jax.eval_shape(consumed.rows.outputs, aval).shape
     return tuple(shape[consumed.group_axes : -1])
 
 
 def _flip(use: Use) -> Use:
     return Use(**(vars(use) | {"flipped": not use.flipped}))
+
+
+def _lookup(atom: Any, followed: dict[Var, _Followed]) -> _Followed | None:
+    return None if isinstance(atom, Literal) else followed.get(atom)
 
 
 def _among(atom: Any, variables: Iterable[Var]) -> bool:

@@ -1,6 +1,7 @@
 """`CurvatureProblem` for JAX: a pure function, its parameters and its data."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -139,7 +140,7 @@ class CurvatureProblem:
         located = [self._find(name) for name in layers]
         totals: list[Any] = []
         for batch, terms in self._objective.weighted():
-            run = self._objective.compiled((batch.key, "gradient"), lambda b=batch: _gradient(b))
+            run = self._objective.compiled((batch.key, "gradient"), partial(_gradient, batch))
             found = run(self._parameters.values, batch.leaves, terms.scale)
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
         places = [(layer.parameter, layer.family.view, layer.starts) for layer in located]
@@ -299,8 +300,13 @@ class CurvatureProblem:
             key = (batch.key, kind, id(own.family), u.shape[1], reverse)
             run = self._objective.compiled(
                 key,
-                lambda r=reverse: curvatures_along(
-                    batch.program, own, kind, self._chunk(batch, own), reverse=r
+                partial(
+                    curvatures_along,
+                    batch.program,
+                    own,
+                    kind,
+                    self._chunk(batch, own),
+                    reverse=reverse,
                 ),
             )
             try:
@@ -394,7 +400,7 @@ def _check_options(
             raise InputError(
                 f"dtype: {wanted} is no type to measure in; choose float32 or float64."
             )
-        if wanted == jnp.dtype("float64") and not jax.config.jax_enable_x64:
+        if wanted == jnp.dtype("float64") and jax.dtypes.canonicalize_dtype(wanted) != wanted:
             raise InputError(
                 "dtype: float64 needs jax.config.update('jax_enable_x64', True) before any array "
                 "is made."
@@ -407,6 +413,6 @@ def _check_options(
 
 
 _NO_OUTPUTS = (
-    "curvature 'ggn' needs to know the model's outputs, which loss_fn(params, batch) does not tell; "
-    "pass the pair (forward, loss) with forward(params, *inputs) and loss(outputs, targets)."
+    "curvature 'ggn' needs to know the model's outputs, which loss_fn(params, batch) does not "
+    "tell; pass the pair (forward, loss) with forward(params, *inputs) and loss(outputs, targets)."
 )

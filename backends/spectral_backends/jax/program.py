@@ -89,8 +89,7 @@ def trace(
     InputError
         If they cannot be traced, or return what is no loss.
     """
-    seeds = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in parameters.values]
-    given = [jax.ShapeDtypeStruct(b.shape, b.dtype) for b in batch]
+    seeds, given = _shapes(parameters.values), _shapes(batch)
     n = len(seeds)
 
     def batch_of(flat: Sequence[Any]) -> Any:
@@ -114,7 +113,7 @@ def trace(
         return leaves
 
     traced = _traced("forward", outputs, seeds + given)
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in traced.out_avals]
+    shapes = _shapes(traced.out_avals)
     closed = trace_loss(loss, kept[0], shapes, given, structure)
     return Program(traced, closed, parameters, kept[0])
 
@@ -130,6 +129,11 @@ def trace_loss(
         return _as_scalar("loss", loss(z, whole[-1]))
 
     return _traced("loss", of_outputs, [*outputs, *batch])
+
+
+def _shapes(arrays: Sequence[Any]) -> list[Any]:
+    make: Any = jax.ShapeDtypeStruct  # has no types
+    return [make(array.shape, array.dtype) for array in arrays]
 
 
 def _traced(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> ClosedJaxpr:
@@ -165,8 +169,8 @@ def _as_scalar(name: str, found: Any) -> Any:
     leaves = jax.tree_util.tree_leaves(found)
     if isinstance(found, tuple) and len(leaves) > 1:
         raise InputError(
-            f"{name}: it returned a tuple of {len(found)}; return the loss alone, without auxiliary "
-            "values."
+            f"{name}: it returned a tuple of {len(found)}; return the loss alone, without "
+            "auxiliary values."
         )
     try:
         loss = jnp.asarray(found)

@@ -30,9 +30,7 @@ class Samples:
     problem: str = ""
 
 
-def find_samples(
-    objective: Objective, batch: Batch, families: Sequence[Family]
-) -> list[Samples]:
+def find_samples(objective: Objective, batch: Batch, families: Sequence[Family]) -> list[Samples]:
     """Return where the samples of a batch lie, for each family."""
     key = (batch.key, "samples", *map(id, families))
     run = objective.compiled(key, lambda: _deviations(batch, families))
@@ -66,7 +64,7 @@ def _deviations(batch: Batch, families: Sequence[Family]) -> Any:
             rows = TapRows(use, len(z), at)
             plain, weighted = rows.outputs(once), rows.outputs(again)
             off = jnp.abs(weighted - factors[:, None, None] * plain).max()
-            return off / jnp.maximum(jnp.abs(plain).max(), jnp.finfo(z.dtype).tiny)
+            return off / jnp.maximum(jnp.abs(plain).max(), np.finfo(z.dtype).tiny)
 
         return [
             [[deviation(use, at) for at in _places(batch, use)] for use in family.uses]

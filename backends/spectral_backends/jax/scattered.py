@@ -17,4 +17,4 @@ def scattered(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(3266489917)
     fraction = (mixed ^ (mixed >> 16)).astype(dtype) / 2**31 - 1
-    return fraction.reshape(shape)
+    return jnp.reshape(fraction, shape)

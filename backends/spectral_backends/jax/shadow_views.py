@@ -49,11 +49,12 @@ def _slice(equation: JaxprEqn, shadow: Shadow) -> list[Shadow]:
 
 
 def _dynamic_slice(equation: JaxprEqn, shadow: Shadow) -> list[Shadow]:
-    if not all(isinstance(atom, Literal) for atom in equation.invars[1:]):
+    known = [int(atom.val) for atom in equation.invars[1:] if isinstance(atom, Literal)]
+    if len(known) < shadow.ndim:
         raise ValueError("an index that is not known")
     sizes = equation.params["slice_sizes"]
-    corner = zip(equation.invars[1:], sizes, shadow.shape, strict=True)
-    starts = [min(max(int(atom.val), 0), most - size) for atom, size, most in corner]
+    corner = zip(known, sizes, shadow.shape, strict=True)
+    starts = [min(max(at, 0), most - size) for at, size, most in corner]
     return [shadow[tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))]]
 
 

@@ -70,9 +70,7 @@ def tap(
     def handler(others: set[int]) -> Any:
         def run(equation: Any, operands: Sequence[Any], fed: Any) -> Any:
             (result,) = bind(equation, operands)
-            return [result + fed], tuple(
-                o if i in others else None for i, o in enumerate(operands)
-            )
+            return [result + fed], tuple(o if i in others else None for i, o in enumerate(operands))
 
         return run
 

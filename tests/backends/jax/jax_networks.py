@@ -125,16 +125,12 @@ def cnn() -> Case:
     params = [new(3, 3, 2, 6), new(3, 2, 3, 6), new(6, 3)]
 
     def conv(x: Any, w: Any, **options: Any) -> Any:
-        return lax.conv_general_dilated(
-            x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
-        )
+        return lax.conv_general_dilated(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
 
     def forward(p: Any, x: Any) -> Any:
         x = jax.nn.relu(conv(x, p[0], window_strides=(1, 1), padding="SAME"))
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-        x = conv(
-            x, p[1], window_strides=(1, 2), padding=((1, 0), (0, 1)), feature_group_count=2
-        )
+        x = conv(x, p[1], window_strides=(1, 2), padding=((1, 0), (0, 1)), feature_group_count=2)
         return jax.nn.relu(x).mean((1, 2)) @ p[2]
 
     layers = {
@@ -186,7 +182,10 @@ def scanned() -> Case:
     """Stacked blocks in a scan, under remat."""
     new = Numbers(3)
     params = {
-        "blocks": {"up": {"kernel": new(3, 4, 5)}, "down": {"kernel": new(3, 5, 4), "bias": new(3, 4)}},
+        "blocks": {
+            "up": {"kernel": new(3, 4, 5)},
+            "down": {"kernel": new(3, 5, 4), "bias": new(3, 4)},
+        },
         "head": {"kernel": new(4, 3)},
     }
 
@@ -303,6 +302,5 @@ def beside() -> Case:
 
 
 CASES = {
-    case.__name__: case
-    for case in (mlp, cnn, transformer, scanned, mapped, recurrent, beside)
+    case.__name__: case for case in (mlp, cnn, transformer, scanned, mapped, recurrent, beside)
 }
