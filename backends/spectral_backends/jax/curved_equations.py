@@ -1,12 +1,12 @@
 """Which equations of a jaxpr are curved in a parameter, and their second-order parts.
 
-Along a line ``W + t D`` a network's values move by their tangents ẋ and, to second order, by what its
-equations bend: for an equation ``y = f(x)``, ``d²f[ẋ, ẋ]``. Which ones bend is not looked up but seen:
-the second derivative is traced, and depends on ẋ or does not. That is right for operations with
-rules of their own, and for those that JAX does not know yet.
+Along a line ``W + t D`` a network's values move by their tangents ẋ and, to second order, by what
+its equations bend: for an equation ``y = f(x)``, ``d²f[ẋ, ẋ]``. Which ones bend is not looked up
+but seen: the second derivative is traced, and depends on ẋ or does not. That is right for
+operations with rules of their own, and for those that JAX does not know yet.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from spectral_backends.jax.dependence import dependents
-from spectral_backends.jax.jaxpr_interpreter import Site, bind, inner_jaxpr, is_scan
+from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, bind, inner_jaxpr, is_scan
 
 __all__ = ["CurvedEquation", "CurvedEquations"]
 
@@ -93,7 +93,7 @@ class CurvedEquations:
     def _is_curved(self, found: CurvedEquation) -> bool:
         equation = found.equation
         # Blocks repeat themselves: what prints alike bends alike.
-        shapes = tuple(str(atom.aval) for atom in equation.invars)
+        shapes = tuple(str(aval_of(atom)) for atom in equation.invars)
         key = (equation.primitive.name, found.moving, shapes, str(equation.params))
         if key not in self._bends:
             self._bends[key] = _bends(found)
@@ -124,7 +124,7 @@ def _follow(
         elif any(operands):
             moving = tuple(i for i, m in enumerate(operands) if m)
             found[site] = CurvedEquation(equation, moving, depth)
-            results = [_is_real(v.aval) for v in equation.outvars]
+            results = [_is_real(aval_of(v)) for v in equation.outvars]
         states.update(zip(equation.outvars, results, strict=True))
     return [moves(atom) for atom in jaxpr.outvars]
 
@@ -151,15 +151,20 @@ def _follow_scan(
 
 def _bends(found: CurvedEquation) -> bool:
     """Say whether the second derivative along a line depends on the line."""
-    avals = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in found.equation.invars]
+    operands = map(aval_of, found.equation.invars)
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
     moving = [avals[i] for i in found.moving]
 
     def second(operands: list[Any], tangents: list[Any]) -> list[Any]:
         def slope(*x: Any) -> list[Any]:
-            along: list[Any] = jax.jvp(lambda *y: found._results(y, operands), x, tuple(tangents))[1]
+            along: list[Any] = jax.jvp(lambda *y: found._results(y, operands), x, tuple(tangents))[
+                1
+            ]
             return along
 
-        bent: list[Any] = jax.jvp(slope, tuple(operands[i] for i in found.moving), tuple(tangents))[1]
+        bent: list[Any] = jax.jvp(slope, tuple(operands[i] for i in found.moving), tuple(tangents))[
+            1
+        ]
         return bent
 
     jaxpr = jax.make_jaxpr(second)(avals, moving).jaxpr

@@ -12,7 +12,8 @@ from spectral_backends.jax.column_pass import ColumnPass, ColumnTotals
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.linearity import find_curvature
 from spectral_backends.jax.linearity_probe import N_DIRECTIONS, probe_second_order
-from spectral_backends.jax.objective import Objective
+from spectral_backends.jax.objective import Batch, Objective
+from spectral_backends.jax.tangents import TangentPass, TangentTotals
 from spectral_core.certificate import Certificate, Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind
@@ -21,6 +22,12 @@ __all__ = ["CurvatureDriver"]
 
 COLUMN_PRICE, DIRECTION_PRICE = 1.25, 3.0
 """Forward passes that it takes to send one output back, and one direction forward twice."""
+
+TANGENT_PRICE = 2.0
+"""Forward passes that it takes to send one direction forward once, with all adjoints at hand."""
+
+COMPILING, COMPILING_ELSEWHERE = {"cpu": 4e9}, 1e12
+"""Multiply-adds, by platform, in the time by which tangents of a layer take longer to compile."""
 
 MAX_OUTPUTS = 256
 """Outputs of a sample beyond which the columns are never chosen."""
@@ -46,6 +53,8 @@ class CurvatureDriver:
         Computes the curvatures of one layer by itself.
     memory_budget : int
         Bytes that what is computed together may take.
+    together : callable
+        ``together(batch, layer)`` is the number of directions that go forward together.
     tell : callable
         Is told what is being done.
     """
@@ -59,11 +68,13 @@ class CurvatureDriver:
         *,
         one_layer: OneLayer,
         memory_budget: int,
+        together: Callable[[Batch, Layer], int],
         tell: Callable[[str], None],
     ) -> None:
         self._objective, self._directions, self._kind = objective, directions, kind
         self._layers = [layer for name, layer in layers.items() if name in directions]
-        self._one_layer, self._budget, self._tell = one_layer, memory_budget, tell
+        self._one_layer, self._tell = one_layer, tell
+        self._budget, self._together = memory_budget, together
         self._tolerance = 100 * float(np.finfo(objective.parameters.dtype).eps)
 
     def run(self, engine: Engine, done: Collection[str]) -> Iterator[Finding]:
@@ -78,15 +89,23 @@ class CurvatureDriver:
             else:
                 name, reason = finding
                 reasons[name] = reason
-        for name, reason in reasons.items():
-            if name not in done:
-                yield self._alone(name, reason)
+        todo = {name: reason for name, reason in reasons.items() if name not in done}
+        if engine != "double-backward":
+            for finding in self._by_tangents(todo, engine):
+                if isinstance(finding, LayerCurvature | LayerError):
+                    yield finding
+                    del todo[finding.name if isinstance(finding, LayerCurvature) else finding.layer]
+                else:
+                    name, reason = finding
+                    todo[name] = reason
+        for name, reason in todo.items():
+            yield self._alone(name, reason)
 
     def _plan(self, engine: Engine) -> tuple[list[Layer], dict[str, str]]:
         """Return the layers for the columns, and the reasons why others are measured alone."""
         names = [layer.info.name for layer in self._layers]
         program = self._objective.first().program
-        if engine == "double-backward":
+        if engine in ("double-backward", "tangents"):
             return [], dict.fromkeys(names, "")
         if not program.single_output:
             if engine == "columns":
@@ -131,11 +150,15 @@ class CurvatureDriver:
 
     def _alone_cost(self, layer: Layer) -> float:
         """Return the price of a layer's directions in forward passes, of what lies behind it."""
+        behind, whole = self._work(layer)
+        return DIRECTION_PRICE * self._n_directions(layer) * behind / whole
+
+    def _work(self, layer: Layer) -> tuple[float, float]:
+        """Return the multiply-adds of a batch in the layers from this one on, and in all."""
         first = layer.family.uses[0].site
         everything = self._objective.first().program.layers.values()
         behind = sum(other.work for other in everything if other.family.uses[-1].site >= first)
-        whole = sum(other.work for other in everything) or 1.0
-        return DIRECTION_PRICE * self._n_directions(layer) * behind / whole
+        return behind, sum(other.work for other in everything) or 1.0
 
     # Columns
 
@@ -198,6 +221,57 @@ class CurvatureDriver:
             f"engine 'columns' does not give its {self._kind} curvature ({reason}); choose "
             "engine='auto'" + (" or curvature='ggn'." if self._kind == "hessian" else "."),
         )
+
+    # Tangents
+
+    def _by_tangents(
+        self, reasons: Mapping[str, str], engine: Engine
+    ) -> Iterator[Finding | tuple[str, str]]:
+        """Yield findings, or a layer's name with the reason why it must be measured alone."""
+        named = {layer.info.name: layer for layer in self._layers}
+        wanted = [name for name in reasons if engine == "tangents" or self._is_long(named[name])]
+        if not wanted:
+            return
+        made = TangentPass(
+            self._objective, self._layers, self._directions, bends=self._kind == "hessian",
+            together=self._together,
+        )  # fmt: skip
+        made.run(wanted, self._tell)
+        for name in wanted:
+            total = made.totals[name]
+            if not total.problem:
+                yield self._forward_finding(named[name], total, reasons[name])
+            elif engine == "auto":
+                yield name, total.problem
+            else:
+                yield LayerError(name, f"engine 'tangents': {total.problem}; choose engine='auto'.")
+
+    def _is_long(self, layer: Layer) -> bool:
+        """Say whether what the tangents save is worth the time to compile them."""
+        platform = next(iter(self._objective.parameters.values[0].devices())).platform
+        passes = (DIRECTION_PRICE - TANGENT_PRICE) * self._n_directions(layer)
+        saved = passes * self._work(layer)[0] * len(self._objective.terms)
+        return saved > COMPILING.get(platform, COMPILING_ELSEWHERE)
+
+    def _forward_finding(self, layer: Layer, total: TangentTotals, reason: str) -> LayerCurvature:
+        count, dtype = self._objective.n_terms, self._objective.parameters.dtype
+        told = self._objective.first().program.forward is not None
+        h, ggn, derivative = (
+            jnp.asarray(each / count, dtype) for each in (total.values, total.ggn, total.derivative)
+        )
+        second_order = float("nan")
+        if told and self._kind == "hessian" and np.all(total.ggn):
+            second_order = float(np.max(np.abs((total.values - total.ggn) / total.ggn)))
+        behind, whole = self._work(layer)
+        certificate = Certificate(
+            engine="tangents",
+            reason=reason,
+            second_order=second_order,
+            predicted_cost=TANGENT_PRICE * behind / whole,
+        )
+        return LayerCurvature(layer.info.name, h, certificate, ggn if told else None, derivative)
+
+    # One by one
 
     def _alone(self, name: str, reason: str) -> Finding:
         """Differentiate the loss along each direction of one layer."""

@@ -26,7 +26,7 @@ from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerI
 
 __all__ = ["CurvatureProblem"]
 
-ENGINES = ("auto", "columns", "double-backward")
+ENGINES = ("auto", "columns", "tangents", "double-backward")
 
 LIVE_VALUES = 8
 """Values of the largest size that a direction takes while it passes through the network."""
@@ -201,7 +201,7 @@ class CurvatureProblem:
             By layer, shapes ``(m, K)`` and ``(n, K)``.
         kind : {"hessian", "ggn"}
             As in `curvatures`.
-        engine : {"auto", "columns", "double-backward"}
+        engine : {"auto", "columns", "tangents", "double-backward"}
             How; ``"auto"`` takes the cheapest that is exact for each layer.
         draws : int
             Is for other backends.
@@ -236,6 +236,7 @@ class CurvatureProblem:
             kind,
             one_layer=self.curvatures,
             memory_budget=self._memory_budget,
+            together=self._chunk,
             tell=tell or (lambda text: None),
         )
         return driver.run(engine, done)

@@ -5,8 +5,8 @@ over reverse (``jvp`` of ``grad``, both under ``vmap`` over 20 directions, float
 took 0.2-0.35 of the time in convolutions, whose weight gradients become grouped convolutions
 there, and 0.5-2 of it in attention and perceptrons, at a fraction of the memory;
 ``jax.experimental.jet`` of order 2 took 0.9-2 times its time and has no rule for the custom
-derivatives and windows of a convolutional network. Forward over reverse remains for functions that
-have a ``custom_vjp``, which JAX cannot push forward.
+derivatives and windows of a convolutional network. Reverse over reverse remains for functions that
+have a ``custom_vjp``, which JAX cannot push forward, not even in a forward rule that calls itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spectral_backends.jax.chunks import in_chunks
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.program import Program
 from spectral_core.problem import CurvatureKind
@@ -75,14 +75,14 @@ def curvatures_along(
         if kind == "ggn":
             push = _push_reversed(outputs, weight) if reverse else _push(outputs, weight)
             z = outputs(weight)
-            form = _gauss_newton(lambda y: program.loss_of(y, batch), z, push)
+            form = _gauss_newton(lambda y: program.loss_of(y, batch), z, push, reverse=reverse)
         else:
             form = hessian
 
         def along(pair: tuple[Any, Any]) -> Any:
             return form(view.embed(jnp.outer(*pair), starts))
 
-        return _mapped(along, (u.T, v.T), chunk)
+        return in_chunks(along, (u.T, v.T), chunk)
 
     return run
 
@@ -92,10 +92,9 @@ def _hessian(loss: Scalar, weight: Any) -> Scalar:
 
 
 def _hessian_reversed(loss: Scalar, weight: Any) -> Scalar:
-    def form(direction: Any) -> Any:
-        return jnp.vdot(direction, jax.jvp(jax.grad(loss), (weight,), (direction,))[1])
-
-    return form
+    """Return the form by two derivatives backwards, for which every rule serves."""
+    _, back = jax.vjp(jax.grad(loss), weight)
+    return lambda direction: jnp.vdot(direction, back(direction)[0])
 
 
 def _push(outputs: Scalar, weight: Any) -> Scalar:
@@ -110,21 +109,14 @@ def _push_reversed(outputs: Scalar, weight: Any) -> Scalar:
     return lambda direction: forth(direction)[0]
 
 
-def _gauss_newton(loss_of: Scalar, z: Any, push: Scalar) -> Scalar:
-    return lambda direction: second_derivative(loss_of, z, push(direction))
+def _gauss_newton(loss_of: Scalar, z: Any, push: Scalar, *, reverse: bool) -> Scalar:
+    if not reverse:
+        return lambda direction: second_derivative(loss_of, z, push(direction))
+    _, back = jax.vjp(jax.grad(loss_of), z)
 
+    def form(direction: Any) -> Any:
+        tangent = push(direction)
+        products = jax.tree_util.tree_map(jnp.vdot, tangent, back(tangent)[0])
+        return sum(jax.tree_util.tree_leaves(products))
 
-def _mapped(function: Callable[[Any], Any], pairs: tuple[Any, Any], chunk: int) -> Any:
-    """Map over the first axis, `chunk` at a time; what is missing in the last one is zeros."""
-    count = len(pairs[0])
-    chunk = min(chunk, count)
-    parts = -(-count // chunk)
-
-    def cut(array: Any) -> Any:
-        padded = jnp.pad(array, ((0, parts * chunk - count), (0, 0)))
-        return padded.reshape(parts, chunk, -1)
-
-    each = jax.vmap(function)
-    cuts = (cut(pairs[0]), cut(pairs[1]))
-    found = lax.map(each, cuts) if parts > 1 else each((cuts[0][0], cuts[1][0]))
-    return found.reshape(-1)[:count]
+    return form
