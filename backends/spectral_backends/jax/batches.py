@@ -78,7 +78,7 @@ def count_nan(array: jax.Array) -> int:
 
 
 def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer):
         raise InputError(
             f"batches: batch {index} is being traced; build the problem outside of jit, grad and "
             "vmap, with arrays that have values."

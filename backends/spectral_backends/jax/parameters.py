@@ -59,6 +59,7 @@ class Parameters:
         self.values = [jnp.asarray(leaf, self.dtype) for leaf in found]
         self.shapes = [value.shape for value in self.values]
         for name, value in zip(self.names, self.values, strict=True):
+            _check_traced(name, value)
             if bad := int(np.sum(~np.isfinite(np.asarray(value)))):
                 raise InputError(f"params: {name!r} holds {bad} values that are not finite.")
 
@@ -76,12 +77,16 @@ def _is_parameter(leaf: Any) -> bool:
     return False
 
 
-def _check_leaf(name: str, leaf: Any) -> None:
+def _check_traced(name: str, leaf: Any) -> None:
     if isinstance(leaf, jax.core.Tracer):
         raise InputError(
             f"params: {name!r} is being traced; build the problem outside of jit, grad and vmap, "
             "with arrays that have values."
         )
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    _check_traced(name, leaf)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise InputError(
             f"params: {name!r} is complex ({leaf.dtype}); pass its real and imaginary parts."
