@@ -9,6 +9,7 @@ backward pass without weight gradients per output, for all layers together.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -16,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import lax
 
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameter_uses import Family
+from spectral_backends.jax.program import Program
 from spectral_backends.jax.sample_search import Samples, find_samples
 from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.second_derivatives import second_derivative
@@ -28,6 +29,9 @@ from spectral_backends.jax.sizes import largest_value
 from spectral_backends.jax.taps import TapRows, tap
 
 __all__ = ["ColumnPass", "ColumnTotals"]
+
+LEAST_CHUNK = 16
+"""Outputs that are sent back together at least, so that the forward pass does not matter."""
 
 Directions = Mapping[str, tuple[Any, Any]]
 
@@ -106,10 +110,17 @@ class ColumnPass:
         families: list[tuple[Family, Samples]],
         scale: float,
     ) -> None:
-        key = (batch.key, "columns", self._width, *(id(family) for family, _ in families))
-        run = self._objective.compiled(key, lambda: _products(batch, families, self._budget))
+        objective, program = self._objective, batch.program
+        key = (batch.key, self._width, *(id(family) for family, _ in families))
+        assert program.forward is not None
+        count = prod(program.forward.out_avals[0].shape[1:])
+        chunk = min(count + 1, max(LEAST_CHUNK, self._budget // largest_value(program.model)))
         given = [self._stacked(family, layers) for family, _ in families]
-        found = run(self._objective.parameters.values, batch.leaves, given)
+        send = objective.compiled(("columns", *key), partial(_products, program, families, chunk))
+        values, leaves = objective.parameters.values, batch.leaves
+        sent = [send(values, leaves, given, first) for first in range(0, count + 1, chunk)]
+        finish = objective.compiled(("forms", *key), partial(_forms, program, count))
+        found = finish(values, leaves, sent)
         tolerance = 1e4 * float(np.finfo(self._objective.parameters.dtype).eps)
         order = [id(family) for family, _ in families]
         for layer in layers:
@@ -139,12 +150,16 @@ class ColumnPass:
 
 
 def _products(
-    batch: Batch, families: list[tuple[Family, Samples]], budget: int
+    program: Program, families: list[tuple[Family, Samples]], chunk: int
 ) -> Callable[..., Any]:
-    """Return a function of a batch and directions that makes quadratic forms and derivatives."""
-    program = batch.program
+    """Return a function that sends some rows of the outputs' Jacobian back.
 
-    def run(values: Any, leaves: Any, directions: Sequence[tuple[Any, Any]]) -> Any:
+    Rows are numbered by outputs; behind the last one comes the cotangent of the check. The forward
+    pass is made again for each chunk: XLA's loops, which would spare it, make the gradient of a
+    convolution 30 times slower on a CPU.
+    """
+
+    def run(values: Any, leaves: Any, directions: Sequence[tuple[Any, Any]], first: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in families])
         z = tapped.outputs
         # Both ways of a use: δ meets u and a meets v, or the other way round in a flipped one.
@@ -155,9 +170,9 @@ def _products(
                 left, right = (v, u) if use.flipped else (u, v)
                 projected.append((rows, left, rows.project(tapped.kept, right)))
 
-        def arriving(cotangent: Any) -> list[Any]:
+        def one(index: Any) -> list[Any]:
             """Return ``(members, B, K)`` for each family."""
-            gradients = tapped.back(cotangent)
+            gradients = tapped.back(_cotangent(z, index))
             each = iter(projected)
             found = []
             for family, _ in families:
@@ -169,22 +184,31 @@ def _products(
                 found.append(sum(parts))
             return found
 
-        check = scattered(z.shape, z.dtype, 0)
-        rows_of_j, sent = _sent_back(arriving, z, check, budget // largest_value(program.model))
+        return jax.vmap(one)(first + jnp.arange(chunk))
+
+    return run
+
+
+def _forms(program: Program, count: int) -> Callable[..., Any]:
+    """Return a function that makes quadratic forms and derivatives of what was sent back."""
+
+    def run(values: Any, leaves: Any, sent: Sequence[Sequence[Any]]) -> Any:
+        (z,) = program.outputs(values, leaves)
+        check = _check(z)
 
         def loss_of(y: Any) -> Any:
             return program.loss_of([y], leaves)
 
         gradient = jax.grad(loss_of)(z)
+        form: Any = jax.vmap(jax.vmap(lambda t: second_derivative(loss_of, z, t)))
         results = []
-        for products, whole in zip(rows_of_j, sent, strict=True):
+        for parts in zip(*sent, strict=True):
+            products = jnp.concatenate(parts)
             # (outputs, members, B, K) to one tangent of the outputs for each member and direction
-            tangents = products.transpose(1, 3, 2, 0)
+            tangents = products[:count].transpose(1, 3, 2, 0)
             tangents = tangents.reshape(*tangents.shape[:2], *z.shape)
-            form: Any = jax.vmap(jax.vmap(lambda t: second_derivative(loss_of, z, t)))
             over = range(2, tangents.ndim)
-            again = (tangents * check).sum(over)
-            expected = whole.sum(1)
+            again, expected = (tangents * check).sum(over), products[count].sum(1)
             size = jnp.maximum(jnp.abs(expected).max(), jnp.abs(products).max())
             off = jnp.abs(again - expected).max() / jnp.maximum(size, np.finfo(z.dtype).tiny)
             results.append((form(tangents), (tangents * gradient).sum(over), off))
@@ -193,19 +217,12 @@ def _products(
     return run
 
 
-def _sent_back(
-    arriving: Callable[[Any], list[Any]], z: Any, check: Any, together: int
-) -> tuple[list[Any], list[Any]]:
-    """Send back a one at each output of all samples, and the cotangent `check` at the end."""
+def _cotangent(z: Any, index: Any) -> Any:
+    """Return ones at an output of all samples, or the check's cotangent behind the last one."""
     count = prod(z.shape[1:])
-    chunk = max(1, min(together, count + 1))
-    parts = -(-(count + 1) // chunk)
+    unit = (jnp.arange(count) == index).astype(z.dtype).reshape(1, *z.shape[1:])
+    return jnp.where(index == count, _check(z), unit)
 
-    def one(index: Any) -> list[Any]:
-        unit = (jnp.arange(count) == index).astype(z.dtype).reshape(1, *z.shape[1:])
-        return arriving(jnp.where(index == count, check, unit))
 
-    indices = jnp.minimum(jnp.arange(parts * chunk), count).reshape(parts, chunk)
-    found = lax.map(jax.vmap(one), indices) if parts > 1 else jax.vmap(one)(indices[0])
-    flat = [f.reshape(parts * chunk, *f.shape[(2 if parts > 1 else 1) :]) for f in found]
-    return [f[:count] for f in flat], [f[count] for f in flat]
+def _check(z: Any) -> Any:
+    return scattered(z.shape, z.dtype, 0)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from spectral_backends.jax.factor_options import FactorOptions
 from spectral_backends.jax.output_curvature import Form, Root, make_root
@@ -16,22 +15,16 @@ from spectral_backends.jax.sample_search import Samples
 from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.taps import Tapped, TapRows, tap
 
-__all__ = ["factor_sums"]
+__all__ = ["Places", "input_sums", "output_sums"]
 
 Array = jax.Array
 Places = list[tuple[Family, Samples]]
 
 
-def factor_sums(
-    program: Program,
-    places: Places,
-    form: Form,
-    options: FactorOptions,
-    chunk: int,
-    *,
-    exact: bool,
+def input_sums(
+    program: Program, places: Places, form: Form, options: FactorOptions
 ) -> Callable[..., Any]:
-    """Return a function that makes one batch's part of the factors of some families.
+    """Return a function that makes one batch's part of the input factors, and all checks.
 
     Parameters
     ----------
@@ -43,6 +36,44 @@ def factor_sums(
         Of the loss in the outputs.
     options : FactorOptions
         Of the caller.
+
+    Returns
+    -------
+    callable
+        ``(parameters, batch, count, scale)`` returns for each family the sums of ``a aᵀ``
+        ``(members, n, n)`` and of its weights, and how far ``Σ δ aᵀ`` is from the gradient; and the
+        misfit of the form and the unevenness of the samples' weights.
+    """
+
+    def run(values: Any, leaves: Any, count: Any, scale: Any) -> Any:
+        tapped = tap(program, values, leaves, [family for family, _ in places])
+        root = make_root(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
+        weights = root.sample_weights
+        weights = weights * (count / weights.sum())
+        rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
+        inputs = [_input_sums(each, tapped, weights, options) for each in rows]
+        missing = _missing(program, places, rows, tapped, values, leaves)
+        uneven = jnp.abs(weights / weights.mean() - 1).max()
+        return list(zip(inputs, missing, strict=True)), root.misfit, uneven
+
+    return run
+
+
+def output_sums(
+    program: Program,
+    places: Places,
+    form: Form,
+    options: FactorOptions,
+    chunk: int,
+    *,
+    exact: bool,
+) -> Callable[..., Any]:
+    """Return a function that makes some columns' part of the output factors of one batch.
+
+    Parameters
+    ----------
+    program, places, form, options
+        As for `input_sums`.
     chunk : int
         Columns that are sent back together.
     exact : bool
@@ -51,23 +82,31 @@ def factor_sums(
     Returns
     -------
     callable
-        ``(parameters, batch, count, scale, key)`` returns for each family the sums of
-        ``a aᵀ`` ``(members, n, n)`` and of its weights, of ``δ δᵀ`` in two halves
-        ``(2, members, m, m)``, and how far ``Σ δ aᵀ`` is from the gradient; and the misfit of the
-        form and the unevenness of the samples' weights.
+        ``(parameters, batch, scale, key, first)`` returns for each family the sums of ``δ δᵀ`` over
+        columns with even and with odd index, ``(2, members, m, m)``. The forward pass is made again
+        for each chunk: XLA's loops, which would spare it, make the gradient of a convolution 30
+        times slower on a CPU.
     """
 
-    def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any) -> Any:
+    def run(values: Any, leaves: Any, scale: Any, key: Any, first: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in places])
         root = make_root(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
-        weights = root.sample_weights
-        weights = weights * (count / weights.sum())
+        column, n_columns = _columns(root, options, key, exact)
         rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
-        inputs = [_input_sums(each, tapped, weights, options) for each in rows]
-        outputs = _output_sums(rows, places, tapped, root, options, key, chunk, exact)
-        missing = _missing(program, places, rows, tapped, values, leaves)
-        uneven = jnp.abs(weights / weights.mean() - 1).max()
-        return list(zip(inputs, outputs, missing, strict=True)), root.misfit, uneven
+
+        def gram(each: list[TapRows], gradients: Any) -> Array:
+            deltas = [use.outputs(gradients) for use in each]
+            if options.sharing == "reduce":
+                deltas = [_sum_of_positions(deltas)[:, :, None]]
+            return sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)  # type: ignore[return-value]
+
+        def one(index: Any) -> list[Array]:
+            gradients = tapped.back(jnp.where(index < n_columns, column(index), 0))
+            halves = jnp.arange(2) == index % 2
+            return [halves[:, None, None, None] * gram(each, gradients) for each in rows]
+
+        totals = [found.sum(0) for found in jax.vmap(one)(first + jnp.arange(chunk))]
+        return [t if exact else t / options.draws for t in totals]
 
     return run
 
@@ -95,45 +134,6 @@ def _input_sums(
         total = total + jnp.einsum("gbsi,b,gbsj->gij", a, own, a)
         weight = weight + own.sum() * a.shape[2]
     return total, weight
-
-
-def _output_sums(
-    rows: list[list[TapRows]],
-    places: Places,
-    tapped: Tapped,
-    root: Root,
-    options: FactorOptions,
-    key: Any,
-    chunk: int,
-    exact: bool,
-) -> list[Array]:
-    """Return the sum of ``δ δᵀ`` of each family, of columns with even and with odd index."""
-    column, n_columns = _columns(root, options, key, exact)
-    chunk = max(1, min(chunk, n_columns))
-    parts = -(-n_columns // chunk)
-
-    def gram(each: list[TapRows], gradients: Any) -> Array:
-        deltas = [use.outputs(gradients) for use in each]
-        if options.sharing == "reduce":
-            deltas = [_sum_of_positions(deltas)[:, :, None]]
-        return sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)  # type: ignore[return-value]
-
-    def one(index: Any) -> list[Array]:
-        gradients = tapped.back(jnp.where(index < n_columns, column(index), 0))
-        halves = jnp.arange(2) == index % 2
-        return [halves[:, None, None, None] * gram(each, gradients) for each in rows]
-
-    def add(totals: list[Array], indices: Any) -> tuple[list[Array], None]:
-        found = jax.vmap(one)(indices)
-        return [t + f.sum(0) for t, f in zip(totals, found, strict=True)], None
-
-    dtype = tapped.outputs.dtype
-    zeros = []
-    for family, _ in places:
-        m, members = family.view.shape[0], len(family.offsets)
-        zeros.append(jnp.zeros((2, members, m, m), dtype))
-    totals, _ = lax.scan(add, zeros, jnp.arange(parts * chunk).reshape(parts, chunk))
-    return [t if exact else t / options.draws for t in totals]
 
 
 def _columns(

@@ -1,6 +1,7 @@
 """Kronecker factors of layers, streamed over batches in O(m² + n²) memory each."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax.discovery import Layer
-from spectral_backends.jax.factor_batch import Places, factor_sums
+from spectral_backends.jax.factor_batch import Places, input_sums, output_sums
 from spectral_backends.jax.factor_options import FactorOptions
 from spectral_backends.jax.objective import Batch, Objective, Terms
 from spectral_backends.jax.output_curvature import TOLERANCE, Form, find_form
@@ -22,6 +23,9 @@ __all__ = ["kronecker_factors"]
 
 MAX_SIDE = 16384
 """Largest side of a factor: 2 GiB in float64."""
+
+LEAST_CHUNK = 16
+"""Columns that are sent back together at least, so that the forward pass does not matter."""
 
 
 def kronecker_factors(
@@ -70,27 +74,34 @@ def _add(
     exact: bool,
 ) -> None:
     """Add one batch's part of the factors of some families."""
-    chunk = max(1, memory_budget // largest_value(batch.program.model))
     families = [family for family, _ in places]
-    run = objective.compiled(
-        (batch.key, "factors", form, options, exact, *map(id, families)),
-        lambda: factor_sums(batch.program, places, form, options, chunk, exact=exact),
+    key = (batch.key, form, options, exact, *map(id, families))
+    arguments = (objective.parameters.values, batch.leaves)
+    look = objective.compiled(
+        ("inputs", *key), partial(input_sums, batch.program, places, form, options)
     )
-    key = jax.random.fold_in(jax.random.key(objective.seed), batch.index)
-    found, misfit, uneven = run(
-        objective.parameters.values, batch.leaves, terms.count, terms.scale, key
-    )
+    found, misfit, uneven = look(*arguments, terms.count, terms.scale)
     eps = float(np.finfo(objective.parameters.dtype).eps)
     if not float(misfit) <= (eps**0.5 if form.kind == "general" else max(100 * eps, TOLERANCE)):
         raise InputError(
             f"loss: batch {batch.index} has another form of curvature in the outputs than the "
             "first one; use one loss for all batches."
         )
+    n_columns = int(_n_columns(batch, form, options)) if exact else options.draws
+    chunk = min(n_columns, max(LEAST_CHUNK, memory_budget // largest_value(batch.program.model)))
+    send = objective.compiled(
+        ("outputs", *key),
+        partial(output_sums, batch.program, places, form, options, chunk, exact=exact),
+    )
+    draw = jax.random.fold_in(jax.random.key(objective.seed), batch.index)
+    sent = [send(*arguments, terms.scale, draw, first) for first in range(0, n_columns, chunk)]
     for name, total in totals.items():
         layer = batch.program.layers[name]
-        for (family, samples), sums in zip(places, found, strict=True):
+        for index, (family, samples) in enumerate(places):
             if layer.family is family:
-                total.add(sums, layer.member, eps**0.5)
+                total.add_inputs(found[index], layer.member, eps**0.5)
+                for part in sent:
+                    total.add_outputs(part[index][:, layer.member])
                 total.exact &= exact
                 total.uneven |= bool(samples.problem) and float(uneven) > 100 * eps
 
@@ -105,13 +116,16 @@ class _Totals:
         self._incomplete = bool(layer.hidden)
         self.exact, self.uneven = True, False
 
-    def add(self, sums: Any, member: int, tolerance: float) -> None:
-        """Add a batch's sums of the layer's family."""
-        (inputs, weight), outputs, missing = sums
+    def add_inputs(self, sums: Any, member: int, tolerance: float) -> None:
+        """Add a batch's sums of ``a aᵀ`` of the layer's family."""
+        (inputs, weight), missing = sums
         self._inputs += np.asarray(inputs[member], np.float64)
         self._weight += float(weight)
-        self._outputs += np.asarray(outputs[:, member], np.float64)
         self._incomplete |= not float(missing[member]) <= tolerance
+
+    def add_outputs(self, halves: Any) -> None:
+        """Add sums of ``δ δᵀ``."""
+        self._outputs += np.asarray(halves, np.float64)
 
     def factors(self, count: float, options: FactorOptions) -> KroneckerFactors:
         """Return the means."""

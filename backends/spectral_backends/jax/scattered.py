@@ -16,5 +16,5 @@ def scattered(shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
     mixed = (index + jnp.uint32(977 * (seed + 1))) * jnp.uint32(2654435769)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(3266489917)
-    fraction = (mixed ^ (mixed >> 16)).astype(dtype) / 2**31 - 1
+    fraction = (mixed ^ (mixed >> 16)).astype(dtype) / 2.0**31 - 1
     return jnp.reshape(fraction, shape)

@@ -43,7 +43,7 @@ def nnx():
 
     class Model(nnx.Module):
         def __init__(self, rngs):
-            self.embed = nnx.Embed(6, 5, rngs=rngs)
+            self.embed = nnx.Embed(6, 5, dtype=jnp.float64, rngs=rngs)
             self.layers = nnx.List([nnx.Linear(5, 5, rngs=rngs) for _ in range(2)])
 
         def __call__(self, tokens):
