@@ -20,12 +20,12 @@ OTHERS = ("jax",)
 # Each layer is compiled by itself: all of a small network, some of a large one.
 MEASURED = {
     "mlp": "*",
-    "regression": "*",
+    "regression": ("0", "4"),
     "cnn": "*",
-    "transformer": ("w*", "h.0.*"),
-    "masked transformer": ("wte", "h.1.*"),
-    "resnet20": ("conv1", "layer1.2.conv2", "layer2.0.conv1", "layer3.2.conv1", "linear"),
-    "llama": ("tok_embeddings", "layers.1.attention.w*", "layers.4.feed_forward.w*"),
+    "transformer": ("wte", "wpe", "h.0.attn.c_attn", "h.0.mlp.c_fc"),
+    "masked transformer": ("wte", "h.1.attn.c_proj"),
+    "resnet20": ("conv1", "layer1.2.conv2", "layer2.0.conv1", "linear"),
+    "llama": ("tok_embeddings", "layers.1.attention.wk", "layers.4.feed_forward.w2"),
 }
 
 
@@ -128,7 +128,7 @@ def test_reports(other, name, curvature):
         for backend in ("torch", other)
     ]  # fmt: skip
     expected, found = (layer_values(report) for report in reports)
-    assert expected.keys() == found.keys() and len(expected) >= 3
+    assert expected.keys() == found.keys() and len(expected) >= 2
     assert reports[1].skipped == reports[0].skipped
     for layer, spectrum in expected.items():
         sigma = np.array(spectrum["sigma"])

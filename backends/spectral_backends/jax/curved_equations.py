@@ -121,7 +121,7 @@ def _follow(
             results = _follow_scan(equation, operands, site, depth, found)
         elif any(operands) and inner is not None:
             results = _follow(inner.jaxpr, operands, site, depth, found)
-        elif any(operands):
+        elif any(operands) and equation.primitive.name != "stop_gradient":
             moving = tuple(i for i, m in enumerate(operands) if m)
             found[site] = CurvedEquation(equation, moving, depth)
             results = [_is_real(aval_of(v)) for v in equation.outvars]
