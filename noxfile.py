@@ -9,7 +9,7 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "tests", "embedding", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "parity", "embedding", "docs", "build"]
 
 ROOT = Path(__file__).parent
 # Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
@@ -28,6 +28,8 @@ ORACLES = [
 ]
 # Optimizer libraries that the examples call `precondition` from.
 EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
+# Libraries whose models the JAX backend must be able to read.
+JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.16"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
@@ -52,8 +54,8 @@ def tests(session: nox.Session, backend: str) -> None:
         session.install(".[demo,torch]")
         suites = ["tests"]
     elif backend == "jax":
-        session.install(*TEST, "orbax-checkpoint>=0.11", ".[jax,optax]")
-        suites += ["tests/adapters/test_optax.py"]
+        session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
+        suites += ["tests/backends/jax", "tests/adapters/test_optax.py"]
     elif backend == "cupy":
         session.install(*TEST, ".[cupy]")
     elif backend == "array-api-strict":
@@ -66,6 +68,16 @@ def tests(session: nox.Session, backend: str) -> None:
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
     session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs, env=env)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Hold the backends against one protocol, and against each other."""
+    session.install(TORCH)
+    session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
+    env = {"OMP_NUM_THREADS": "1"}
+    modules = ["tests/backends/test_protocol.py", "tests/backends/test_parity.py"]
+    session.run("pytest", *modules, *session.posargs, env=env)
 
 
 @nox.session

@@ -1,0 +1,106 @@
+"""The user's batches: checks, and their arrays on the device."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_core.errors import InputError
+
+__all__ = [
+    "Signature",
+    "check_reiterable",
+    "common_length",
+    "count_nan",
+    "flat_batch",
+    "halves",
+    "signature",
+]
+
+Signature = tuple[Any, ...]
+"""Structure, shapes and types of a batch: what a compiled function is made for."""
+
+
+def check_reiterable(batches: Any) -> None:
+    """Raise `InputError` unless `batches` can be traversed more than once."""
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise InputError(
+            "batches: an array was passed; pass a list of batches, [(inputs, targets)]."
+        )
+    if not isinstance(batches, Iterable):
+        raise InputError(
+            f"batches: a {type(batches).__name__} cannot be iterated; pass a list of batches."
+        )
+    if isinstance(batches, Iterator):
+        raise InputError(
+            f"batches: a {type(batches).__name__} is exhausted after one pass and the measurement "
+            "needs several; pass list(batches)."
+        )
+
+
+def flat_batch(index: int, batch: Any, dtype: Any) -> tuple[list[jax.Array], Any]:
+    """Return the arrays of a batch, floating ones in `dtype`, and its structure.
+
+    Raises
+    ------
+    InputError
+        If a leaf is no array, is being traced, is complex, or holds NaN.
+    """
+    leaves, structure = jax.tree_util.tree_flatten(batch)
+    return [_array(index, leaf, dtype) for leaf in leaves], structure
+
+
+def signature(leaves: list[jax.Array], structure: Any) -> Signature:
+    """Return what distinguishes batches that need another trace."""
+    return (structure, *((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+
+
+def common_length(leaves: Sequence[Any]) -> int | None:
+    """Return the length that all arrays have along their first axis; None if there is none."""
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def halves(leaves: list[jax.Array]) -> list[list[jax.Array]] | None:
+    """Cut arrays in two along their first axis; None where they have none in common."""
+    size = common_length(leaves)
+    if size is None or size < 2:
+        return None
+    return [[leaf[: size // 2] for leaf in leaves], [leaf[size // 2 :] for leaf in leaves]]
+
+
+def count_nan(array: jax.Array) -> int:
+    """Return how many values are NaN; on a CPU without compiling anything."""
+    on_host = all(device.platform == "cpu" for device in array.devices())
+    return int(np.isnan(np.asarray(array)).sum() if on_host else jnp.isnan(array).sum())
+
+
+def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
+    if isinstance(leaf, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise InputError(
+            f"batches: batch {index} is being traced; build the problem outside of jit, grad and "
+            "vmap, with arrays that have values."
+        )
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    try:
+        array = jnp.asarray(leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"batches: batch {index} holds a {type(leaf).__name__}, which is no array; pass arrays "
+            "in tuples, lists and dicts, or register the type as a pytree."
+        ) from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise InputError(f"batches: batch {index} holds complex numbers; pass their parts.")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    array = array if array.dtype == dtype else array.astype(dtype)
+    # Infinities may be meant, as in an additive attention mask.
+    if bad := count_nan(array):
+        raise InputError(
+            f"batches: batch {index} holds {bad} NaN values in an array of shape {array.shape}; "
+            "clean the data."
+        )
+    return array

@@ -1,0 +1,162 @@
+"""A weight matrix as a strided box inside the parameter that holds it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import lax
+
+__all__ = ["MatrixView", "Shadow", "shadow_of"]
+
+Shadow = npt.NDArray[np.int8]
+
+
+def shadow_of(shape: tuple[int, ...]) -> Shadow:
+    """Return an array whose memory is never touched: views of it tell where elements go."""
+    return np.empty(shape, np.int8)
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """The elements of one parameter that form one ``(m, n)`` matrix.
+
+    A slice of a packed projection, one group of a convolution, a transposed weight, one block of a
+    stack: size, strides and offset (in elements of the parameter in C order) say which element goes
+    where. The first `out_axes` axes together count the m outputs, the others the n inputs.
+
+    Parameters
+    ----------
+    size, stride : tuple of int
+        Of the view, any number of axes.
+    offset : int
+        Of its first element.
+    out_axes : int
+        Number of leading axes that make up m.
+    parameter : tuple of int
+        Shape of the parameter.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    out_axes: int
+    parameter: tuple[int, ...]
+
+    @classmethod
+    def of(cls, view: Shadow, root: Shadow, out_axes: int) -> "MatrixView":
+        """Describe `view`, a view of the shadow `root` of a parameter."""
+        offset = view.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+        return cls(view.shape, view.strides, int(offset), out_axes, root.shape)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return ``(m, n)``."""
+        return prod(self.size[: self.out_axes]), prod(self.size[self.out_axes :])
+
+    @property
+    def order(self) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+        """Say how outputs and inputs lie, each with axes joined that are one: equal if the same."""
+        axes = list(zip(self.size, self.stride, strict=True))
+        return _joined(axes[: self.out_axes]), _joined(axes[self.out_axes :])
+
+    @property
+    def elements(self) -> tuple[tuple[int, int], ...]:
+        """Identify the elements whatever the order of axes: equal for a view and its transpose."""
+        axes = zip(self.size, self.stride, strict=True)
+        return _joined(sorted(axes, key=lambda axis: (-axis[1], axis[0])))
+
+    @cached_property
+    def is_box(self) -> bool:
+        """Say whether the elements are a box in some reshape of the parameter."""
+        return self._box is not None
+
+    def starts(self, offset: int) -> tuple[int, ...]:
+        """Return the first corner of the box of the matrix that begins at `offset`."""
+        grid, _ = self._checked_box
+        found = []
+        for length in reversed(grid):
+            offset, start = divmod(offset, length)
+            found.append(start)
+        return tuple(reversed(found))
+
+    def matrix(self, parameter: jax.Array, starts: Any = None) -> jax.Array:
+        """Read the matrix, shape ``(m, n)``, out of an array of the parameter's shape.
+
+        `starts` (may be traced) are those of another matrix of the same family.
+        """
+        grid, order = self._checked_box
+        starts = self.starts(self.offset) if starts is None else starts
+        box = lax.dynamic_slice(parameter.reshape(grid), starts, self._extent)
+        return box.reshape(self._sorted_size).transpose(order).reshape(self.shape)
+
+    def embed(self, matrix: jax.Array, starts: Any = None) -> jax.Array:
+        """Lay a matrix into zeros of the parameter's shape: the transpose of `matrix`."""
+        grid, order = self._checked_box
+        starts = self.starts(self.offset) if starts is None else starts
+        back = np.argsort(np.asarray(order, int))
+        box = matrix.reshape(self.size).transpose([int(axis) for axis in back])
+        box = box.reshape(self._extent)
+        if self._extent == grid:
+            return box.reshape(self.parameter)
+        whole = jnp.zeros(grid, matrix.dtype)
+        return lax.dynamic_update_slice(whole, box, starts).reshape(self.parameter)
+
+    @property
+    def _checked_box(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self._box is None:
+            raise ValueError(f"no box: {self}")
+        return self._box
+
+    @property
+    def _extent(self) -> tuple[int, ...]:
+        return (*(self.size[axis] for axis in self._by_stride if self.size[axis] > 1), 1)
+
+    @property
+    def _by_stride(self) -> list[int]:
+        return sorted(range(len(self.size)), key=lambda axis: (-self.stride[axis], axis))
+
+    @property
+    def _sorted_size(self) -> tuple[int, ...]:
+        return tuple(self.size[axis] for axis in self._by_stride)
+
+    @cached_property
+    def _box(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Return a shape of the parameter with an axis for each of the view, and their order."""
+        axes = self._by_stride
+        strides = [self.stride[axis] for axis in axes if self.size[axis] > 1]
+        sizes = [self.size[axis] for axis in axes if self.size[axis] > 1]
+        if 0 in self.size or any(step <= 0 for step in strides):
+            return None
+        total = prod(self.parameter)
+        ends, grid = [total, *strides], []
+        for end, step, size in zip(ends, strides, sizes, strict=False):
+            if end % step or end // step < size:
+                return None
+            grid.append(end // step)
+        grid.append(ends[-1])
+        order = tuple(axes.index(axis) for axis in range(len(self.size)))
+        first = _unravel(self.offset, tuple(grid))
+        reach = zip(first, (*sizes, 1), grid, strict=True)
+        return (tuple(grid), order) if all(a + n <= most for a, n, most in reach) else None
+
+
+def _unravel(offset: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(offset, grid))
+
+
+def _joined(axes: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Join neighbours (size, stride) that are one axis; leave out those of one element."""
+    found: list[tuple[int, int]] = []
+    for size, step in axes:
+        if size == 1:
+            continue
+        if found and found[-1][1] == size * step:
+            found[-1] = (found[-1][0] * size, step)
+        else:
+            found.append((size, step))
+    return tuple(found)

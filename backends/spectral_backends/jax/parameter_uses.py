@@ -1,0 +1,370 @@
+"""Finding the matrices among a model's parameters by the equations that consume them.
+
+Each parameter is followed through a jaxpr: views and casts are applied to a shadow of it without
+memory, whose strides then tell which elements of the parameter make up the matrix that an equation
+consumes. Inside a scan the slices of a stacked parameter are one matrix for each iteration.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+
+from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, inner_jaxpr, is_scan
+from spectral_backends.jax.matrix_view import MatrixView, Shadow, shadow_of
+from spectral_backends.jax.operand_readers import Consumed, read_operand
+from spectral_backends.jax.rows import Rows
+from spectral_backends.jax.shadow_views import view_shadow
+
+__all__ = ["Family", "ParameterUses", "Use", "find_uses"]
+
+_SCALINGS = ("mul", "div")
+_WITHOUT_DERIVATIVE = ("stop_gradient", "shape_of")
+
+
+@dataclass(frozen=True)
+class Use:
+    """An equation that consumes the matrices of a family.
+
+    Parameters
+    ----------
+    site : tuple of int
+        Of the equation.
+    operand : int
+        Which of its operands the matrix is.
+    rows : Rows
+        Its inputs and outputs at each position.
+    depth : int
+        Number of scans around it.
+    axes : tuple of int
+        Lengths of the leading axes that scans, then groups, put before the positions.
+    own : tuple of bool
+        Which of these count the family's members; the others count positions.
+    positions : tuple of int
+        Lengths of the axes of positions that follow them.
+    flipped : bool
+        Whether it takes the family's outputs as its inputs, as a tied embedding is.
+    kind : str
+        The operation.
+    work : int
+        Multiply-adds.
+    """
+
+    site: Site
+    operand: int
+    rows: Rows
+    depth: int
+    axes: tuple[int, ...]
+    own: tuple[bool, ...]
+    positions: tuple[int, ...]
+    flipped: bool
+    kind: str
+    work: int
+
+
+@dataclass
+class Family:
+    """Matrices of one parameter that the same equations consume: blocks, groups, or just one.
+
+    Parameters
+    ----------
+    parameter : int
+        Index among the parameters.
+    view : MatrixView
+        Where the first one is.
+    axes : tuple of (int, int)
+        Members and the step to the next, for each axis that counts them; of scans first.
+    scanned : tuple of int
+        The scan's parameters, if its first axis is that of a scan; else empty.
+    uses : list of Use
+        Where they are consumed.
+    """
+
+    parameter: int
+    view: MatrixView
+    axes: tuple[tuple[int, int], ...]
+    scanned: tuple[int, ...] = ()
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def offsets(self) -> list[int]:
+        """Return where each member begins in the parameter."""
+        found = [self.view.offset]
+        for length, step in self.axes:
+            found = [start + i * step for start in found for i in range(length)]
+        return found
+
+    @property
+    def kinds(self) -> str:
+        """Return the operations, in the order of their first use."""
+        return "+".join(dict.fromkeys(use.kind for use in self.uses))
+
+
+@dataclass
+class ParameterUses:
+    """Everything seen of one parameter: its matrices, and what else was done with it.
+
+    `altered` are the operations by which constants changed it on the way to a matrix product.
+    `vectors` says that it is a stack of vectors, such as the biases of scanned blocks.
+    """
+
+    families: list[Family] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    altered: list[str] = field(default_factory=list)
+    vectors: bool = False
+
+
+def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[ParameterUses]:
+    """Return what a jaxpr does with its first arguments, the parameters.
+
+    Parameters
+    ----------
+    jaxpr : ClosedJaxpr
+        Of the model.
+    shapes : sequence of tuple of int
+        Of the parameters; other arguments follow them.
+    """
+    finder = _Finder(shapes)
+    followed: dict[Var, _Followed] = {}
+    for index, var in enumerate(jaxpr.jaxpr.invars[: len(shapes)]):
+        followed[var] = _Followed(index, finder.roots[index])
+    finder.follow(jaxpr, followed, set(followed), (), ())
+    return finder.uses
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """A variable that is a view of a parameter.
+
+    `stack` holds, for each scan around it, the step from one iteration's view to the next: 0 where
+    all have the same. `scanned` are the parameters that are scanned together with it.
+    """
+
+    parameter: int
+    shadow: Shadow
+    stack: tuple[int, ...] = ()
+    scanned: tuple[int, ...] = ()
+    altered: str = ""
+
+    def seen_as(self, shadow: Shadow, altered: str = "") -> "_Followed":
+        return _Followed(self.parameter, shadow, self.stack, self.scanned, self.altered or altered)
+
+
+class _Finder:
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.roots = [shadow_of(shape) for shape in shapes]
+        self.uses = [ParameterUses() for _ in shapes]
+
+    def follow(
+        self,
+        jaxpr: ClosedJaxpr,
+        followed: dict[Var, _Followed],
+        dependent: set[Var],
+        path: Site,
+        lengths: tuple[int, ...],
+    ) -> None:
+        """Go through a jaxpr; variables of its results are added to both collections.
+
+        `dependent` are the variables that depend on any parameter, `lengths` those of the scans.
+        """
+        for index, equation in enumerate(jaxpr.jaxpr.eqns):
+            site = (*path, index)
+            touched = [i for i, a in enumerate(equation.invars) if _among(a, followed)]
+            inner = inner_jaxpr(equation)
+            if touched and inner is not None:
+                self._enter(equation, inner, followed, dependent, site, lengths)
+            elif touched and equation.primitive.name not in _WITHOUT_DERIVATIVE:
+                self._look(equation, touched, followed, dependent, site, lengths)
+            if any(_among(atom, dependent) for atom in equation.invars):
+                dependent.update(equation.outvars)
+
+    def _enter(
+        self,
+        equation: JaxprEqn,
+        inner: ClosedJaxpr,
+        followed: dict[Var, _Followed],
+        dependent: set[Var],
+        site: Site,
+        lengths: tuple[int, ...],
+    ) -> None:
+        scan = is_scan(equation)
+        n_consts = equation.params["num_consts"] if scan else len(equation.invars)
+        n_fixed = n_consts + (equation.params["num_carry"] if scan else 0)
+        candidates = (_lookup(atom, followed) for atom in equation.invars[n_fixed:])
+        scanned = tuple(known.parameter for known in candidates if known is not None)
+        inside: dict[Var, _Followed] = {}
+        depends = {
+            var
+            for var, atom in zip(inner.jaxpr.invars, equation.invars, strict=True)
+            if _among(atom, dependent)
+        }
+        if scan:  # what is carried may come to depend on parameters later
+            depends.update(inner.jaxpr.invars[n_consts:n_fixed])
+        for i, (var, atom) in enumerate(zip(inner.jaxpr.invars, equation.invars, strict=True)):
+            known = _lookup(atom, followed)
+            if known is None:
+                continue
+            if n_consts <= i < n_fixed:
+                self._record_other(known, "carried by lax.scan: pass it as an input of the body")
+            elif i >= n_fixed:
+                step = known.shadow.strides[0]
+                self.uses[known.parameter].vectors |= known.shadow.ndim < 3
+                inside[var] = _Followed(
+                    known.parameter, known.shadow[0], (*known.stack, step),
+                    known.scanned or scanned, known.altered,
+                )  # fmt: skip
+            else:
+                stack = (*known.stack, 0) if scan else known.stack
+                inside[var] = _Followed(
+                    known.parameter, known.shadow, stack, known.scanned, known.altered
+                )
+        more = (*lengths, equation.params["length"]) if scan else lengths
+        self.follow(inner, inside, depends, site, more)
+        for outer, result in zip(equation.outvars, inner.jaxpr.outvars, strict=True):
+            returned = _lookup(result, inside)
+            if returned is not None and scan:
+                self._record_other(returned, "returned from lax.scan")
+            elif returned is not None:
+                followed[outer] = returned
+
+    def _look(
+        self,
+        equation: JaxprEqn,
+        touched: list[int],
+        followed: dict[Var, _Followed],
+        dependent: set[Var],
+        site: Site,
+        lengths: tuple[int, ...],
+    ) -> None:
+        name = equation.primitive.name
+        first = _lookup(equation.invars[touched[0]], followed)
+        assert first is not None
+        if touched == [0] or (len(touched) == 1 and name in _SCALINGS):
+            shadows = view_shadow(equation, first.shadow)
+            altered = ""
+            if shadows is None and self._scales(equation, touched[0], dependent):
+                shadows, altered = [first.shadow], f"{name} by a constant"
+            if shadows is not None:
+                inexact = jnp.issubdtype(aval_of(equation.outvars[0]).dtype, jnp.inexact)
+                for var, shadow in zip(equation.outvars, shadows, strict=True):
+                    if inexact:  # nothing is differentiated through whole numbers
+                        followed[var] = first.seen_as(shadow, altered)
+                return
+        for operand in touched:
+            known = _lookup(equation.invars[operand], followed)
+            assert known is not None
+            consumed = read_operand(equation, operand, known.shadow)
+            if consumed is None:
+                self._record_other(known, _REMEDIES.get(name, name))
+            else:
+                self._record(known, consumed, operand, equation, site, lengths)
+
+    @staticmethod
+    def _scales(equation: JaxprEqn, operand: int, dependent: set[Var]) -> bool:
+        """Say whether an equation multiplies its operand by a constant, element by element."""
+        if equation.primitive.name not in _SCALINGS:
+            return False
+        if equation.primitive.name == "div" and operand != 0:
+            return False
+        same = aval_of(equation.invars[operand]).shape == aval_of(equation.outvars[0]).shape
+        return bool(same) and not _among(equation.invars[1 - operand], dependent)
+
+    def _record_other(self, known: _Followed, what: str) -> None:
+        others = self.uses[known.parameter].others
+        if what not in others:
+            others.append(what)
+
+    def _record(
+        self,
+        known: _Followed,
+        consumed: Consumed,
+        operand: int,
+        equation: JaxprEqn,
+        site: Site,
+        lengths: tuple[int, ...],
+    ) -> None:
+        """Add a use to the family of its matrices."""
+        root, n = self.roots[known.parameter], consumed.group_axes
+        groups = list(zip(consumed.shadow.shape[:n], consumed.shadow.strides[:n], strict=True))
+        leading = [*zip(lengths, known.stack, strict=True), *groups]
+        view = MatrixView.of(consumed.shadow[(0,) * n], root, consumed.out_axes)
+        axes = tuple((length, step) for length, step in leading if step and length > 1)
+        family = self._family(known, Family(known.parameter, view, axes, known.scanned), consumed)
+        if family is None or not view.is_box:
+            self._record_other(known, f"{equation.primitive.name} of elements in another order")
+            return
+        if known.altered and known.altered not in self.uses[known.parameter].altered:
+            self.uses[known.parameter].altered.append(known.altered)
+        outputs = sum(prod(aval_of(var).shape) for var in equation.outvars) * prod(lengths)
+        family.uses.append(
+            Use(
+                site=site,
+                operand=operand,
+                rows=consumed.rows,
+                depth=len(lengths),
+                axes=tuple(length for length, _ in leading),
+                own=tuple(bool(step) and length > 1 for length, step in leading),
+                positions=_positions(consumed, equation),
+                flipped=family.view.order != view.order,
+                kind=consumed.kind,
+                work=outputs * view.shape[1],
+            )
+        )
+
+    def _family(self, known: _Followed, new: Family, consumed: Consumed) -> Family | None:
+        """Return the family that a use belongs to; None if it takes the elements in disorder."""
+        families = self.uses[known.parameter].families
+        for family in families:
+            same = (family.axes, family.view.offset, family.view.elements)
+            if same != (new.axes, new.view.offset, new.view.elements):
+                continue
+            outputs, inputs = family.view.order
+            if new.view.order == (outputs, inputs):
+                return family
+            if new.view.order != (inputs, outputs):
+                return None
+            if family.kinds == "embedding" and consumed.kind != "embedding":
+                # A tied head: its outputs are the logits.
+                family.view = new.view
+                family.uses = [_flip(use) for use in family.uses]
+            return family
+        if new.view.is_box:
+            families.append(new)
+        return new
+
+
+def _positions(consumed: Consumed, equation: JaxprEqn) -> tuple[int, ...]:
+    """Return the lengths of the axes of positions, as rows of the result have them."""
+    aval = aval_of(equation.outvars[0])
+    shape = jax.eval_shape(consumed.rows.outputs, aval).shape
+    return tuple(shape[consumed.group_axes : -1])
+
+
+def _flip(use: Use) -> Use:
+    return Use(**(vars(use) | {"flipped": not use.flipped}))
+
+
+def _lookup(atom: Any, followed: dict[Var, _Followed]) -> _Followed | None:
+    return None if isinstance(atom, Literal) else followed.get(atom)
+
+
+def _among(atom: Any, variables: Iterable[Var]) -> bool:
+    return not isinstance(atom, Literal) and atom in variables
+
+
+_OPAQUE = "inside {}, where it cannot be followed{}"
+_REMEDIES = {
+    "cond": _OPAQUE.format("lax.cond", ": write it with jnp.where or outside of the branches"),
+    "while": _OPAQUE.format("lax.while_loop", ": write it with lax.scan"),
+    "shard_map": _OPAQUE.format("shard_map", ": use jit with sharded arrays"),
+    "custom_jvp_call": _OPAQUE.format(
+        "a function with jax.custom_jvp", ": multiply by the parameter outside of it"
+    ),
+    "custom_vjp_call": _OPAQUE.format(
+        "a function with jax.custom_vjp", ": multiply by the parameter outside of it"
+    ),
+}
