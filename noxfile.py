@@ -28,6 +28,8 @@ ORACLES = [
 ]
 # Optimizer libraries that the examples call `precondition` from.
 EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
+# Libraries whose models the JAX backend is tested with.
+JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
@@ -52,7 +54,8 @@ def tests(session: nox.Session, backend: str) -> None:
         session.install(".[demo,torch]")
         suites = ["tests"]
     elif backend == "jax":
-        session.install(*TEST, ".[jax]")
+        session.install(*TEST, *JAX_MODELS, ".[jax]")
+        suites += ["tests/backends/jax"]
     elif backend == "cupy":
         session.install(*TEST, ".[cupy]")
     elif backend == "array-api-strict":
@@ -98,7 +101,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types strictly."""
     session.install(TORCH)
-    session.install("mypy>=1.18", ".[demo]")
+    session.install("mypy>=1.18", ".[demo,jax]")
     session.run("mypy")
 
 
@@ -145,7 +148,7 @@ def build(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `nox -s bench -- --quick` for small ones."""
     session.install(TORCH)
-    session.install("scipy", "tqdm", "einops", "opt-einsum", "safetensors", ".[torch]")
+    session.install("scipy", "tqdm", "einops", "opt-einsum", "safetensors", ".[torch,jax]")
     session.install("--no-deps", *ORACLES, "pyhessian")
     for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)
