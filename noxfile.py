@@ -28,8 +28,8 @@ ORACLES = [
 ]
 # Optimizer libraries that the examples call `precondition` from.
 EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
-# Libraries whose models the JAX backend must be able to read.
-JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.16"]
+# Libraries whose models the JAX backend is tested with.
+JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 

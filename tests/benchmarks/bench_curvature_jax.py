@@ -52,9 +52,9 @@ def network(width: int, depth: int) -> list[jax.Array]:
     """Return weights of `depth` blocks of two convolutions."""
     rng = np.random.default_rng(0)
     shapes = [(3, 3, 3, width), *[(3, 3, width, width)] * (2 * depth), (width, 10)]
-    return [
-        jnp.asarray(rng.normal(size=s) * np.sqrt(2 / np.prod(s[:-1])), jnp.float32) for s in shapes
-    ]
+    weights = [rng.normal(size=s) * np.sqrt(2 / np.prod(s[:-1])) for s in shapes]
+    weights[-1] *= 0.1  # no saturated probabilities, whose curvature is rounding in float32
+    return [jnp.asarray(w, jnp.float32) for w in weights]
 
 
 def as_kernel(u: np.ndarray, v: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
