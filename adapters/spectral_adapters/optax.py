@@ -66,8 +66,8 @@ class ScaleBySpectralNewtonState(NamedTuple):
 
 
 def scale_by_spectral_newton(
-    alpha: AlphaOrTree = "per-type",
-    damping: Scalar = 0.1,
+    alpha: AlphaOrTree = 2.0,
+    damping: Scalar = 1e-3,
     beta: Scalar = 0.95,
     weight_decay: Scalar = 0.0,
     weight_decay_mask: Tree | Callable[[Tree], Tree] | None = None,
@@ -189,8 +189,8 @@ def scale_by_spectral_newton(
 
 def spectral_newton(
     learning_rate: "optax.ScalarOrSchedule",
-    alpha: AlphaOrTree = "per-type",
-    damping: Scalar = 0.1,
+    alpha: AlphaOrTree = 2.0,
+    damping: Scalar = 1e-3,
     beta: Scalar = 0.95,
     weight_decay: Scalar = 0.0,
     weight_decay_mask: Tree | Callable[[Tree], Tree] | None = None,

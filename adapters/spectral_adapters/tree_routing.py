@@ -154,7 +154,7 @@ def alphas_of(alpha: AlphaOrTree, tree: Tree, rules: Sequence[LeafRule]) -> list
 
 
 def routing_table(
-    params: Tree, *, alpha: AlphaOrTree = "per-type", weight_dimension_numbers: AxesOrTree = None
+    params: Tree, *, alpha: AlphaOrTree = 2.0, weight_dimension_numbers: AxesOrTree = None
 ) -> RoutingTable:
     """Return the rule, α and matrices of every parameter; ``print`` it.
 

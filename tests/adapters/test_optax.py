@@ -164,7 +164,7 @@ def test_fifty_steps_of_the_torch_optimizer():
     network = network_of_torch(torch, params)
     tokens = torch.tensor(TOKENS)
     optimizer = SpectralNewton(
-        network, lr=0.01, weight_decay=0.1, momentum=0.9, method="eigh",
+        network, lr=0.01, alpha="per-type", damping=0.1, weight_decay=0.1, momentum=0.9, method="eigh",
         adamw={"lr": 0.02, "betas": (0.8, 0.99), "weight_decay": 0.05},
     )  # fmt: skip
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 100)
@@ -176,14 +176,14 @@ def test_fifty_steps_of_the_torch_optimizer():
         optimizer.step()
         decay.step()
     ours = spectral_newton(
-        falling(0.01, 100), beta=0.9, weight_decay=0.1, method="eigh",
+        falling(0.01, 100), "per-type", 0.1, beta=0.9, weight_decay=0.1, method="eigh",
         adam_learning_rate=falling(0.02, 100),
         adam_b1=0.8, adam_b2=0.99, adam_weight_decay=0.05,
     )  # fmt: skip
     moved, _ = trained(ours, params, 50)
     assert loss_of(moved, TOKENS) < 0.6 * start
     found = {name: p.detach().numpy() for name, p in network.named_parameters()}
-    table = {row["name"]: row for row in routing_table(params).rows()}
+    table = {row["name"]: row for row in routing_table(params, alpha="per-type").rows()}
     rows = {row["name"]: row for row in optimizer.routing_table()}
     compared = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(moved):
@@ -240,7 +240,7 @@ def test_steps_of_the_textbook():
 )  # fmt: skip
 def test_axes_make_matrices(shape, axes, to_matrices):
     gradient = arrays({"w": shape}, 3)
-    optimizer = scale_by_spectral_newton(1.3, weight_dimension_numbers={"w": axes})
+    optimizer = scale_by_spectral_newton(1.3, 0.1, weight_dimension_numbers={"w": axes})
     updates, _ = first(optimizer, gradient)
     found = to_matrices(np.asarray(updates["w"]))
     for update, matrix in zip(found, to_matrices(np.asarray(gradient["w"])), strict=True):
@@ -254,7 +254,7 @@ def test_dimension_numbers_of_muon_serve():
 
     gradient = arrays({"w": (2, 3, 4)})
     ours, theirs = (
-        scale_by_spectral_newton(1.0, weight_dimension_numbers=kind(1, 2))
+        scale_by_spectral_newton(1.0, 0.1, weight_dimension_numbers=kind(1, 2))
         for kind in (SpectralDimensionNumbers, MuonDimensionNumbers)
     )
     assert bits_equal(first(ours, gradient)[0], first(theirs, gradient)[0])
@@ -271,14 +271,14 @@ def test_leaves_of_one_shape_are_one_call(monkeypatch):
     shapes = {"a": (4, 6), "b": (3, 4, 6), "c": (4, 6), "d": (6, 4)}
     alpha = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 1.0}
     axes = dict.fromkeys(shapes, "stack")
-    optimizer = scale_by_spectral_newton(alpha, weight_dimension_numbers=axes)
+    optimizer = scale_by_spectral_newton(alpha, 0.1, weight_dimension_numbers=axes)
     gradients = arrays(shapes)
     first(optimizer, gradients)
     assert sorted(seen) == [((1, 4, 6), 2.0), ((1, 6, 4), 1.0), ((4, 4, 6), 1.0)]
 
 
 def test_what_is_not_finite_is_skipped_with_its_state():
-    optimizer = spectral_newton(0.1, 1.5, weight_decay=0.1)
+    optimizer = spectral_newton(0.1, 1.5, 0.1, weight_decay=0.1)
     params, shapes = arrays(PAIR), PAIR
     _, state = first(optimizer, arrays(shapes, 1), params)
     bad = arrays(shapes, 2)
@@ -301,15 +301,15 @@ def test_zero_gradients_give_zero_updates():
 def test_half_precision_keeps_momentum_in_float32():
     params = arrays({"w": (4, 6)}, dtype=jnp.bfloat16)
     gradients = arrays({"w": (4, 6)}, 1, jnp.bfloat16)
-    optimizer = scale_by_spectral_newton(1.0)
+    optimizer = scale_by_spectral_newton(1.0, 0.1)
     updates, state = first(optimizer, gradients, params)
     assert state.mu["w"].dtype == jnp.float32 and updates["w"].dtype == jnp.bfloat16
-    low = scale_by_spectral_newton(1.0, mu_dtype=jnp.bfloat16)
+    low = scale_by_spectral_newton(1.0, 0.1, mu_dtype=jnp.bfloat16)
     rounded, kept = first(low, gradients, params)
     assert kept.mu["w"].dtype == jnp.bfloat16
     assert jnp.array_equal(kept.mu["w"], state.mu["w"].astype(jnp.bfloat16))
     assert bits_equal(rounded, updates)  # the first step does not see what the state rounds
-    mixed = scale_by_spectral_newton(1.0)
+    mixed = scale_by_spectral_newton(1.0, 0.1)
     wide = arrays({"w": (4, 6)})
     assert first(mixed, gradients, wide)[0]["w"].dtype == jnp.float64
 
@@ -320,12 +320,12 @@ def test_half_precision_keeps_momentum_in_float32():
 def test_it_is_composed_of_its_parts():
     params, gradients = arrays({"w": (4, 6)}), arrays({"w": (4, 6)}, 1)
     schedule = falling(0.1, 10)
-    whole = spectral_newton(schedule, 1.5, weight_decay=0.1)
+    whole = spectral_newton(schedule, 1.5, 0.1, weight_decay=0.1)
     parts = optax.chain(
-        scale_by_spectral_newton(1.5, weight_decay=0.1), optax.scale_by_learning_rate(schedule)
+        scale_by_spectral_newton(1.5, 0.1, weight_decay=0.1), optax.scale_by_learning_rate(schedule)
     )
     plain = optax.chain(
-        scale_by_spectral_newton(1.5), optax.add_decayed_weights(0.1),
+        scale_by_spectral_newton(1.5, 0.1), optax.add_decayed_weights(0.1),
         optax.scale_by_learning_rate(schedule),
     )  # fmt: skip
     states = [optimizer.init(params) for optimizer in (whole, parts, plain)]
@@ -346,7 +346,7 @@ def test_injected_hyperparameters_and_their_schedules():
     schedule = falling(0.1, 10)
     injected = optax.inject_hyperparams(spectral_newton, static_args=STATIC)(schedule, alpha=2.0)
     dynamic = optax.inject_hyperparams(spectral_newton)(
-        0.1, alpha=falling(2.0, 20), weight_decay=0.1
+        0.1, alpha=falling(2.0, 20), damping=0.1, weight_decay=0.1
     )
     plain = spectral_newton(schedule, alpha=2.0)
     states = [optimizer.init(params) for optimizer in (injected, plain, dynamic)]
@@ -375,14 +375,14 @@ def test_partition_and_masked():
     labels = jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
     rate = optax.scale_by_learning_rate(0.1)
     mixed = optax.partition(
-        {"matrix": optax.chain(scale_by_spectral_newton(1.5), rate), "other": optax.sgd(0.5)},
+        {"matrix": optax.chain(scale_by_spectral_newton(1.5, 0.1), rate), "other": optax.sgd(0.5)},
         labels,
     )
     masked = optax.masked(
-        optax.chain(scale_by_spectral_newton(1.5), rate),
+        optax.chain(scale_by_spectral_newton(1.5, 0.1), rate),
         jax.tree.map(lambda p: p.ndim == 2, params),
     )
-    whole = spectral_newton(0.1, 1.5)
+    whole = spectral_newton(0.1, 1.5, 0.1)
     ours, _ = first(mixed, gradients, params)
     part, _ = first(masked, gradients, params)
     expected, _ = first(whole, gradients, params)
@@ -395,10 +395,13 @@ def test_partition_and_masked():
 
 def test_weight_decay_can_be_masked():
     params, gradients = arrays(PAIR), arrays(PAIR, 1)
-    plain, decayed = spectral_newton(0.1, 1.5), spectral_newton(0.1, 1.5, weight_decay=0.1)
+    plain, decayed = (
+        spectral_newton(0.1, 1.5, 0.1),
+        spectral_newton(0.1, 1.5, 0.1, weight_decay=0.1),
+    )
     masks = {"one": False, "two": {"kernel": True, "bias": False}}
-    rows = [plain, decayed, spectral_newton(0.1, 1.5, weight_decay=0.1, weight_decay_mask=masks),
-            spectral_newton(0.1, 1.5, weight_decay=0.1, weight_decay_mask=lambda p: masks)]  # fmt: skip
+    rows = [plain, decayed, spectral_newton(0.1, 1.5, 0.1, weight_decay=0.1, weight_decay_mask=masks),
+            spectral_newton(0.1, 1.5, 0.1, weight_decay=0.1, weight_decay_mask=lambda p: masks)]  # fmt: skip
     none, all_, *some = (first(o, gradients, params)[0] for o in rows)
     for updates in some:
         assert largest_difference(updates["one"], none["one"]) < 1e-15
@@ -409,7 +412,7 @@ def test_weight_decay_can_be_masked():
 
 def test_accumulation_and_rejection_of_steps():
     params, gradients = arrays(PAIR), arrays(PAIR, 1)
-    plain = spectral_newton(0.1, 1.5, weight_decay=0.1)
+    plain = spectral_newton(0.1, 1.5, 0.1, weight_decay=0.1)
     expected, _ = first(plain, gradients, params)
     every = optax.MultiSteps(plain, 2)
     state = every.init(params)
@@ -461,7 +464,7 @@ def test_a_checkpoint_of_orbax_continues_to_the_bit(tmp_path):
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 4.0])
 def test_jitted_and_traced(alpha):
     params, gradients = arrays(PAIR), arrays(PAIR, 1)
-    optimizer = spectral_newton(0.1, alpha, weight_decay=0.1)
+    optimizer = spectral_newton(0.1, alpha, 0.1, weight_decay=0.1)
     state = optimizer.init(params)
     eager = optimizer.update(gradients, state, params)
     jitted = jax.jit(optimizer.update)(gradients, state, params)
@@ -481,7 +484,7 @@ def test_traced_exponents_of_leaves():
 
     @jax.jit
     def traced(one, two):
-        optimizer = scale_by_spectral_newton({"one": one, "two": {"kernel": two}})
+        optimizer = scale_by_spectral_newton({"one": one, "two": {"kernel": two}}, 0.1)
         return first(optimizer, kernels)[0]
 
     found = traced(0.5, 1.7)
@@ -503,7 +506,7 @@ def test_absolute_damping_can_be_traced():
 def test_an_ensemble_is_its_members():
     many = arrays({"one": {"kernel": (3, 4, 6)}, "two": {"kernel": (3, 4, 6), "bias": (3, 6)}})
     gradients = jax.tree.map(lambda a: a[::-1] + 0.5, many)
-    optimizer = spectral_newton(0.1, 1.5, weight_decay=0.1)
+    optimizer = spectral_newton(0.1, 1.5, 0.1, weight_decay=0.1)
     step = jax.jit(jax.vmap(optimizer.update))
     states = jax.vmap(optimizer.init)(many)
     updates, after = step(gradients, states, many)
@@ -517,7 +520,7 @@ def test_an_ensemble_of_exponents():
     gradient = arrays({"w": (4, 6)})
 
     def step(alpha, decay):
-        optimizer = scale_by_spectral_newton(alpha, weight_decay=decay)
+        optimizer = scale_by_spectral_newton(alpha, 0.1, weight_decay=decay)
         return optimizer.update(gradient, optimizer.init(gradient), gradient)[0]
 
     found = jax.vmap(step)(jnp.asarray([1.0, 2.0]), jnp.asarray([0.1, 0.0]))  # op by op
@@ -603,9 +606,9 @@ def test_dimension_numbers_and_exponents_by_tree_or_function():
         by_path = lambda path, leaf: 2.0 if "experts" in str(path) else 0.5  # noqa: E731
         return jax.tree_util.tree_map_with_path(by_path, tree)
 
-    given = spectral_newton(0.1, exponents, weight_dimension_numbers=axes)
+    given = spectral_newton(0.1, exponents, 0.1, weight_dimension_numbers=axes)
     same = spectral_newton(
-        0.1, {"one": 1.0, "two": 0.5, "experts": 2.0}, weight_dimension_numbers=axes(params)
+        0.1, {"one": 1.0, "two": 0.5, "experts": 2.0}, 0.1, weight_dimension_numbers=axes(params)
     )
     updates, _ = first(given, gradients, params)
     assert bits_equal(updates, first(same, gradients, params)[0])
@@ -622,7 +625,7 @@ def test_dimension_numbers_and_exponents_by_tree_or_function():
 
 def test_a_single_array_and_empty_nodes():
     gradient = arrays({"w": (4, 6)})["w"]
-    optimizer = spectral_newton(0.1, 1.5)
+    optimizer = spectral_newton(0.1, 1.5, 0.1)
     update, _ = first(optimizer, gradient, gradient)
     assert np.allclose(update, -0.1 * textbook(gradient, 0.0, 1.5)[0], rtol=0, atol=1e-13)
     tree = {"w": gradient, "frozen": None, "rest": ()}

@@ -263,7 +263,9 @@ def test_the_table():
 def test_alphas_by_type_are_those_of_the_theory():
     assert TYPE_ALPHAS["conv"] == 2.0 and 1.0 <= TYPE_ALPHAS["attention"] <= 1.4
     assert TYPE_ALPHAS["mlp-up"] == 0.8 and TYPE_ALPHAS["mlp-down"] == 1.15
-    rows = {row["name"]: row["alpha"] for row in SpectralNewton(GPT()).routing_table()}
+    rows = {
+        row["name"]: row["alpha"] for row in SpectralNewton(GPT(), alpha="per-type").routing_table()
+    }
     assert rows["h.0.mlp.c_fc.weight"] == 0.8 and rows["h.0.mlp.c_proj.weight"] == 1.15
 
 

@@ -425,7 +425,7 @@ def test_blocks_of_several_shapes_find_their_place():
     start = [w.numpy(force=True).copy() for w in weights]
     optimizer = SpectralNewton(
         [{"params": weights, "matrices": ["matrix rows=6,3,3", "matrix rows=3,6,3"]}],
-        lr=0.1, alpha=1.3, method="svd",
+        lr=0.1, alpha=1.3, damping=0.1, method="svd",
     )  # fmt: skip
     held = [np.zeros_like(w) for w in start]
     cuts = [(6, 9), (3, 9)]
@@ -443,7 +443,7 @@ def test_blocks_of_several_shapes_find_their_place():
 
 
 def test_named_parameters_are_recognised_by_name():
-    optimizer = SpectralNewton(gpt(tied=False).named_parameters())
+    optimizer = SpectralNewton(gpt(tied=False).named_parameters(), alpha="per-type")
     rows = {row["name"]: row for row in optimizer.routing_table()}
     assert rows["h.0.mlp.c_fc.weight"]["alpha"] == 0.8
     assert rows["h.0.attn.c_attn.weight"]["matrices"] == "matrix rows=3"
@@ -651,8 +651,8 @@ def test_a_failed_measurement_keeps_alpha_and_warns():
 
 def test_products_in_bfloat16_stay_near_working_precision():
     working, low = gpt(), gpt()
-    one = SpectralNewton(working, lr=0.01, alpha=2.0)
-    two = SpectralNewton(low, lr=0.01, alpha=2.0, precision="bfloat16")
+    one = SpectralNewton(working, lr=0.01, damping=0.1)
+    two = SpectralNewton(low, lr=0.01, damping=0.1, precision="bfloat16")
     before = values(low)
     backward(working)
     backward(low)

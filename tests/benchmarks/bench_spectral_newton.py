@@ -91,7 +91,9 @@ def on_shapes(name: str, shapes: list[tuple[int, int]], repeats: int) -> None:
         "svd": lambda: by_svd(weights, momenta),
     }
     for alpha in (1.0, 1.5, 2.0):
-        contenders[f"alpha {alpha:g}"] = SpectralNewton(weights, lr=1e-5, alpha=alpha).step
+        contenders[f"alpha {alpha:g}"] = SpectralNewton(
+            weights, lr=1e-5, alpha=alpha, damping=0.1
+        ).step
     times = interleaved(contenders, repeats)
     print_figure(
         "step",
@@ -115,8 +117,11 @@ def main() -> None:
             model.zero_grad()
             loss().backward()
 
-        by_type, two = SpectralNewton(model, lr=1e-5), SpectralNewton(model, lr=1e-5, alpha=2.0)
-        measuring = SpectralNewton(model, lr=1e-5, alpha="auto", problem=problem, measure_every=1)
+        by_type = SpectralNewton(model, lr=1e-5, alpha="per-type", damping=0.1)
+        two = SpectralNewton(model, lr=1e-5)
+        measuring = SpectralNewton(
+            model, lr=1e-5, alpha="auto", damping=0.1, problem=problem, measure_every=1
+        )
         forward_backward()
         times = interleaved(
             {
