@@ -1,0 +1,7 @@
+"""Curvature from arrays of any library of the standard, without automatic differentiation."""
+
+from spectral_backends.arrays.dense_network import DenseNetwork as DenseNetwork
+from spectral_backends.arrays.problem import CurvatureProblem as CurvatureProblem
+from spectral_backends.arrays.rows import Rows as Rows
+
+__all__ = ["CurvatureProblem", "DenseNetwork", "Rows"]

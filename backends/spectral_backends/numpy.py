@@ -1,0 +1,15 @@
+"""Exact curvature from NumPy alone: your gradient function, or your arrays."""
+
+from typing import ClassVar
+
+from spectral_backends.arrays import CurvatureProblem as AnyCurvatureProblem
+from spectral_backends.arrays import DenseNetwork as DenseNetwork
+from spectral_backends.arrays import Rows as Rows
+
+__all__ = ["CurvatureProblem", "DenseNetwork", "Rows"]
+
+
+class CurvatureProblem(AnyCurvatureProblem):
+    """`spectral_backends.arrays.CurvatureProblem` for parameters of NumPy, and no others."""
+
+    library: ClassVar[str | None] = "numpy"
