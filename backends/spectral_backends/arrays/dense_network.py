@@ -178,7 +178,7 @@ class DenseNetwork:
             def values(layer: str, u: Array, v: Array, batch: Batch) -> Array:
                 xp = array_api_compat.array_namespace(u)
                 # (K, m, n): as many matrices as directions, in one pass.
-                outer = xp.permute_dims(u, (1, 0))[:, :, None] * xp.permute_dims(v, (1, 0))[:, None]
+                outer = u.T[:, :, None] * v.T[:, None, :]
                 name = f"{layer}.weight"
                 image = product(params, batch, {name: outer})[name]
                 return xp.sum(outer * image, axis=(1, 2))
