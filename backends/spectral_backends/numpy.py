@@ -4,9 +4,10 @@ from typing import ClassVar
 
 from spectral_backends.arrays import CurvatureProblem as AnyCurvatureProblem
 from spectral_backends.arrays import DenseNetwork as DenseNetwork
+from spectral_backends.arrays import RecordedProblem as RecordedProblem
 from spectral_backends.arrays import Rows as Rows
 
-__all__ = ["CurvatureProblem", "DenseNetwork", "Rows"]
+__all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows"]
 
 
 class CurvatureProblem(AnyCurvatureProblem):

@@ -2,6 +2,7 @@
 
 from spectral_backends.arrays.dense_network import DenseNetwork as DenseNetwork
 from spectral_backends.arrays.problem import CurvatureProblem as CurvatureProblem
+from spectral_backends.arrays.recorded import RecordedProblem as RecordedProblem
 from spectral_backends.arrays.rows import Rows as Rows
 
-__all__ = ["CurvatureProblem", "DenseNetwork", "Rows"]
+__all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows"]

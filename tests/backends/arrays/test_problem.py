@@ -1,5 +1,7 @@
 """Curvatures of arrays: closed forms, PyTorch's reports, high precision, every library."""
 
+from itertools import pairwise
+
 import array_api_compat
 import numpy as np
 import pytest
@@ -178,7 +180,7 @@ def test_totals_do_not_depend_on_the_batches(cuts, way):
     network = DenseNetwork((8, 6, 6), "tanh")
     params = network.init(2)
     edges = [0, *cuts, 60]
-    batches = [(X[i:j], Y[i:j]) for i, j in zip(edges[:-1], edges[1:], strict=True)]
+    batches = [(X[i:j], Y[i:j]) for i, j in pairwise(edges)]
 
     def values(batches):
         if way == "by hand":
@@ -206,7 +208,6 @@ def test_terms_and_not_samples_are_weighed():
 
     def gradient(params, batch):
         x, y, m = batch
-        n = max(int(m.sum()), 1)
         return network.gradient(params, (x[m], y[m])) if m.any() else {
             name: 0 * p for name, p in params.items()
         }  # fmt: skip
