@@ -77,6 +77,13 @@ def device_of(array: Array) -> Any:
     return array_api_compat.device(array)
 
 
+def as_like(xp: Any, value: float | Array, like: Array) -> Array:
+    """Return a number or an array in the dtype and on the device of another."""
+    if array_api_compat.is_jax_array(value):  # stays where it is: under `vmap` nobody knows where
+        return xp.astype(value, like.dtype)
+    return xp.asarray(value, dtype=like.dtype, device=device_of(like))
+
+
 def count(xp: Any, usable: Array) -> Array:
     """Return how many are true along the last axis, in the default integer type."""
     return xp.count_nonzero(usable, axis=-1)

@@ -1,8 +1,6 @@
 """One step of Spectral Newton on one matrix or a batch: momentum, T, scaling, weight decay."""
 
-from typing import Any
-
-from spectral_core._arrays import Array, device_of, floating
+from spectral_core._arrays import Array, as_like, floating
 from spectral_core.errors import InputError
 from spectral_core.preconditioner import NORMALIZATIONS, precondition
 from spectral_core.transfer import is_number
@@ -78,7 +76,10 @@ def spectral_newton_step(
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
     _check_options(lr, beta, weight_decay, scale)
-    lr, beta, weight_decay = (_like(xp, value, momentum) for value in (lr, beta, weight_decay))
+    lr, beta, weight_decay = (
+        value if is_number(value) else as_like(xp, value, momentum)
+        for value in (lr, beta, weight_decay)
+    )
 
     gradient = xp.astype(gradient, momentum.dtype, copy=False)
     finite = xp.all(xp.isfinite(gradient), axis=(-2, -1), keepdims=True)
@@ -97,13 +98,6 @@ def spectral_newton_step(
     step = -lr * (update + weight_decay * xp.astype(weight, momentum.dtype, copy=False))
     step = xp.where(finite, step, xp.zeros_like(step))
     return xp.astype(step, weight.dtype, copy=False), xp.where(finite, averaged, momentum)
-
-
-def _like(xp: Any, value: float | Array, like: Array) -> float | Array:
-    """Return a number as it is, an array in the dtype and on the device of `like`."""
-    if is_number(value):
-        return value
-    return xp.asarray(value, dtype=like.dtype, device=device_of(like))
 
 
 def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:

@@ -4,7 +4,7 @@ import math
 from numbers import Real
 from typing import Any, TypeGuard
 
-from spectral_core._arrays import Array, ArrayLike, device_of, floating
+from spectral_core._arrays import Array, ArrayLike, as_like, floating
 from spectral_core.errors import InputError
 
 __all__ = ["transfer", "transfer_bound"]
@@ -129,8 +129,7 @@ def damped_ratio(
 
 def power(xp: Any, base: Array, exponent: float | Array) -> Array:
     """Return ``base ** exponent`` in the dtype of the base; the exponent may be traced."""
-    exponent = xp.asarray(exponent, dtype=base.dtype, device=device_of(base))
-    return xp.pow(base, exponent)
+    return xp.pow(base, as_like(xp, exponent, base))
 
 
 def _absolute(xp: Any, sigma: Array, alpha: float | Array, d: float | Array) -> Array:
@@ -152,7 +151,7 @@ def log_damping(xp: Any, like: Array, d: float | Array) -> float | Array:
     floor = 8 * math.log(float(xp.finfo(like.dtype).smallest_normal))
     if is_number(d):  # on the host: d may lie outside the range of the dtype
         return math.log(d) if d > 0 else floor
-    d = xp.asarray(d, dtype=like.dtype, device=device_of(like))
+    d = as_like(xp, d, like)
     return xp.where(d > 0, xp.log(xp.where(d > 0, d, xp.ones_like(d))), xp.full_like(d, floor))
 
 

@@ -1,37 +1,17 @@
-"""Matrices of one shape from many parameters, updated in one call."""
+"""Parameters of PyTorch, updated in place by the batched step of the core."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from spectral_core import MatrixLayout, as_matrices, spectral_newton_step
+from spectral_core import MatrixLayout, as_matrices
+from spectral_core.batched_newton import spectral_newton_steps
 
-__all__ = ["MatrixPart", "layout_of", "update_batch", "update_parameters"]
+__all__ = ["layout_of", "step_options", "update_parameters"]
 
-# So that the copies of a batch stay small beside a large model: 256 MiB in float32.
-BATCH_ELEMENTS = 2**26
-
-
-@dataclass(frozen=True)
-class MatrixPart:
-    """Matrices (B, m, n) of one shape in a parameter, which is known by its number."""
-
-    parameter: int
-    alpha: float
-    weight: Tensor
-    gradient: Tensor
-    momentum: Tensor
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Parts with equal keys can be updated together."""
-        tensors = (self.weight, self.gradient, self.momentum)
-        dtypes = tuple(t.dtype for t in tensors)
-        return self.alpha, self.weight.shape[1:], dtypes, self.weight.device
+_OPTIONS = ("lr", "damping", "damping_mode", "nesterov", "scale", "method", "tolerance")
 
 
 def update_parameters(
@@ -54,73 +34,33 @@ def update_parameters(
     group : mapping
         Options of their parameter group.
     """
-    parts = []
-    for i, (parameter, momentum) in enumerate(zip(parameters, momenta, strict=True)):
-        split = [layouts[i].split(array) for array in (parameter, parameter.grad, momentum)]
-        for tensors in zip(*split, strict=True):
-            parts.append(MatrixPart(i, alphas[i], *tensors))
-    results = {
-        id(part): (step, moved)
-        for batch in _batches(parts)
-        for part, step, moved in update_batch(batch, group)
-    }
-    updated: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for part in parts:  # in the order of their parameter's matrices
-        updated.setdefault(part.parameter, []).append(results[id(part)])
-    for i, found in updated.items():
-        steps, moved = zip(*found, strict=True)
-        parameters[i].add_(layouts[i].merge(list(steps)))
-        momenta[i].copy_(layouts[i].merge(list(moved)))
-
-
-def _batches(parts: Iterable[MatrixPart]) -> list[list[MatrixPart]]:
-    """Return what is updated together, in an order that depends on the parameters alone."""
-    open_batches: dict[tuple[Any, ...], list[MatrixPart]] = {}
-    done: list[list[MatrixPart]] = []
-    for part in parts:
-        batch = open_batches.setdefault(part.key, [])
-        if batch and sum(p.weight.numel() for p in (*batch, part)) > BATCH_ELEMENTS:
-            done.append(batch)
-            batch = open_batches[part.key] = []
-        batch.append(part)
-    return done + list(open_batches.values())
-
-
-def update_batch(
-    batch: Sequence[MatrixPart], group: Mapping[str, Any]
-) -> Iterable[tuple[MatrixPart, Tensor, Tensor]]:
-    """Return the step and the new momentum of each part.
-
-    Parameters
-    ----------
-    batch : sequence of MatrixPart
-        With equal keys.
-    group : mapping
-        Options of their parameter group.
-    """
-    gradient = _joined([part.gradient for part in batch])
-    step, momentum = spectral_newton_step(
-        _joined([part.weight for part in batch]),
-        -gradient if group["maximize"] else gradient,
-        _joined([part.momentum for part in batch]),
-        lr=group["lr"],
-        alpha=batch[0].alpha,
-        damping=group["damping"],
-        damping_mode=group["damping_mode"],
-        beta=group["momentum"],
-        nesterov=group["nesterov"],
-        weight_decay=group["weight_decay"],
-        scale=group["scale"],
-        method=group["method"],
-        tolerance=group["tolerance"],
-        precision=group.get("precision", "working"),  # absent from states saved before it was there
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
+    if group["maximize"]:
+        gradients = [-gradient for gradient in gradients]
+    steps, moved = spectral_newton_steps(
+        parameters,
+        gradients,
+        momenta,
+        layouts=layouts,
+        alphas=alphas,
+        weight_decays=[group["weight_decay"]] * len(parameters),
+        **step_options(group),
     )
-    sizes = [len(part.weight) for part in batch]
-    return zip(batch, step.split(sizes), momentum.split(sizes), strict=True)
+    for i, parameter in enumerate(parameters):
+        parameter.add_(steps[i])
+        momenta[i].copy_(moved[i])
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+def step_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a parameter group as those of `spectral_newton_step`.
+
+    α and weight decay are left out, which parameters may have of their own.
+    """
+    precision = group.get("precision", "working")  # absent from states saved before it was there
+    return {name: group[name] for name in _OPTIONS} | {
+        "beta": group["momentum"],
+        "precision": precision,
+    }
 
 
 @lru_cache(maxsize=4096)

@@ -8,26 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from spectral_adapters.layer_names import (
+    FUSED,
+    TYPE_ALPHAS,
+    kind_of_name,
+    named_embedding,
+    named_head,
+)
+
 __all__ = ["TYPE_ALPHAS", "LayerType", "embedding_reason", "layer_type", "output_heads"]
 
-TYPE_ALPHAS = {"conv": 2.0, "attention": 1.2, "mlp-up": 0.8, "mlp-down": 1.15, "linear": 1.0}
-"""Typical α by layer type (Theory 6); ``"linear"`` is every other matrix."""
-
-_FUSED = {"qkv", "c_attn", "in_proj", "qkv_proj", "wqkv", "to_qkv"}
 _INTERLEAVED = {"query_key_value"}
-_ATTENTION = {
-    "q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "query", "key", "value",
-    "wq", "wk", "wv", "to_q", "to_k", "to_v", "to_out", "q_lin", "k_lin", "v_lin", "out_lin",
-}  # fmt: skip
-_MLP = ("mlp", "ffn", "feed_forward", "feedforward", "densereludense")
-_UP = {"up_proj", "gate_proj", "c_fc", "gate_up_proj", "dense_h_to_4h", "intermediate"}
-_DOWN = {"down_proj", "c_proj", "dense_4h_to_h"}
-# These names say something only inside a repeated block.
-_UP_IN_BLOCK = {"up", "gate", "fc_in", "fc1", "linear1", "lin1", "w1", "w3", "wi", "wi_0", "wi_1"}
-_DOWN_IN_BLOCK = {"down", "fc_out", "fc2", "linear2", "lin2", "w2", "wo"}
-_HEADS = {"head", "heads", "lm_head", "classifier", "logits", "score"}
-_SHALLOW_HEADS = {"fc", "output", "out", "output_layer"}
-_EMBEDDING_WORDS = re.compile(r"embed|(^|[._])(pos|wte|wpe|tok|token|cls)([._]|$)|position|_token")
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KEY_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
@@ -83,7 +74,7 @@ def layer_type(
     if module is None:
         return LayerType("conv", "conv", f"{parameter.ndim} axes: taken for a convolution")
     if parameter.ndim == 3:
-        kind = _kind(f"{path}.{name}", parameter.shape[1], parameter.shape[2])
+        kind = kind_of_name(f"{path}.{name}", parameter.shape[1], parameter.shape[2])
         return LayerType(kind, "stack", "three axes: a stack of matrices")
     return LayerType("linear", "", f"{parameter.ndim} axes of unknown meaning")
 
@@ -95,8 +86,8 @@ def embedding_reason(module: nn.Module, path: str, name: str) -> str:
         return f"embedding: {kind}"
     if isinstance(module, (nn.Linear, _ConvNd)) or kind == "Conv1D":
         return ""  # a patch_embed.proj is a linear map
-    full = f"{path}.{name}".strip(".").lower()
-    return f"embedding: its name {name!r}" if _EMBEDDING_WORDS.search(full) else ""
+    full = f"{path}.{name}".strip(".")
+    return f"embedding: its name {name!r}" if named_embedding(full) else ""
 
 
 def output_heads(model: nn.Module, clean: Any = str) -> dict[int, str]:
@@ -112,7 +103,7 @@ def output_heads(model: nn.Module, clean: Any = str) -> dict[int, str]:
     if found:
         return found
     for path, module in model.named_modules():
-        if path and _named_head(clean(path)):
+        if path and named_head(clean(path)):
             found |= {id(w): f"output head: named {clean(path)!r}" for w in _last_weight(module)}
     if found:
         return found
@@ -131,14 +122,14 @@ def _two_axes(
     out, inputs = (columns, rows) if transposed else (rows, columns)
     named = path if name == "weight" else f"{path}.{name}".strip(".")
     last = re.sub(r"_weight$", "", named.lower().rsplit(".", 1)[-1])
-    if last in _FUSED:
+    if last in FUSED:
         sizes, reason = _fused_sizes(out, inputs, parent)
         cut = f"matrix {'columns' if transposed else 'rows'}={sizes}" if sizes else "matrix"
         return LayerType("attention", cut, f"{stored} named {last!r}: {reason}")
     if last in _INTERLEAVED:
         reason = "heads interleaved: taken whole; name its parts with route="
         return LayerType("attention", "matrix", f"{stored} named {last!r}: {reason}")
-    kind = _kind(named, out, inputs)
+    kind = kind_of_name(named, out, inputs)
     word = f"{stored} named {last!r}" if kind != "linear" else stored
     return LayerType(kind, "matrix", word)
 
@@ -167,20 +158,6 @@ def _count(holder: Any, names: Iterable[str]) -> int | None:
     return None
 
 
-def _kind(path: str, out: int, inputs: int) -> str:
-    segments = path.lower().split(".")
-    last, in_block = segments[-1], any(segment.isdigit() for segment in segments)
-    if last in _ATTENTION or any("attn" in s or "attention" in s for s in segments):
-        return "attention"
-    if last in _UP or "intermediate" in segments or (in_block and last in _UP_IN_BLOCK):
-        return "mlp-up"
-    if last in _DOWN or (in_block and (last in _DOWN_IN_BLOCK or "output" in segments)):
-        return "mlp-down"
-    if any(word in segment for segment in segments for word in _MLP) and out != inputs:
-        return "mlp-up" if out > inputs else "mlp-down"
-    return "linear"
-
-
 def _answer(model: nn.Module, method: str) -> Iterator[nn.Module]:
     try:
         answer = getattr(model, method)()
@@ -196,18 +173,6 @@ def _last_weight(module: nn.Module) -> list[Tensor]:
     found = [getattr(child, "weight", None) for child in module.modules()]
     weights = [weight for weight in found if isinstance(weight, Tensor) and weight.ndim >= 2]
     return weights[-1:]
-
-
-def _named_head(path: str) -> bool:
-    segments = path.lower().split(".")
-    if any(segment.isdigit() for segment in segments) or len(segments) > 3:
-        return False
-    if any(_kind(segment, 1, 1) == "attention" for segment in segments):
-        return False
-    last = segments[-1]
-    return last in _HEADS or (
-        last in _SHALLOW_HEADS and len(segments) <= (2 if last == "fc" else 1)
-    )
 
 
 def _in_equal_blocks(path: str, paths: list[str]) -> bool:

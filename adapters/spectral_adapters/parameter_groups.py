@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from spectral_adapters.alpha_choice import Alpha, choose_alphas
-from spectral_adapters.batched_step import MatrixPart, update_batch
+from spectral_adapters.batched_step import step_options
 from spectral_adapters.parameter_routing import Route, route_parameter
-from spectral_core import InputError
+from spectral_core import InputError, spectral_newton_step
 
 __all__ = [
     "check_gradient",
@@ -137,7 +137,10 @@ def check_options(group: Mapping[str, Any]) -> None:
         return
     matrix = torch.zeros(1, 2, 2)
     for alpha in set(each_value(group, "alpha")):
-        update_batch([MatrixPart(0, alpha, matrix, matrix, matrix)], {**group, "lr": lr})
+        spectral_newton_step(
+            matrix, matrix, matrix, alpha=alpha, weight_decay=group["weight_decay"],
+            **step_options(group) | {"lr": lr},
+        )  # fmt: skip
 
 
 def check_parameter(parameter: Tensor) -> None:

@@ -1,0 +1,155 @@
+"""Which axes of a parameter are inputs and which are outputs; the others count matrices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import array_api_compat
+
+from spectral_core import InputError, MatrixLayout, MatrixSpec, as_matrices
+
+__all__ = [
+    "AxisLayout",
+    "MatrixAxes",
+    "SpectralDimensionNumbers",
+    "axes_text",
+    "is_axes",
+    "layout_of",
+]
+
+Array: TypeAlias = Any
+
+
+class SpectralDimensionNumbers(NamedTuple):
+    """Axes that make a parameter a matrix, or a stack of them.
+
+    All axes that are not named count independent matrices: scanned layers, experts.
+    `optax.contrib.MuonDimensionNumbers` has the same fields and serves as well.
+
+    Parameters
+    ----------
+    reduction_axis : int or sequence of int
+        Inputs: the axes over which the layer sums. Negative ones count from the end.
+    output_axis : int or sequence of int
+        Outputs.
+
+    Examples
+    --------
+    A convolution of Flax or Haiku, (height, width, in, out): ``((0, 1, 2), 3)``; one of Equinox or
+    PyTorch, (out, in, height, width): ``((1, 2, 3), 0)``; heads of queries, (in, heads, width):
+    ``(0, (1, 2))`` as one matrix, ``(0, 2)`` head by head; scanned layers, (layers, in, out):
+    ``(1, 2)``.
+    """
+
+    reduction_axis: int | Sequence[int] = 0
+    output_axis: int | Sequence[int] = 1
+
+
+MatrixAxes: TypeAlias = SpectralDimensionNumbers | MatrixSpec | str
+"""How a parameter is made of matrices: by its axes, or by a spec of `as_matrices`."""
+
+
+def is_axes(value: object) -> bool:
+    """Return whether a value is a `MatrixAxes`, or dimension numbers of Muon."""
+    named = hasattr(value, "reduction_axis") and hasattr(value, "output_axis")
+    return named or isinstance(value, (MatrixSpec, str))
+
+
+def layout_of(shape: tuple[int, ...], axes: MatrixAxes) -> "AxisLayout | MatrixLayout":
+    """Return how a parameter of a shape is split into matrices and merged again.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the parameter.
+    axes : MatrixAxes
+        Its dimension numbers or spec.
+
+    Raises
+    ------
+    InputError
+        If the two do not fit.
+    """
+    if isinstance(axes, (MatrixSpec, str)):
+        return as_matrices(shape, axes)
+    named = [_several(axes.reduction_axis), _several(axes.output_axis)]
+    rank = len(shape)
+    for name, found in zip(axes._fields, named, strict=True):
+        if not found or not all(-rank <= axis < rank for axis in found):
+            raise InputError(
+                f"{name}: {getattr(axes, name)!r} names no axes of a parameter of shape {shape}; "
+                f"pass axes from 0 to {rank - 1}, or None to leave it to AdamW."
+            )
+    rows, columns = (tuple(axis % rank for axis in found) for found in named)
+    if len({*rows, *columns}) < len(rows) + len(columns):
+        raise InputError(
+            f"reduction_axis and output_axis: {axes.reduction_axis!r} and {axes.output_axis!r} "
+            f"share an axis of the shape {shape}; pass different ones."
+        )
+    if 0 in shape:
+        raise InputError(f"shape {shape} has an empty axis; leave this parameter to AdamW.")
+    return AxisLayout(shape, rows, columns)
+
+
+@dataclass(frozen=True)
+class AxisLayout:
+    """The matrices (inputs, outputs) of a parameter; made by `layout_of`.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the parameter.
+    rows, columns : tuple of int
+        Axes of its inputs and outputs, in the order in which they are flattened.
+    """
+
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int, int], ...]:
+        """The shape (B, m, n) of what `split` returns, in a tuple."""
+        groups = (self._stack, self.rows, self.columns)
+        batch, height, width = (prod(self.shape[axis] for axis in group) for group in groups)
+        return ((batch, height, width),)
+
+    def split(self, array: Array) -> list[Array]:
+        """Return the matrices of an array of the parameter's shape, (B, m, n), in a list."""
+        if tuple(array.shape) != self.shape:
+            raise InputError(
+                f"array: has shape {tuple(array.shape)}; this layout is for {self.shape}."
+            )
+        xp = array_api_compat.array_namespace(array)
+        return [xp.reshape(xp.permute_dims(array, self._order), self.matrices[0])]
+
+    def merge(self, matrices: list[Array]) -> Array:
+        """Return the array that `split` takes apart."""
+        (matrix,) = matrices
+        xp = array_api_compat.array_namespace(matrix)
+        order = self._order
+        back = tuple(order.index(axis) for axis in range(len(order)))
+        permuted = xp.reshape(matrix, tuple(self.shape[axis] for axis in order))
+        return xp.permute_dims(permuted, back)
+
+    @property
+    def _stack(self) -> tuple[int, ...]:
+        named = {*self.rows, *self.columns}
+        return tuple(axis for axis in range(len(self.shape)) if axis not in named)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return self._stack + self.rows + self.columns
+
+
+def axes_text(axes: MatrixAxes) -> str:
+    """Return dimension numbers or a spec as a table shows them: ``"0,1,2 → 3"``."""
+    if isinstance(axes, (MatrixSpec, str)):
+        return str(axes)
+    named = (axes.reduction_axis, axes.output_axis)
+    return " → ".join(",".join(map(str, _several(axis))) for axis in named)
+
+
+def _several(axis: int | Sequence[int]) -> tuple[int, ...]:
+    return (axis,) if isinstance(axis, int) else tuple(axis)
