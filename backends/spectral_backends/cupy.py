@@ -6,9 +6,10 @@ from spectral_backends.arrays import CurvatureProblem as AnyCurvatureProblem
 from spectral_backends.arrays import DenseNetwork as DenseNetwork
 from spectral_backends.arrays import RecordedProblem as RecordedProblem
 from spectral_backends.arrays import Rows as Rows
+from spectral_backends.arrays import through_dlpack as through_dlpack
 from spectral_core._extras import require
 
-__all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows"]
+__all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows", "through_dlpack"]
 
 require("cupy", "cupy", "The CuPy backend")
 

@@ -6,8 +6,9 @@ from spectral_backends.arrays import CurvatureProblem as AnyCurvatureProblem
 from spectral_backends.arrays import DenseNetwork as DenseNetwork
 from spectral_backends.arrays import RecordedProblem as RecordedProblem
 from spectral_backends.arrays import Rows as Rows
+from spectral_backends.arrays import through_dlpack as through_dlpack
 
-__all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows"]
+__all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows", "through_dlpack"]
 
 
 class CurvatureProblem(AnyCurvatureProblem):
