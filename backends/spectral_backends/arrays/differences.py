@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import array_api_compat
@@ -13,7 +14,15 @@ from spectral_backends.arrays.places import Place
 from spectral_core._arrays import Array, device_of, to_numpy
 from spectral_core.errors import LayerError
 
-__all__ = ["Change", "Differences", "check_tolerance", "directional_changes", "norm"]
+__all__ = [
+    "Change",
+    "Differences",
+    "check_tolerance",
+    "directional_changes",
+    "disagreement",
+    "noise_of",
+    "norm",
+]
 
 LEVELS = 6
 """Steps of the extrapolation, each half of the one before."""
@@ -148,13 +157,47 @@ def directional_changes(
     eps = float(xp.finfo(matrix.dtype).eps)
     weight = params[place.parameter]
     size = norm(xp, weight) or 1.0
+    noise = 10 * noise_of(gradient, params, batch)[place.parameter]
     changes = []
     for t in _check_steps(eps, size):
         up, down = (
             _gradient_at(gradient, params, place, matrix, sign * t, batch) for sign in (1, -1)
         )
-        changes.append(Change((up - down) / (2 * t), 8 * eps * norm(xp, up) / t))
+        changes.append(Change((up - down) / (2 * t), (8 * eps * norm(xp, up) + noise) / t))
     return changes
+
+
+def disagreement(xp: Any, value: Array, changes: list[Change]) -> float:
+    """Return by how much a derivative is shown to be wrong, relatively; the least over the steps.
+
+    Two differences that disagree with each other, across kinks or in rounding, show no more than
+    that.
+    """
+    size = max(norm(xp, value), norm(xp, changes[-1].value))
+    shown = [
+        norm(xp, value - one.value) - norm(xp, one.value - other.value) - one.rounding
+        for one, other in pairwise(changes)
+    ]
+    return min(shown) / size if size > 0 else 0.0
+
+
+def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str, float]:
+    """Return by how much each gradient moves when all parameters do by rounding.
+
+    A gradient that is left over from a cancellation, as that of a network that fits its data, is
+    no better than this, however small it is itself.
+    """
+    plain = gradient(params, batch)
+    found = dict.fromkeys(params, 0.0)
+    for sign in (1, -1):
+        moved = {}
+        for name, array in params.items():
+            xp = array_api_compat.array_namespace(array)
+            moved[name] = array * (1 + sign * 2 * float(xp.finfo(array.dtype).eps))
+        for name, array in gradient(moved, batch).items():
+            xp = array_api_compat.array_namespace(array)
+            found[name] = max(found[name], norm(xp, array - plain[name]))
+    return found
 
 
 def check_tolerance(eps: float) -> float:
@@ -172,7 +215,8 @@ def norm(xp: Any, array: Array) -> float:
 
 def _check_steps(eps: float, size: float) -> Iterator[float]:
     best = eps ** (1 / 3)
-    return (best * factor * size for factor in (10.0, 1.0, 0.1, 0.01))
+    # Large ones where rounding is felt, small ones where kinks are near.
+    return (best * factor * size for factor in (1e3, 1e2, 10.0, 1.0, 0.1, 0.01))
 
 
 def _gradient_at(

@@ -69,11 +69,13 @@ class _ThroughDLPack:
 
     def layers(self) -> Sequence[LayerInfo]:
         """Return those of the problem."""
-        return self._problem.layers()
+        found: Sequence[LayerInfo] = self._problem.layers()
+        return found
 
     def skipped(self) -> Mapping[str, str]:
         """Return those of the problem."""
-        return self._problem.skipped()
+        found: Mapping[str, str] = self._problem.skipped()
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return what the problem says, and through which library it was seen."""

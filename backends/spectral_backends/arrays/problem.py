@@ -19,6 +19,7 @@ from spectral_backends.arrays.differences import (
     Differences,
     check_tolerance,
     directional_changes,
+    disagreement,
     norm,
 )
 from spectral_backends.arrays.gradient_function import GradientFunction, arrays_in
@@ -267,7 +268,10 @@ class CurvatureProblem:
             totals = values if totals is None else totals + values
             count += terms
         assert totals is not None
-        found = rule.finish(place, totals / count)
+        try:
+            found = rule.finish(place, totals / count)
+        except LayerError as error:
+            raise LayerError(layer, f"{error.reason} {reason}".rstrip()) from error
         if not bool(self._xp.all(self._xp.isfinite(found.values))):
             raise LayerError(
                 layer,
@@ -318,13 +322,11 @@ class CurvatureProblem:
         matrix = random_direction(xp, self._params[place.parameter], m, n)
         image = rule.product(place, matrix, self._probed)
         changes = directional_changes(self._gradient, self._params, place, matrix, self._probed)
-        errors = [norm(xp, image - c.value) - c.rounding for c in changes]
-        size = max(norm(xp, image), norm(xp, changes[-1].value))
-        eps = float(xp.finfo(matrix.dtype).eps)
-        if not min(errors) <= check_tolerance(eps) * size:
+        found = disagreement(xp, image, changes)
+        if not found <= check_tolerance(float(xp.finfo(matrix.dtype).eps)):
             raise LayerError(
                 place.info.name,
-                f"hvp along a random direction is off by {min(errors) / size:.2g} from differences "
+                f"hvp along a random direction is off by {found:.2g} from differences "
                 "of gradient: both must be of the batch's mean loss, in the parameter's shape. "
                 "Pass check=False if it is the gradient that has kinks.",
             )

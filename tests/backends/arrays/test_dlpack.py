@@ -94,7 +94,9 @@ def test_jax_seen_from_numpy():
     like = jnp.zeros(1, dtype=jnp.float32)
     batch = (jnp.asarray(x), jnp.arange(20) % 4)
     seen = through_dlpack(network.problem(network.init(0, like=like), [batch]), np.empty(0))
-    wanted = network.problem(network.init(0, like=np.empty(1, np.float32)), [(x, np.arange(20) % 4)])
+    wanted = network.problem(
+        network.init(0, like=np.empty(1, np.float32)), [(x, np.arange(20) % 4)]
+    )
     u, v = np.eye(5, dtype=np.float32)[:, :3], np.eye(6, dtype=np.float32)[:, :3]
     found = seen.curvatures("0", u, v)
     assert isinstance(found, np.ndarray)

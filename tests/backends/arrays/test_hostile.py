@@ -112,6 +112,25 @@ def test_safe_code_passes_in_spite_of_kinks():
     assert {s.certificate.engine for s in report.values()} == {"complex-step"}
 
 
+def test_safe_code_passes_where_the_network_fits_its_data():
+    # Gradients of 1e-11 are left over from 1 − p: their rounding is that of 1.
+    net = DenseNetwork((4, 5, 3), "tanh")
+    params = net.init(0)
+    params["head.weight"] = 40 * params["head.weight"]
+    y = np.argmax(net.outputs(params, X), axis=1)
+    margins = np.sort(net.outputs(params, X), axis=1)
+    sure = margins[:, -1] - margins[:, -2] > 25
+    batch = X[sure], y[sure]
+    gradient = net.gradient(params, batch)
+    assert 0 < np.linalg.norm(gradient["0.weight"]) < 1e-9 and sure.sum() > 2
+    problem = CurvatureProblem(net.gradient, params, [batch], method="complex-step")
+    found, wanted = (
+        sc.measure(p, "0", top_k=3)["0"] for p in (problem, net.problem(params, [batch]))
+    )
+    # Both are made of the same 1 − p, which has lost eleven of its sixteen digits.
+    np.testing.assert_allclose(found.curvature, wanted.curvature, rtol=1e-2)
+
+
 def test_differences_across_kinks_are_refused():
     net = DenseNetwork((6, 40, 4), "relu")
     x, y = RNG.standard_normal((300, 6)), RNG.integers(0, 4, 300)
