@@ -49,6 +49,11 @@ class DataPass:
         self._batches = [NO_BATCH] if batches is None else batches
         self._weight = weight
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the number of terms is known."""
+        return self._weight is not None
+
     def terms(self, batch: Any) -> float:
         """Return the number of terms of a batch.
 
@@ -92,7 +97,7 @@ class DataPass:
 
 def gradient_totals(
     gradient: GradientFunction, params: Params, data: DataPass, check: bool
-) -> tuple[dict[str, Array], float, int]:
+) -> tuple[dict[str, Array], float | int, int]:
     """Return the gradient of the mean loss, the number of terms and that of batches.
 
     Raises
@@ -112,7 +117,8 @@ def gradient_totals(
     if check:
         again = [_size(gradient(params, batch)) for batch, _ in data]
         _compare(sizes, again, 1e4 * _eps(params))
-    return {name: value / count for name, value in totals.items()}, count, len(sizes)
+    means = {name: value / count for name, value in totals.items()}
+    return means, int(count) if count.is_integer() else count, len(sizes)
 
 
 def check_halves(gradient: GradientFunction, params: Params, data: DataPass, batch: Any) -> None:

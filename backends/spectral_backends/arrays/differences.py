@@ -189,11 +189,15 @@ def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str
     """
     plain = gradient(params, batch)
     found = dict.fromkeys(params, 0.0)
-    for sign in (1, -1):
+    generator = np.random.default_rng(0)
+    for _ in range(2):
         moved = {}
         for name, array in params.items():
             xp = array_api_compat.array_namespace(array)
-            moved[name] = array * (1 + sign * 2 * float(xp.finfo(array.dtype).eps))
+            factors = 1 + 8 * float(xp.finfo(array.dtype).eps) * generator.choice(
+                [-1.0, 1.0], tuple(array.shape)
+            )
+            moved[name] = array * xp.asarray(factors, dtype=array.dtype, device=device_of(array))
         for name, array in gradient(moved, batch).items():
             xp = array_api_compat.array_namespace(array)
             found[name] = max(found[name], norm(xp, array - plain[name]))

@@ -151,7 +151,7 @@ class CurvatureProblem:
             "seed": None,
             "loss": self._loss,
             "gradient_norm": sum(norm(self._xp, g) ** 2 for g in self._gradients.values()) ** 0.5,
-            "n_terms": int(self._n_terms) if self._n_terms.is_integer() else self._n_terms,
+            "n_terms": self._n_terms if self._data.weighted else None,
             "n_batches": self._n_batches,
             "curvature": self._given.name if self._given else self._method,
         }
@@ -226,10 +226,14 @@ class CurvatureProblem:
             except LayerError as error:
                 yield error
                 continue
-            error_ = None if found.error is None else to_numpy(found.error)
-            certificate = Certificate(rule, reason=reason, standard_error=error_)
+            derivative, remark = self._derivative(name, u, v, found)
+            certificate = Certificate(
+                rule,
+                reason=reason or remark,
+                standard_error=None if found.error is None else to_numpy(found.error),
+            )
             ggn = found.values if kind == "ggn" else None
-            yield LayerCurvature(name, found.values, certificate, ggn, found.derivative)
+            yield LayerCurvature(name, found.values, certificate, ggn, derivative)
 
     def kronecker_factors(
         self, layers: Sequence[str], *, delta: Delta = "ggn", sharing: Sharing = "expand"
@@ -279,6 +283,21 @@ class CurvatureProblem:
                 "by zero or a square root at zero behind this layer.",
             )
         return found, rule.name, reason
+
+    def _derivative(self, layer: str, u: Array, v: Array, found: Found) -> tuple[Any, str]:
+        """Return the derivatives along the directions, or a remark where they are rounding."""
+        if found.derivative is None:
+            return None, ""
+        xp, gradient = self._xp, self.gradients([layer])[layer]
+        wanted = xp.sum(u * (gradient @ v), axis=0)
+        largest = float(xp.max(xp.abs(wanted)))
+        off = float(xp.max(xp.abs(found.derivative - wanted)))
+        if off <= 0.5 * float(xp.finfo(gradient.dtype).eps) ** 0.5 * largest:
+            return found.derivative, ""
+        return None, (
+            f"derivatives along D_k differ by {off / largest:.1g} σ_1 from those of the real "
+            "gradient, which is left over from a cancellation and has no more digits"
+        )
 
     def _rule(self, place: Place) -> tuple[CurvatureRule, str]:
         if place.info.name not in self._chosen:
@@ -383,6 +402,10 @@ def _private(params: Mapping[str, Array], library: str | None) -> tuple[Any, dic
     xp, arrays = floating(**{str(name): array for name, array in params.items()})
     if len(kinds := {(str(a.dtype), str(array_api_compat.device(a))) for a in arrays}) > 1:
         raise InputError(f"params: are of several types or devices, {sorted(kinds)}; use one.")
+    if xp.finfo(arrays[0].dtype).bits < 32:
+        raise InputError(
+            f"params: {arrays[0].dtype} is too coarse to measure in; convert to float32 or float64."
+        )
     copies = [xp.asarray(array, dtype=array.dtype, copy=True) for array in arrays]
     return xp, dict(zip(params, copies, strict=True))
 

@@ -205,6 +205,9 @@ REFUSED = {
     "two types": (
         lambda: CurvatureProblem(good, {"a": W["a"], "b": W["b"].astype(np.float32)}), "several types"
     ),
+    "half precision": (
+        lambda: CurvatureProblem(good, {"a": W["a"].astype(np.float16)}), "float16 is too coarse"
+    ),
     "NaN in params": (
         lambda: CurvatureProblem(good, {"a": W["a"] * np.nan, "b": W["b"]}), "'a' of shape.*NaN"
     ),

@@ -48,7 +48,11 @@ WAYS = {
 def test_a_quadratic_has_its_closed_form_by_every_way(way):
     weight, a, b = quadratic()
     problem = NumpyProblem(lambda p: {"w": b @ p["w"] @ a}, {"w": weight}, **WAYS[way](a, b))
-    report = sc.measure(problem, top_k=4)["w"]
+    whole = sc.measure(problem, top_k=4)
+    assert "loss unknown over an unknown number of terms" in str(
+        whole
+    )  # no loss function was given
+    report = whole["w"]
     u, sigma, vh = np.linalg.svd(b @ weight @ a)
     u, v = u[:, :4], vh[:4].T
     wanted = np.sum(u * (b @ u), axis=0) * np.sum(v * (a @ v), axis=0)
