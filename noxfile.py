@@ -53,7 +53,8 @@ def tests(session: nox.Session, backend: str) -> None:
         session.install(".[demo,torch]")
         suites = ["tests"]
     elif backend == "jax":
-        session.install(*TEST, ".[jax]")
+        session.install(*TEST, "orbax-checkpoint>=0.11", ".[jax,optax]")
+        suites += ["tests/adapters/test_optax.py"]
     elif backend == "cupy":
         session.install(*TEST, ".[cupy]")
     elif backend == "array-api-strict":
@@ -70,10 +71,11 @@ def tests(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def embedding(session: nox.Session) -> None:
-    """Run the examples that put `precondition` inside other optimizer libraries."""
+    """Run `precondition` inside other optimizers, and that for Optax beside PyTorch's."""
     session.install(TORCH)
-    session.install("pytest>=8.3", *EMBEDDERS, ".[torch,jax]")
+    session.install("pytest>=8.3", *EMBEDDERS, ".[torch,optax]")
     session.run("pytest", "tests/test_examples.py", "-k", "inside", *session.posargs)
+    session.run("pytest", "tests/adapters/test_optax.py", "-k", "torch", *session.posargs)
 
 
 @nox.session
@@ -89,7 +91,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types strictly."""
     session.install(TORCH)
-    session.install("mypy>=1.18", ".[demo]")
+    session.install("mypy>=1.18", ".[demo,optax]")
     session.run("mypy")
 
 
@@ -98,7 +100,12 @@ def docs(session: nox.Session) -> None:
     """Build the documentation, warnings as errors, and run every Python block of it."""
     session.install(TORCH)
     session.install(
-        "sphinx>=8", "furo", "myst-parser", "pytest>=8.3", "pytest-markdown-docs", ".[demo,tables]"
+        "sphinx>=8",
+        "furo",
+        "myst-parser",
+        "pytest>=8.3",
+        "pytest-markdown-docs",
+        ".[demo,tables,optax]",
     )
     with session.chdir(session.create_tmp()):  # the blocks write files
         session.run(
@@ -136,7 +143,7 @@ def build(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `nox -s bench -- --quick` for small ones."""
     session.install(TORCH)
-    session.install("scipy", "tqdm", "einops", "opt-einsum", "safetensors", ".[torch]")
+    session.install("scipy", "tqdm", "einops", "opt-einsum", "safetensors", ".[torch,optax]")
     session.install("--no-deps", *ORACLES, "pyhessian")
     for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)

@@ -20,6 +20,8 @@ MODULES = (
     "spectral_adapters.torch_optim", "spectral_adapters.parameter_routing",
     "spectral_adapters.layer_types", "spectral_adapters.alpha_choice",
     "spectral_adapters.parameter_groups", "spectral_adapters.batched_step",
+    "spectral_adapters.layer_names", "spectral_adapters.routing_table",
+    "spectral_adapters.dimension_numbers", "spectral_core.batched_newton",
 )  # fmt: skip
 
 

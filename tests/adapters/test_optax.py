@@ -1,5 +1,6 @@
 """Spectral Newton for Optax: PyTorch's optimizer, the textbook, and what Optax and JAX expect of it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -201,6 +202,13 @@ def test_fifty_steps_of_the_torch_optimizer():
 def test_it_imports_no_torch():
     code = "import sys, spectral_adapters.optax; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["optax", "tree_routing", "explicit_sharding"])
+def test_every_public_name_resolves(module):
+    found = importlib.import_module(f"spectral_adapters.{module}")
+    assert sorted(found.__all__) == found.__all__
+    assert all(getattr(found, name).__doc__ for name in found.__all__ if name != "Tree")
 
 
 # The same as the textbook
