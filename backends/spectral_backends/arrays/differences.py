@@ -145,6 +145,11 @@ class Change:
     value: Array
     rounding: float
 
+    def along(self, matrix: Array) -> "Change":
+        """Return its inner product with D, of unit norm, as an array (1, 1)."""
+        xp = array_api_compat.array_namespace(matrix)
+        return Change(xp.reshape(xp.sum(self.value * matrix), (1, 1)), self.rounding)
+
 
 def directional_changes(
     gradient: GradientFunction, params: Params, place: Place, matrix: Array, batch: Any

@@ -62,10 +62,11 @@ class CurvatureProblem:
         or None for no layer. Two axes are outputs × inputs by default.
     curvature : callable, optional
         ``curvature(layer, u, v[, batch])`` returns ``<D_k, H[D_k]>`` of the batch's mean loss along
-        ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K).
+        ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K). Compared with differences of
+        `gradient` along one random direction.
     hvp : callable, optional
         ``hvp(layer, direction[, batch])`` returns H[D] in the layer's parameter, for a direction of
-        its shape. Compared with differences of `gradient` along one random direction.
+        its shape. Compared likewise.
     ggn : callable, optional
         As `curvature`, of the Gauss-Newton part.
     rows : callable, optional
@@ -81,7 +82,7 @@ class CurvatureProblem:
         refused.
     check : bool
         Whether to look that two passes agree, that the first batch's halves add up to it, and that
-        `hvp` fits `gradient`.
+        `curvature` or `hvp` fits `gradient`.
 
     Raises
     ------
@@ -308,8 +309,8 @@ class CurvatureProblem:
         """Return the best rule for a layer, and why it is no better one."""
         name = place.info.name
         if self._given is not None:
-            if self._check and isinstance(self._given, ProductFunction):
-                self._check_product(place, self._given)
+            if self._check:
+                self._check_given(place, self._given)
             return self._given, ""
         reason = ""
         if self._method != "differences":
@@ -335,19 +336,27 @@ class CurvatureProblem:
             )
         return self._ggn
 
-    def _check_product(self, place: Place, rule: ProductFunction) -> None:
-        """Hold the user's product against differences of the user's gradient."""
+    def _check_given(self, place: Place, rule: AlongFunction | ProductFunction) -> None:
+        """Hold the user's function against differences of the user's gradient."""
         xp, (m, n) = self._xp, place.info.shape
-        matrix = random_direction(xp, self._params[place.parameter], m, n)
-        image = rule.product(place, matrix, self._probed)
+        like = self._params[place.parameter]
+        if isinstance(rule, ProductFunction):
+            matrix = random_direction(xp, like, m, n)
+            value = rule.product(place, matrix, self._probed)
+        else:
+            u, v = random_direction(xp, like, m, 1), random_direction(xp, like, n, 1)
+            matrix = u @ xp.matrix_transpose(v)
+            value = rule.batch_values(place, u, v, self._probed)
         changes = directional_changes(self._gradient, self._params, place, matrix, self._probed)
-        found = disagreement(xp, image, changes)
+        if isinstance(rule, AlongFunction):
+            changes = [c.along(matrix) for c in changes]
+        found = disagreement(xp, value, changes)
         if not found <= check_tolerance(float(xp.finfo(matrix.dtype).eps)):
             raise LayerError(
                 place.info.name,
-                f"hvp along a random direction is off by {found:.2g} from differences "
-                "of gradient: both must be of the batch's mean loss, in the parameter's shape. "
-                "Pass check=False if it is the gradient that has kinks.",
+                f"{rule.name} along a random direction is off by {found:.2g} from differences of "
+                "gradient: both must be of the batch's mean loss, in the layer's orientation. Pass "
+                "check=False if it is the gradient that is wrong.",
             )
 
     def _mean_loss(self, loss: Callable[..., Array]) -> float:
@@ -412,7 +421,7 @@ def _private(params: Mapping[str, Array], library: str | None) -> tuple[Any, dic
 
 def _given_rule(
     curvature: Callable[..., Array] | None, hvp: Callable[..., Array] | None
-) -> CurvatureRule | None:
+) -> AlongFunction | ProductFunction | None:
     if curvature is not None:
         return AlongFunction("curvature", curvature)
     return None if hvp is None else ProductFunction(hvp)

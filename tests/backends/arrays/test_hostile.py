@@ -305,11 +305,40 @@ def test_a_product_that_is_not_that_of_the_gradient_is_refused():
 
 
 def test_curvatures_that_are_not_finite_are_skipped():
+    net = DenseNetwork((4, 5, 3), "tanh", "squared")
+    params = net.init(0)
+    right = net.problem(params, [(X, T)])
+
+    def curvature(layer, u, v):
+        return right.curvatures(layer, u, v) * (np.nan if layer == "0" else 1.0)
+
     problem = CurvatureProblem(
-        good, W, curvature=lambda layer, u, v: np.full(u.shape[1], np.nan if layer == "a" else 1.0)
+        lambda p: net.gradient(p, (X, T)), params, curvature=curvature, check=False
     )
     report = sc.measure(problem, top_k=3)
-    assert "NaN or infinite" in report.skipped["a"] and "b" in report
+    assert "NaN or infinite" in report.skipped["0"] and "head" in report
+
+
+def test_a_curvature_that_is_not_that_of_the_gradient_is_refused():
+    weight, a, b = np.ones((3, 4)), np.diag([1.0, 2, 3, 4]), np.diag([1.0, 5, 2])
+
+    def curvature(factor):
+        def along(layer, u, v):
+            return factor * np.sum(u * (b @ u), axis=0) * np.sum(v * (a @ v), axis=0)
+
+        return along
+
+    def gradient(params):
+        return {"w": b @ params["w"] @ a}
+
+    u, v = np.eye(3), np.eye(4)[:, :3]
+    right = CurvatureProblem(gradient, {"w": weight}, curvature=curvature(1))
+    np.testing.assert_allclose(right.curvatures("w", u, v), [1, 10, 6])
+    wrong = CurvatureProblem(gradient, {"w": weight}, curvature=curvature(20))
+    with pytest.raises(sc.LayerError, match="curvature along a random direction is off by 0.95"):
+        wrong.curvatures("w", u, v)
+    trusted = CurvatureProblem(gradient, {"w": weight}, curvature=curvature(20), check=False)
+    np.testing.assert_allclose(trusted.curvatures("w", u, v), [20, 200, 120])
 
 
 def test_a_gradient_that_is_not_finite_is_skipped():

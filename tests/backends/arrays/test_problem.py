@@ -293,17 +293,20 @@ def test_every_library_measures(xp, activation):
     assert xp.dtype.__name__ == ours[0].describe()["dtype"]
 
 
-def test_a_measurement_resumes(tmp_path):
+@pytest.mark.parametrize("method", ["complex-step", "differences"])
+def test_a_measurement_resumes(tmp_path, method):
     network = DenseNetwork((8, 6, 6), "tanh")
     params = network.init(0)
     reports = [
         sc.measure(
-            CurvatureProblem(network.gradient, params, BATCHES, weight=length), top_k=4,
+            CurvatureProblem(network.gradient, params, BATCHES, weight=length, method=method),
+            top_k=4,
             resume=tmp_path / "run.journal",
         )
         for _ in range(2)
     ]  # fmt: skip
     assert reports[0].to_dict() == reports[1].to_dict()
+    assert sc.SpectralReport.from_dict(reports[0].to_dict()).to_dict() == reports[0].to_dict()
     with pytest.raises(sc.ReportError):
         other = CurvatureProblem(network.gradient, network.init(1), BATCHES, weight=length)
         sc.measure(other, top_k=4, resume=tmp_path / "run.journal")
