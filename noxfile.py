@@ -46,7 +46,8 @@ def demo(session: nox.Session) -> None:
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:
     """Run the test suite of one backend; torch also runs the measurements and the adapters."""
-    suites = ["tests/core"]
+    arrays = ["tests/backends/arrays", "tests/adapters/test_array_optim.py"]
+    suites = ["tests/core", *(arrays if backend in ("numpy", "array-api-strict", "cupy") else [])]
     if backend == "torch":
         session.install(TORCH)
         session.install(*TEST, "einops", "opt-einsum", "tqdm", "pandas", "polars")

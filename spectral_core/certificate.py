@@ -29,7 +29,8 @@ class Certificate:
     Parameters
     ----------
     engine : str
-        One of `Engine`, but ``"auto"``.
+        One of `Engine`, but ``"auto"``; or the name that a problem has for its own way, such as
+        ``"complex-step"``.
     piecewise_linear : bool
         Whether the outputs were found to be piecewise linear in the weight, so that ``h = h^GGN``
         (Theory 5.8): no operation behind it is curved, on any batch, and the second-order part on
@@ -49,7 +50,8 @@ class Certificate:
         Per direction, in forward passes of the model: as planned, and as counted in multiply-adds
         on the first batch. NaN where it is not known.
     standard_error : ndarray of shape (K,), or None
-        Of the curvatures, where they are Monte-Carlo estimates; None where they are exact.
+        Of the curvatures, where they are Monte-Carlo estimates; of extrapolated differences the
+        error estimate; None where they are exact.
     """
 
     engine: str

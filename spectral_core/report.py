@@ -221,9 +221,11 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
 
     def _heading(self) -> str:
         provenance, problem = self.provenance, self.provenance.problem
+        loss = problem.get("loss")
+        known = "unknown" if loss is None else f"{loss:.6g}"
         return (
             f"{provenance.curvature} curvature along the top {provenance.top_k} gradient singular "
-            f"directions of {len(self)} layers; loss {problem.get('loss', math.nan):.6g} over "
+            f"directions of {len(self)} layers; loss {known} over "
             f"{problem.get('n_terms') or 'an unknown number of'} terms; "
             f"{problem.get('backend', '?')} {problem.get('dtype', '?')} on "
             f"{problem.get('device', '?')}"

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("spectral_core", "spectral_backends", "spectral_adapters")
 MODULES = (
     "spectral_core", "spectral_backends.torch", "spectral_adapters.plots",
+    "spectral_backends.arrays", "spectral_backends.numpy", "spectral_adapters.array_optim",
+    "spectral_adapters.alpha_values",
     "spectral_adapters.tables", "spectral_adapters.demo", "spectral_adapters.cli",
     "spectral_adapters.torch_optim", "spectral_adapters.parameter_routing",
     "spectral_adapters.layer_types", "spectral_adapters.alpha_choice",

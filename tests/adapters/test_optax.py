@@ -558,7 +558,7 @@ def test_the_routing_table():
         "temperature": (),
     }
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, np.float32), shapes, is_leaf=is_shape)
-    table = routing_table(params)
+    table = routing_table(params, alpha="per-type")
     rows = {row["name"]: row for row in table.rows()}
     found = {name: (row["alpha"], row["matrices"]) for name, row in rows.items() if row["alpha"]}
     assert found == {

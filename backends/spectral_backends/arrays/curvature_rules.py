@@ -1,0 +1,117 @@
+"""Ways to a curvature along directions; each is a total over batches, and what is made of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import array_api_compat
+
+from spectral_backends.arrays.gradient_function import NO_BATCH
+from spectral_backends.arrays.places import Place
+from spectral_backends.arrays.rows import Rows, ggn_along
+from spectral_core._arrays import Array
+from spectral_core.errors import InputError, LayerError
+
+__all__ = ["AlongFunction", "CurvatureRule", "Found", "ProductFunction", "RowsFunction", "called"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Curvatures (K,), the derivatives along the directions, and an error estimate; or None."""
+
+    values: Array
+    derivative: Array | None = None
+    error: Array | None = None
+
+
+class CurvatureRule(Protocol):
+    """One way to ``<D_k, H[D_k]>``."""
+
+    name: str
+
+    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+        """Return numbers of shape (R, K) that are means over the batch's terms."""
+
+    def finish(self, place: Place, means: Array) -> Found:
+        """Return what the means over all terms say."""
+
+
+class AlongFunction:
+    """The user's ``curvature(layer, u, v[, batch])``."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name, self._function = name, function
+
+    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+        """Return the curvatures, shape (1, K)."""
+        found = called(self._function, (place.info.name, u, v), batch)
+        if tuple(getattr(found, "shape", ())) != (u.shape[1],):
+            raise InputError(
+                f"{self.name}: returned shape {tuple(getattr(found, 'shape', ()))} for "
+                f"{u.shape[1]} directions of {place.info.name!r}; return ({u.shape[1]},)."
+            )
+        return found[None, :]
+
+    def finish(self, place: Place, means: Array) -> Found:
+        """Return them as they are."""
+        return Found(means[0, :])
+
+
+class ProductFunction:
+    """The user's ``hvp(layer, direction[, batch])``, a direction at a time."""
+
+    name = "hvp"
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def product(self, place: Place, matrix: Array, batch: Any) -> Array:
+        """Return the layer's part of H[D], shape (m, n)."""
+        direction = place.embed(matrix)
+        found = called(self._function, (place.info.name, direction), batch)
+        if tuple(getattr(found, "shape", ())) != tuple(direction.shape):
+            raise InputError(
+                f"hvp: returned shape {tuple(getattr(found, 'shape', ()))} for a direction of "
+                f"shape {tuple(direction.shape)} in {place.parameter!r}; return that shape."
+            )
+        return place.matrix(found)
+
+    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+        """Return the curvatures, shape (1, K)."""
+        xp = array_api_compat.array_namespace(u)
+        values = []
+        for k in range(u.shape[1]):
+            matrix = u[:, k][:, None] * v[:, k][None, :]
+            values.append(xp.sum(matrix * self.product(place, matrix, batch)))
+        return xp.stack(values)[None, :]
+
+    def finish(self, place: Place, means: Array) -> Found:
+        """Return them as they are."""
+        return Found(means[0, :])
+
+
+class RowsFunction:
+    """Gauss-Newton curvatures of the rows that the user's ``rows(layer[, batch])`` returns."""
+
+    name = "rows"
+
+    def __init__(self, function: Callable[..., Rows]) -> None:
+        self._function = function
+
+    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+        """Return ``h^GGN``, shape (1, K)."""
+        rows: Rows = called(self._function, (place.info.name,), batch)
+        if rows.root_gradients is None:
+            raise LayerError(
+                place.info.name, "no Gauss-Newton curvature without root_gradients in its rows."
+            )
+        return (ggn_along(rows, u, v) / rows.n_terms)[None, :]
+
+    def finish(self, place: Place, means: Array) -> Found:
+        """Return them as they are."""
+        return Found(means[0, :])
+
+
+def called(function: Callable[..., Any], arguments: tuple[Any, ...], batch: Any) -> Any:
+    """Call a user's function, with the batch where there is one."""
+    return function(*arguments) if batch is NO_BATCH else function(*arguments, batch)

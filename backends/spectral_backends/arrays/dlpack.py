@@ -1,0 +1,167 @@
+"""A problem of one library for code of another: its arrays go across by DLPack, without a copy."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import array_api_compat
+
+from spectral_core._arrays import Array, device_of
+from spectral_core.certificate import Engine, LayerCurvature
+from spectral_core.errors import InputError, LayerError
+from spectral_core.problem import (
+    CurvatureKind,
+    CurvatureProblem,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    ManyLayers,
+    Sharing,
+)
+
+__all__ = ["through_dlpack"]
+
+
+def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
+    """Return a `CurvatureProblem` whose arrays are those of another library, on the same memory.
+
+    Code of CuPy or NumPy drives the exact products of a PyTorch or JAX model: directions go in as
+    its arrays; gradients, curvatures and factors come out so.
+
+    Parameters
+    ----------
+    problem : CurvatureProblem
+        Of any library that exports DLPack. Its engines stay.
+    like : array
+        Of the library that is wanted, on the device of the problem.
+
+    Raises
+    ------
+    InputError
+        If a library has no `from_dlpack`, or the two do not share a device.
+
+    Notes
+    -----
+    What comes out is the problem's own memory: do not write to it.
+    """
+    kind = _ManyThroughDLPack if isinstance(problem, ManyLayers) else _ThroughDLPack
+    return kind(problem, like)
+
+
+class _ThroughDLPack:
+    """The problem, with `curvatures` alone."""
+
+    def __init__(self, problem: CurvatureProblem, like: Array) -> None:
+        self._problem: Any = problem
+        self._xp = array_api_compat.array_namespace(like)
+        names = [layer.name for layer in problem.layers()]
+        own = problem.gradients(names[:1])[names[0]]
+        self._own = array_api_compat.array_namespace(own)
+        self._own_device = device_of(own)
+        for xp in (self._xp, self._own):
+            if not hasattr(xp, "from_dlpack"):
+                raise InputError(f"problem: {xp.__name__} has no from_dlpack; convert its arrays.")
+        if (device := str(device_of(self._out(own)))) != str(device_of(like)):
+            raise InputError(
+                f"like: is on {device_of(like)}, and the problem's arrays on {device}; put both on "
+                "one device, as nothing is copied."
+            )
+
+    def layers(self) -> Sequence[LayerInfo]:
+        """Return those of the problem."""
+        found: Sequence[LayerInfo] = self._problem.layers()
+        return found
+
+    def skipped(self) -> Mapping[str, str]:
+        """Return those of the problem."""
+        found: Mapping[str, str] = self._problem.skipped()
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the problem says, and through which library it was seen."""
+        return {**self._problem.describe(), "through": self._xp.__name__.rpartition(".")[2]}
+
+    def gradients(self, layers: Sequence[str]) -> dict[str, Array]:
+        """Return ``G = ∂L/∂W`` of shape ``(m, n)`` for each named layer."""
+        found = self._problem.gradients(layers)
+        return {name: self._out(found[name]) for name in layers}
+
+    def curvatures(self, layer: str, u: Array, v: Array, kind: CurvatureKind = "hessian") -> Array:
+        """Return ``<D_k, H[D_k]>`` along ``u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K)."""
+        return self._out(self._problem.curvatures(layer, self._in(u), self._in(v), kind))
+
+    def kronecker_factors(
+        self, layers: Sequence[str], *, delta: Delta = "ggn", sharing: Sharing = "expand"
+    ) -> dict[str, KroneckerFactors]:
+        """Return the factors of each named layer (Theory 4)."""
+        found = self._problem.kronecker_factors(layers, delta=delta, sharing=sharing)
+        return {
+            name: replace(
+                factors,
+                output_covariance=self._out(factors.output_covariance),
+                input_covariance=self._out(factors.input_covariance),
+                output_noise=self._out(factors.output_noise),
+            )
+            for name, factors in found.items()
+        }
+
+    def _out(self, array: Array | None) -> Any:
+        """Return an array of the problem as one of the other library."""
+        if array is None:
+            return None
+        try:
+            return self._xp.from_dlpack(array)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"like: {self._xp.__name__} cannot take the problem's arrays on "
+                f"{self._own_device} ({error}); put both on one device."
+            ) from error
+
+    def _in(self, array: Array) -> Any:
+        """Return a direction as an array of the problem's library."""
+        try:
+            found = self._own.from_dlpack(array)
+        except (BufferError, RuntimeError):  # read-only, or strided for JAX: directions are small
+            xp = array_api_compat.array_namespace(array)
+            found = self._own.from_dlpack(xp.asarray(array, dtype=array.dtype, copy=True))
+        if str(device_of(found)) != str(self._own_device):
+            raise InputError(
+                f"u, v: are on {device_of(found)}, the problem on {self._own_device}; put both on "
+                "one device."
+            )
+        return found
+
+
+class _ManyThroughDLPack(_ThroughDLPack):
+    """The problem, with its engines too."""
+
+    def layer_curvatures(
+        self,
+        directions: Mapping[str, tuple[Array, Array]],
+        kind: CurvatureKind = "hessian",
+        *,
+        engine: Engine = "auto",
+        draws: int = 64,
+        done: Collection[str] = (),
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[LayerCurvature | LayerError]:
+        """Yield the curvatures of each layer, by the problem's own engines where it has some.
+
+        Parameters
+        ----------
+        directions, kind, engine, draws, done, tell
+            As in `ManyLayers`.
+        """
+        own = {name: (self._in(u), self._in(v)) for name, (u, v) in directions.items()}
+        for found in self._problem.layer_curvatures(
+            own, kind, engine=engine, draws=draws, done=done, tell=tell
+        ):
+            if isinstance(found, LayerError):
+                yield found
+                continue
+            yield replace(
+                found,
+                values=self._out(found.values),
+                ggn=self._out(found.ggn),
+                derivative=self._out(found.derivative),
+            )
