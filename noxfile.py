@@ -77,8 +77,7 @@ def parity(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
     env = {"OMP_NUM_THREADS": "1"}
-    modules = ["tests/backends/test_protocol.py", "tests/backends/test_parity.py"]
-    session.run("pytest", *modules, *session.posargs, env=env)
+    session.run("pytest", "tests/backends/parity", *session.posargs, env=env)
 
 
 @nox.session
