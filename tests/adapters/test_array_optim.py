@@ -79,7 +79,7 @@ def test_a_list_is_torchs_group_without_names():
 def test_the_textbook_step():
     # Two matrices of one shape and a vector; everything written out.
     params = {"a": RNG.standard_normal((4, 6)), "b": RNG.standard_normal((4, 6)), "c": np.ones(3)}
-    optimizer = SpectralNewton(lr=0.1, alpha=1.5, weight_decay=0.01)
+    optimizer = SpectralNewton(lr=0.1, alpha=1.5, damping=0.1, weight_decay=0.01)
     state = optimizer.init(params)
     wanted = {name: p.copy() for name, p in params.items()}
     momentum = {name: np.zeros((4, 6)) for name in "ab"}
@@ -222,7 +222,7 @@ def test_routing():
         "thin": (1, 8), "lm_head.weight": (50, 8),
     }  # fmt: skip
     params = {name: np.ones(shape) for name, shape in shapes.items()}
-    table = {route.name: route for route in SpectralNewton().routing(params)}
+    table = {route.name: route for route in SpectralNewton(alpha="per-type").routing(params)}
     assert [r.rule for r in table.values()] == [
         "adamw", "spectral", "spectral", "adamw", "spectral", "adamw", "adamw"
     ]  # fmt: skip
