@@ -174,7 +174,7 @@ def cnn() -> Network:
 
 
 def _token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    return F.cross_entropy(logits.mT, targets)  # not flattened: samples stay apart
 
 
 def transformer() -> Network:
@@ -199,7 +199,7 @@ def masked_transformer() -> Network:
     ignored = torch.arange(6)[None, :] >= torch.tensor([6, 1, 4, 0, 5, 2, 3])[:, None]
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
+        return F.cross_entropy(logits.mT, targets, ignore_index=-1)
 
     return Network(
         whole.model, whole.state, loss, "gpt", "cross_entropy", whole.inputs,

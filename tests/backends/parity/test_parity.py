@@ -17,12 +17,13 @@ from spectral_core.errors import LayerError
 TOLERANCE = 1e-8
 OTHERS = ("jax",)
 
-# Each layer is compiled by itself: all of a small network, some of a large one.
+# Each layer is compiled by itself; a few of a kind are enough. Samples meet in the positions ("wpe")
+# of a transformer, whose factors are therefore drawn, and in torch those of all that go with it.
 MEASURED = {
     "mlp": "*",
     "regression": ("0", "4"),
     "cnn": "*",
-    "transformer": ("wte", "wpe", "h.0.attn.c_attn", "h.0.mlp.c_fc"),
+    "transformer": ("wte", "h.0.attn.c_attn"),
     "masked transformer": ("wte", "h.1.attn.c_proj"),
     "resnet20": ("conv1", "layer1.2.conv2", "layer2.0.conv1", "linear"),
     "llama": ("tok_embeddings", "layers.1.attention.wk", "layers.4.feed_forward.w2"),
@@ -92,7 +93,9 @@ def differences(found, expected, path=""):
         if found.keys() != expected.keys():
             yield f"{path}: {sorted(found)}, not {sorted(expected)}"
             return
-        for key in expected:
+        # How well a slope of zero explains what does not vary is rounding.
+        flat = abs(expected.get("exponent", 1.0)) < TOLERANCE
+        for key in expected.keys() - ({"r_squared"} if flat else set()):
             yield from differences(found[key], expected[key], f"{path}.{key}")
     elif isinstance(expected, list):
         if len(found) != len(expected):
@@ -109,10 +112,13 @@ def differences(found, expected, path=""):
 
 
 def layer_values(report):
-    """Return all that a report says of its layers but how it was found."""
+    """Return all that a report says of its layers, but how it was found and what was drawn."""
     found = report.to_dict()
     for spectrum in found["spectra"]:
         del spectrum["certificate"]
+        if any("Monte-Carlo" in note for note in spectrum["notes"]):
+            for drawn in ("alignment", "decomposition", "notes"):
+                del spectrum[drawn]
     return {spectrum["name"]: spectrum for spectrum in found["spectra"]}
 
 
@@ -140,25 +146,28 @@ def test_reports(other, name, curvature):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("sharing", ["expand", "reduce"])
-@pytest.mark.parametrize("delta", ["ggn", "empirical"])
-def test_factors(other, name, delta, sharing):
-    """Whole factors, where nothing is drawn; of Llama's many classes only the empirical ones."""
-    if name == "llama" and delta == "ggn":
-        pytest.skip("512 classes: the factors are drawn at random")
-    layers = [
-        layer.name for layer in sc.select_layers(problem("torch", name).layers(), MEASURED[name])
-    ]
+@pytest.mark.parametrize(
+    ("network_name", "delta", "sharing"),
+    [
+        ("cnn", "empirical", "expand"),
+        ("cnn", "ggn", "reduce"),
+        ("masked transformer", "ggn", "expand"),
+        ("masked transformer", "empirical", "reduce"),
+    ],
+)
+def test_factors(other, network_name, delta, sharing):
+    """Whole factors; those of ``"ggn"`` and ``"expand"`` are in the reports of the others."""
+    ours, theirs = problem("torch", network_name), problem(other, network_name)
+    layers = [layer.name for layer in sc.select_layers(ours.layers(), MEASURED[network_name])]
     expected, found = (
-        problem(backend, name).kronecker_factors(layers, delta=delta, sharing=sharing)
-        for backend in ("torch", other)
+        p.kronecker_factors(layers, delta=delta, sharing=sharing) for p in (ours, theirs)
     )
     assert expected.keys() == found.keys() == set(layers)
     for layer, right in expected.items():
+        assert right.output_noise is None and found[layer].output_noise is None
         for key in ("output_covariance", "input_covariance"):
             factor = to_numpy(getattr(right, key))
             assert relative(to_numpy(getattr(found[layer], key)), factor) < 1e-10, (layer, key)
-        assert (found[layer].output_noise is None) == (right.output_noise is None)
 
 
 def test_errors_are_of_one_kind(other):
