@@ -11,7 +11,7 @@ import array_api_compat
 
 from spectral_core._arrays import Array, device_of
 
-__all__ = ["identity", "inverse", "on_cpu", "solve"]
+__all__ = ["after", "identity", "inverse", "on_cpu", "solve"]
 
 
 def solve(xp: Any, matrix: Array, right: Array) -> tuple[Array, float | Array]:
@@ -42,6 +42,19 @@ def inverse(xp: Any, matrix: Array) -> tuple[Array, float | Array]:
 def identity(xp: Any, like: Array) -> Array:
     """Return the identity of the size of the last axis, in the dtype of `like`."""
     return xp.eye(like.shape[-1], dtype=like.dtype, device=device_of(like))
+
+
+def after(xp: Any, array: Array, earlier: Array) -> Array:
+    """Return the array unchanged, but known only when an earlier result is.
+
+    On a CPU jaxlib runs LAPACK on a batch in tasks of a pool of threads, and a thread of that pool
+    waits for them: as many calls at once as it has threads wait for ever. So they take turns.
+    """
+    if not (array_api_compat.is_jax_namespace(xp) and on_cpu(xp, array)):
+        return array
+    # Always 0, for NaN too; but the compiler does not know that, so the order stays.
+    nothing = xp.reshape(earlier, (-1,))[:1] > float("inf")
+    return array + xp.astype(nothing, array.dtype)
 
 
 def on_cpu(xp: Any, array: Array) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from spectral_core._arrays import Array
 from spectral_core._eigen import eigh
-from spectral_core._factorize import identity, inverse, solve
+from spectral_core._factorize import after, identity, inverse, solve
 from spectral_core._gram import Gram, smallest_shift
 from spectral_core.pole_tables import PoleTable
 from spectral_core.transfer import power
@@ -63,7 +63,8 @@ def by_shifts(xp: Any, gram: Gram, wide: Array, table: PoleTable) -> Product:
     total = table.constant * one
     for pole, weight in zip(table.poles, table.weights, strict=True):
         # (B + p I)⁻¹ = λ_max (A + p λ_max I)⁻¹
-        inverted, spoiled = inverse(xp, gram.matrix + (pole * gram.top) * one)
+        shifted = gram.matrix + (pole * gram.top) * one
+        inverted, spoiled = inverse(xp, after(xp, shifted, total))
         total = total + (weight * gram.top + spoiled) * inverted
     return Product(wide, 1.0, total)
 

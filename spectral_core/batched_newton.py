@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import array_api_compat
 
 from spectral_core._arrays import Array, device_of
+from spectral_core._factorize import after
 from spectral_core.spectral_newton import spectral_newton_step
 from spectral_core.transfer import is_number
 
@@ -86,9 +87,12 @@ def spectral_newton_steps(
     for i, layout in enumerate(layouts):
         split = [layout.split(array) for array in (weights[i], gradients[i], momenta[i])]
         parts += [_Part(i, alphas[i], weight_decays[i], *own) for own in zip(*split, strict=True)]
-    results = {
-        id(part): result for batch in _batches(parts) for part, result in _update(batch, options)
-    }
+    results: dict[int, tuple[Array, Array]] = {}
+    previous = None
+    for batch in _batches(parts):
+        for part, result in _update(batch, options, previous):
+            results[id(part)] = result
+        previous = result[0]
     found: list[tuple[list[Array], list[Array]]] = [([], []) for _ in layouts]
     for part in parts:  # in the order of their parameter's matrices
         for held, array in zip(found[part.parameter], results[id(part)], strict=True):
@@ -114,12 +118,15 @@ def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:
 
 
 def _update(
-    batch: Sequence[_Part], options: dict[str, Any]
+    batch: Sequence[_Part], options: dict[str, Any], previous: Array | None
 ) -> Iterable[tuple[_Part, tuple[Array, Array]]]:
-    """Return the step and the new momentum of each part of a batch."""
+    """Return the step and the new momentum of each part of a batch, after a previous step."""
+    gradient = _joined([part.gradient for part in batch])
+    if previous is not None:
+        gradient = after(array_api_compat.array_namespace(gradient), gradient, previous)
     step, momentum = spectral_newton_step(
         _joined([part.weight for part in batch]),
-        _joined([part.gradient for part in batch]),
+        gradient,
         _joined([part.momentum for part in batch]),
         alpha=batch[0].alpha,
         weight_decay=batch[0].weight_decay,

@@ -125,8 +125,7 @@ def test_matrices_of_one_shape_are_updated_together(monkeypatch):
 def test_every_library_makes_the_same_steps(xp):
     params, like = NETWORK.init(0), xp.array([0.0])
     names = list(params)
-    # An eigendecomposition serves any α in every library, and under jit.
-    optimizer = SpectralNewton(lr=0.01, method="eigh", weight_decay=0.1)
+    optimizer = SpectralNewton(lr=0.01, alpha=2.0, weight_decay=0.1)
 
     def steps(*arrays):
         own, state = dict(zip(names, arrays, strict=True)), None
@@ -147,7 +146,7 @@ def test_under_jit_with_a_traced_state_and_learning_rate():
     jax.config.update("jax_enable_x64", True)
     try:
         params = {n: jax.numpy.asarray(p) for n, p in NETWORK.init(0).items()}
-        optimizer = SpectralNewton(lr=0.01)
+        optimizer = SpectralNewton(lr=0.01, alpha=2.0)
         jitted = jax.jit(lambda p, g, s, lr: optimizer.update(p, g, s, lr=lr))
         state = plain_state = optimizer.init(params)
         plain = params

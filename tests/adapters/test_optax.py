@@ -23,6 +23,7 @@ from spectral_adapters.optax import (  # noqa: E402
     spectral_newton,
 )
 from spectral_core import batched_newton  # noqa: E402
+from spectral_core._factorize import after  # noqa: E402
 
 STATIC = ("alpha", "damping", "weight_dimension_numbers", "weight_decay_mask")
 
@@ -540,6 +541,23 @@ def test_eight_devices_are_one():
     )
     assert done.returncode == 0, done.stderr
     assert "pmap, automatic and explicit mesh" in done.stdout
+
+
+def test_calls_of_lapack_take_turns(monkeypatch):
+    """Two at once on a machine of two cores can wait for each other for ever, inside jaxlib."""
+    one, two = jnp.asarray([[1.0, -2.0]]), jnp.asarray([[jnp.nan, jnp.inf]])
+    ordered = jax.jit(lambda array, earlier: after(jnp, array, earlier))
+    for earlier in (one, two, -two):
+        assert bits_equal(ordered(one, earlier), one)
+    compiled = ordered.lower(one, two).compile().as_text()
+    assert "compare" in compiled  # the compiler has not seen through it
+    seen = []
+    monkeypatch.setattr(
+        batched_newton, "after", lambda xp, array, earlier: seen.append((array, earlier)) or array
+    )
+    first(scale_by_spectral_newton(1.5), arrays({"a": (4, 6), "b": (5, 7), "c": (6, 4)}))
+    shapes = [(array.shape, earlier.shape) for array, earlier in seen]
+    assert shapes == [((1, 5, 7), (1, 4, 6)), ((1, 6, 4), (1, 5, 7))]
 
 
 # Routing
