@@ -152,7 +152,8 @@ def _follow_scan(
 def _bends(found: CurvedEquation) -> bool:
     """Say whether the second derivative along a line depends on the line."""
     operands = map(aval_of, found.equation.invars)
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
+    make: Any = jax.ShapeDtypeStruct  # has no types
+    avals = [make(a.shape, a.dtype) for a in operands]
     moving = [avals[i] for i in found.moving]
 
     def second(operands: list[Any], tangents: list[Any]) -> list[Any]:

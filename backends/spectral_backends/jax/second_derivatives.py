@@ -4,7 +4,7 @@
 over reverse (``jvp`` of ``grad``, both under ``vmap`` over 20 directions, float32, one core) it
 took 0.2-0.35 of the time in convolutions, whose weight gradients become grouped convolutions
 there, and 0.5-2 of it in attention and perceptrons, at a fraction of the memory;
-``jax.experimental.jet`` of order 2 took 0.9-2 times its time and has no rule for the custom
+``jax.experimental.jet`` of order 2 took 0.9-1.5 times its time and has no rule for the custom
 derivatives and windows of a convolutional network. Reverse over reverse remains for functions that
 have a ``custom_vjp``, which JAX cannot push forward, not even in a forward rule that calls itself.
 """

@@ -85,8 +85,8 @@ class TangentPass:
         self._curved: dict[Any, dict[int, dict[Site, CurvedEquation]]] = {}
         self.totals = {}
         for name in self._names:
-            zeros = (np.zeros(directions[name][0].shape[1]) for _ in range(3))
-            self.totals[name] = TangentTotals(*zeros)
+            first, second, third = np.zeros((3, directions[name][0].shape[1]))
+            self.totals[name] = TangentTotals(first, second, third)
 
     def run(self, wanted: Collection[str], tell: Callable[[str], None]) -> None:
         """Go through the data once for some of the layers; `tell` hears what is being computed."""
@@ -171,7 +171,8 @@ def adjoints_at(program: Program, sites: Curved) -> Callable[..., dict[Site, Any
             outputs, _ = evaluate(program.model, [*values, *batch], taps, feeds)
             return outputs[0] if program.forward is None else program.loss_of(outputs, batch)
 
-        return jax.grad(loss)(_zeros(program, sites))
+        adjoints: dict[Site, Any] = jax.grad(loss)(_zeros(program, sites))
+        return adjoints
 
     return run
 
