@@ -1,12 +1,12 @@
 """Exact second derivatives of one batch's loss along rank-one directions of one matrix.
 
-``h = d²/dt² L(W + t D)`` is taken forward over forward: a tangent of the tangent. Against forward
-over reverse (``jvp`` of ``grad``, both under ``vmap`` over 20 directions, float32, one core) it
-took 0.2-0.35 of the time in convolutions, whose weight gradients become grouped convolutions
-there, and 0.5-2 of it in attention and perceptrons, at a fraction of the memory;
-``jax.experimental.jet`` of order 2 took 0.9-2 times its time and has no rule for the custom
-derivatives and windows of a convolutional network. Reverse over reverse remains for functions that
-have a ``custom_vjp``, which JAX cannot push forward, not even in a forward rule that calls itself.
+``h = d²/dt² L(W + t D)`` is taken forward over forward: a tangent of the tangent. Measured once on
+a shared core (20 directions under ``vmap``, float32; `bench_curvature_jax` repeats a part), forward
+over forward took 0.2-0.4 of the time of forward over reverse (``jvp`` of ``grad``) in convolutions,
+whose weight gradients become grouped convolutions there, and 0.5-2.2 of it in attention and
+perceptrons. ``jax.experimental.jet`` of order 2 took 0.9-1.6 times as long as forward over forward
+in these two, and failed in the convolutional network. Reverse over reverse remains for functions
+with a ``custom_vjp``, which JAX cannot push forward, not even in a forward rule that calls itself.
 """
 
 from collections.abc import Callable, Sequence
