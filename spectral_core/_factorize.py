@@ -50,7 +50,7 @@ def after(xp: Any, array: Array, earlier: Array) -> Array:
     On a CPU jaxlib runs LAPACK on a batch in tasks of a pool of threads, and a thread of that pool
     waits for them: as many calls at once as it has threads wait for ever. So they take turns.
     """
-    if not (array_api_compat.is_jax_namespace(xp) and on_cpu(xp, array)):
+    if not (array_api_compat.is_jax_namespace(xp) and on_cpu(xp, array)) or 0 in earlier.shape:
         return array
     # Always 0, for NaN too; but the compiler does not know that, so the order stays.
     nothing = xp.reshape(earlier, (-1,))[:1] > float("inf")

@@ -94,7 +94,8 @@ def differences(found, expected, path=""):
             yield f"{path}: {sorted(found)}, not {sorted(expected)}"
             return
         # How well a slope of zero explains what does not vary is rounding.
-        flat = abs(expected.get("exponent", 1.0)) < TOLERANCE
+        slope = expected.get("exponent")  # None where there is no fit
+        flat = slope is not None and abs(slope) < TOLERANCE
         for key in expected.keys() - ({"r_squared"} if flat else set()):
             yield from differences(found[key], expected[key], f"{path}.{key}")
     elif isinstance(expected, list):
