@@ -1,4 +1,4 @@
-"""α measured while a model of PyTorch trains; the other ways to choose it."""
+"""α measured while a model of PyTorch trains."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_adapters.alpha_values import (
-    Alpha,
-    belongs,
-    choose_alphas,
-    layer_name,
-    measured_alphas,
-)
+from spectral_adapters.alpha_values import belongs, layer_name, measured_alphas
 from spectral_core import CurvatureProblem, InputError, SpectralError, measure
 
-__all__ = ["Alpha", "AlphaMeasurement", "choose_alphas", "measured_alphas"]
+__all__ = ["AlphaMeasurement"]
 
 
 @dataclass

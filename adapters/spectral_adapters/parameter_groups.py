@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_adapters.alpha_choice import Alpha, choose_alphas
+from spectral_adapters.alpha_values import Alpha, choose_alphas
 from spectral_adapters.batched_step import step_options
 from spectral_adapters.parameter_routing import Route, route_parameter
 from spectral_core import InputError, spectral_newton_step

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_update
 
-from spectral_adapters.alpha_choice import Alpha, AlphaMeasurement, choose_alphas
+from spectral_adapters.alpha_choice import AlphaMeasurement
+from spectral_adapters.alpha_values import Alpha, choose_alphas
 from spectral_adapters.batched_step import layout_of, update_parameters
 from spectral_adapters.parameter_groups import (
     check_gradient,

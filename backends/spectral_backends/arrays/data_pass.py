@@ -13,6 +13,7 @@ from spectral_backends.arrays.gradient_function import (
     arrays_in,
 )
 from spectral_core._arrays import Array
+from spectral_core.backend_checks import check_reiterable, checked_count
 from spectral_core.errors import InputError, NonDeterministicError
 
 __all__ = ["DataPass", "check_halves", "gradient_totals"]
@@ -37,15 +38,8 @@ class DataPass:
     def __init__(
         self, batches: Iterable[Any] | None, weight: Callable[[Any], float] | None
     ) -> None:
-        if isinstance(batches, Iterator):
-            raise InputError(
-                f"batches: a {type(batches).__name__} is exhausted after one pass and the "
-                "measurement needs several; pass list(batches)."
-            )
-        if array_api_compat.is_array_api_obj(batches):
-            raise InputError("batches: an array was passed; pass a list, [(inputs, targets)].")
-        if batches is not None and not isinstance(batches, Iterable):
-            raise InputError(f"batches: a {type(batches).__name__} cannot be iterated.")
+        if batches is not None:
+            check_reiterable(batches)
         self._batches = [NO_BATCH] if batches is None else batches
         self._weight = weight
 
@@ -64,10 +58,7 @@ class DataPass:
         """
         if self._weight is None or batch is NO_BATCH:
             return 1.0
-        count = float(self._weight(batch))
-        if not 0 <= count < float("inf"):
-            raise InputError(f"weight: returned {count!r}; return the batch's number of terms.")
-        return count
+        return checked_count(self._weight(batch))
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         """Yield the batches with terms, and their number."""

@@ -27,6 +27,7 @@ from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.places import Matrices, Place, find_places
 from spectral_backends.arrays.rows import Rows, RowSums
 from spectral_core._arrays import Array, floating, to_numpy
+from spectral_core.backend_checks import check_direction_shapes, check_kind, find_layer
 from spectral_core.certificate import Certificate, Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
@@ -263,8 +264,7 @@ class CurvatureProblem:
     def _measured(self, layer: str, u: Array, v: Array, kind: str) -> tuple[Found, str, str]:
         """Return what a rule found, the rule's name, and why no better one was taken."""
         place = self._find(layer)
-        if kind not in ("hessian", "ggn"):
-            raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
+        check_kind(kind)
         u, v = self._directions(place, u, v)
         rule, reason = self._rule(place) if kind == "hessian" else (self._ggn_rule(place), "")
         count, totals = 0.0, None
@@ -376,21 +376,11 @@ class CurvatureProblem:
                 _check_nan(xp, array, "batches: an array of the first batch, of")
 
     def _find(self, name: str) -> Place:
-        if name in self._places:
-            return self._places[name]
-        reason = self._skipped.get(name, "there is none of that name")
-        raise InputError(f"layer {name!r}: {reason}; layers are: {list(self._places)[:8]}.")
+        return find_layer(name, self._places, self._skipped)
 
     def _directions(self, place: Place, u: Array, v: Array) -> tuple[Array, Array]:
-        m, n = place.info.shape
         _, (u, v) = floating(u=u, v=v)
-        if u.ndim != 2 or v.ndim != 2 or (u.shape[0], v.shape[0]) != (m, n) or (
-            u.shape[1] != v.shape[1]
-        ):  # fmt: skip
-            raise InputError(
-                f"layer {place.info.name!r}: u and v have shapes {tuple(u.shape)} and "
-                f"{tuple(v.shape)}; for its {m}×{n} matrix pass ({m}, K) and ({n}, K)."
-            )
+        check_direction_shapes(place.info, u.shape, v.shape)
         dtype = self._params[place.parameter].dtype
         return self._xp.astype(u, dtype, copy=False), self._xp.astype(v, dtype, copy=False)
 

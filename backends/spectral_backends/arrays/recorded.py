@@ -9,6 +9,7 @@ from spectral_backends.arrays.differences import norm
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.rows import Rows, RowSums, ggn_along, gradient_of
 from spectral_core._arrays import Array, floating
+from spectral_core.backend_checks import check_direction_shapes, find_layer
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
@@ -105,13 +106,9 @@ class RecordedProblem:
             If the Hessian is asked for, or the layer has no root_gradients.
         """
         batches = self._batches(layer)
-        m, n = self._gradients[layer].shape
         _, (u, v) = floating(u=u, v=v)
-        if u.ndim != 2 or v.ndim != 2 or (u.shape[0], v.shape[0]) != (m, n):
-            raise InputError(
-                f"layer {layer!r}: u and v have shapes {tuple(u.shape)} and {tuple(v.shape)}; for "
-                f"its {m}×{n} matrix pass ({m}, K) and ({n}, K)."
-            )
+        m, n = self._gradients[layer].shape
+        check_direction_shapes(LayerInfo(layer, "linear", (int(m), int(n))), u.shape, v.shape)
         if kind != "ggn":
             raise LayerError(
                 layer,
@@ -146,9 +143,7 @@ class RecordedProblem:
         return found
 
     def _batches(self, name: str) -> tuple[Rows, ...]:
-        if name not in self._rows:
-            raise InputError(f"layer {name!r}: there is none; layers are: {list(self._rows)[:8]}.")
-        return self._rows[name]
+        return find_layer(name, self._rows, {})
 
 
 def _gradient(name: str, batches: tuple[Rows, ...], given: Array | None) -> Array:

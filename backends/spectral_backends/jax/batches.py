@@ -1,6 +1,6 @@
 """The user's batches: checks, and their arrays on the device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ from spectral_core.errors import InputError
 
 __all__ = [
     "Signature",
-    "check_reiterable",
     "common_length",
     "count_nan",
     "flat_batch",
@@ -21,23 +20,6 @@ __all__ = [
 
 Signature = tuple[Any, ...]
 """Structure, shapes and types of a batch: what a compiled function is made for."""
-
-
-def check_reiterable(batches: Any) -> None:
-    """Raise `InputError` unless `batches` can be traversed more than once."""
-    if isinstance(batches, jax.Array | np.ndarray):
-        raise InputError(
-            "batches: an array was passed; pass a list of batches, [(inputs, targets)]."
-        )
-    if not isinstance(batches, Iterable):
-        raise InputError(
-            f"batches: a {type(batches).__name__} cannot be iterated; pass a list of batches."
-        )
-    if isinstance(batches, Iterator):
-        raise InputError(
-            f"batches: a {type(batches).__name__} is exhausted after one pass and the measurement "
-            "needs several; pass list(batches)."
-        )
 
 
 def flat_batch(index: int, batch: Any, dtype: Any) -> tuple[list[jax.Array], Any]:

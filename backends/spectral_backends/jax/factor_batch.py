@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.factor_options import FactorOptions
 from spectral_backends.jax.output_curvature import Form, Root, make_root
 from spectral_backends.jax.parameter_uses import Family, Use
 from spectral_backends.jax.program import Program
 from spectral_backends.jax.sample_search import Samples
 from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.taps import Tapped, TapRows, tap
+from spectral_core.factor_options import FactorOptions
 
 __all__ = ["Places", "input_sums", "output_sums"]
 

@@ -11,18 +11,15 @@ import numpy as np
 
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.factor_batch import Places, input_sums, output_sums
-from spectral_backends.jax.factor_options import FactorOptions
 from spectral_backends.jax.objective import Batch, Objective, Terms
 from spectral_backends.jax.output_curvature import TOLERANCE, Form, find_form
 from spectral_backends.jax.sample_search import Samples, find_samples
 from spectral_backends.jax.sizes import largest_value
 from spectral_core.errors import InputError, LayerError
+from spectral_core.factor_options import FactorOptions, check_factor_size, factor_notes
 from spectral_core.problem import KroneckerFactors
 
 __all__ = ["kronecker_factors"]
-
-MAX_SIDE = 16384
-"""Largest side of a factor: 2 GiB in float64."""
 
 LEAST_CHUNK = 16
 """Columns that are sent back together at least, so that the forward pass does not matter."""
@@ -42,7 +39,7 @@ def kronecker_factors(
     """
     options.check()
     for layer in layers:
-        _check_size(layer)
+        check_factor_size(layer.info)
     totals = {layer.info.name: _Totals(layer) for layer in layers}
     count, forms = 0.0, _Forms(objective, options)
     for batch, terms in objective.weighted():
@@ -132,21 +129,11 @@ class _Totals:
         if self._weight == 0:
             raise LayerError(self._name, "no operation was seen to use its matrix.")
         first, second = self._outputs / count
-        notes = []
-        if not self.exact:
-            notes.append(f"C_δ is a Monte-Carlo estimate of {options.draws} draws per batch")
-        if self._incomplete:
-            notes.append(
-                "this matrix is also used in ways that its factors leave out (the other way "
-                "around, as in a tied embedding, or in no product); κ holds their part"
-            )
-        if self.uneven:
-            notes.append("C_A weighs all positions alike, not by the terms of their sample")
         return KroneckerFactors(
             output_covariance=jnp.asarray(first + second),
             input_covariance=jnp.asarray(self._inputs / self._weight),
             output_noise=None if self.exact else jnp.asarray(first - second),
-            notes=tuple(notes),
+            notes=factor_notes(options, self.exact, not self._incomplete, not self.uneven),
         )
 
 
@@ -202,14 +189,4 @@ def _check_samples(layer: Layer, samples: Samples, options: FactorOptions) -> No
             layer.info.name,
             f"sharing 'reduce' sums over the positions of each sample, and {samples.problem}; keep "
             "the samples apart along one axis, or use sharing='expand'.",
-        )
-
-
-def _check_size(layer: Layer) -> None:
-    m, n = layer.info.shape
-    if max(m, n) > MAX_SIDE:
-        size = max(m, n) ** 2 * 8 / 2**30
-        raise LayerError(
-            layer.info.name,
-            f"it is {m}×{n}, and a factor of {size:.0f} GiB is too large; leave it out.",
         )

@@ -12,6 +12,7 @@ from spectral_backends.jax.batches import Signature, common_length, flat_batch, 
 from spectral_backends.jax.loss_terms import Reading, Reduction, count_terms, readings
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
+from spectral_core.backend_checks import checked_count
 from spectral_core.errors import InputError, NonDeterministicError
 
 __all__ = ["Batch", "Objective", "Terms"]
@@ -198,7 +199,7 @@ class Objective:
         run = self.compiled((batch.key, "loss"), make)
         loss, count = (float(x) for x in run(self.parameters.values, batch.leaves))
         if self._weight is not None:
-            count = _checked_count(self._weight(batch.raw))
+            count = checked_count(self._weight(batch.raw))
         if not np.isfinite(count) or count < 0:
             raise InputError(
                 f"weight: batch {batch.index} is divided by {count!r}, which is no number of "
@@ -342,16 +343,6 @@ def _compare(first: list[float], second: list[float], eps: float) -> None:
         f"the losses change between two passes over the batches, {first[:3]} and then "
         f"{second[:3]}: a loader that shuffles, augments or resamples; pass a list of batches."
     )
-
-
-def _checked_count(count: Any) -> float:
-    try:
-        value = float(count)
-    except (TypeError, ValueError):
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise InputError(f"weight: it returned {count!r}; return the batch's number of loss terms.")
-    return value
 
 
 _WHY = (

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.batches import check_reiterable
 from spectral_backends.jax.discovery import Layer
-from spectral_backends.jax.factor_options import FactorOptions
 from spectral_backends.jax.kronecker import kronecker_factors
 from spectral_backends.jax.layer_curvatures import CurvatureDriver
 from spectral_backends.jax.loss_terms import Reduction
@@ -20,8 +18,18 @@ from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss
 from spectral_backends.jax.second_derivatives import curvatures_along
 from spectral_backends.jax.sizes import largest_value
+from spectral_core.backend_checks import (
+    check_chunk_size,
+    check_direction_shapes,
+    check_kind,
+    check_reduction,
+    check_reiterable,
+    check_seed,
+    find_layer,
+)
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
+from spectral_core.factor_options import FactorOptions
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
@@ -172,7 +180,7 @@ class CurvatureProblem:
             If JAX cannot differentiate the layer twice.
         """
         located = self._find(layer)
-        _check_kind(kind)
+        check_kind(kind)
         u, v = self._directions(located, u, v)
         total = np.zeros(u.shape[1])
         for batch, terms in self._objective.weighted():
@@ -220,7 +228,7 @@ class CurvatureProblem:
         InputError
             If a layer or engine is unknown, or the shapes do not fit.
         """
-        _check_kind(kind)
+        check_kind(kind)
         if engine not in ENGINES:
             raise InputError(
                 f"engine: {engine!r} is none of those of the JAX backend; choose one of "
@@ -330,22 +338,11 @@ class CurvatureProblem:
         return self._chunk_size or max(1, self._memory_budget // each)
 
     def _find(self, name: str) -> Layer:
-        if name in self._layers:
-            return self._layers[name]
-        known = ", ".join(list(self._layers)[:8])
-        raise InputError(
-            f"layer {name!r}: {self._skipped.get(name, 'there is none of that name')}; "
-            f"layers are: {known}{', …' if len(self._layers) > 8 else ''}."
-        )
+        return find_layer(name, self._layers, self._skipped)
 
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[jax.Array, jax.Array]:
-        m, n = layer.info.shape
         u, v = (jnp.asarray(d if isinstance(d, jax.Array) else np.asarray(d)) for d in (u, v))
-        if u.ndim != 2 or v.ndim != 2 or len(u) != m or len(v) != n or u.shape[1] != v.shape[1]:
-            raise InputError(
-                f"layer {layer.info.name!r}: u and v have shapes {u.shape} and {v.shape}; for its "
-                f"{m}×{n} matrix pass ({m}, K) and ({n}, K)."
-            )
+        check_direction_shapes(layer.info, u.shape, v.shape)
         return u.astype(self._parameters.dtype), v.astype(self._parameters.dtype)
 
 
@@ -377,11 +374,6 @@ def _check_differentiable(objective: Objective) -> None:
         ) from error
 
 
-def _check_kind(kind: Any) -> None:
-    if kind not in ("hessian", "ggn"):
-        raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
-
-
 def _check_options(
     loss_fn: Any, weight: Any, reduction: Any, dtype: Any, chunk_size: Any, seed: Any
 ) -> None:
@@ -393,8 +385,7 @@ def _check_options(
         )
     if weight is not None and not callable(weight):
         raise InputError(f"weight: a {type(weight).__name__} cannot be called; pass a function.")
-    if reduction not in (None, "mean", "sum"):
-        raise InputError(f"reduction: {reduction!r} is unknown; choose 'mean' or 'sum'.")
+    check_reduction(reduction)
     if dtype is not None:
         wanted = jnp.dtype(dtype)
         if wanted not in (jnp.dtype("float32"), jnp.dtype("float64")):
@@ -406,11 +397,8 @@ def _check_options(
                 "dtype: float64 needs jax.config.update('jax_enable_x64', True) before any array "
                 "is made."
             )
-    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (whole and chunk_size > 0):
-        raise InputError(f"chunk_size: {chunk_size!r} is not a positive number of directions.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32 - 1:
-        raise InputError(f"seed: {seed!r} is not a whole number from 0 to 2**32 - 2.")
+    check_chunk_size(chunk_size)
+    check_seed(seed)
 
 
 _NO_OUTPUTS = (

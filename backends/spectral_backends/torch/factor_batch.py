@@ -9,11 +9,12 @@ from torch import Tensor
 
 from spectral_backends.torch.call_observer import CallObserver
 from spectral_backends.torch.discovery import Layer
-from spectral_backends.torch.factor_totals import FactorOptions, LayerTotals, Samples
+from spectral_backends.torch.factor_totals import LayerTotals, Samples
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.output_curvature import OutputCurvature, output_curvature
 from spectral_backends.torch.passage_capture import Passage, PassageCapture
+from spectral_core.factor_options import FactorOptions
 
 __all__ = ["FactorBatch"]
 

@@ -8,36 +8,11 @@ from torch import Tensor
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.passage_capture import Passage
 from spectral_backends.torch.sums import sum_dtype
-from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import Delta, KroneckerFactors, Sharing
+from spectral_core.errors import LayerError
+from spectral_core.factor_options import FactorOptions, factor_notes
+from spectral_core.problem import KroneckerFactors
 
-__all__ = ["FactorOptions", "LayerTotals", "Samples"]
-
-
-@dataclass(frozen=True)
-class FactorOptions:
-    """How factors are made: the arguments of `CurvatureProblem.kronecker_factors`."""
-
-    delta: Delta
-    sharing: Sharing
-    draws: int
-    max_columns: int
-
-    def check(self) -> None:
-        """Raise `InputError` for an option that there is not."""
-        if self.delta not in ("ggn", "fisher-mc", "empirical"):
-            raise InputError(
-                f"delta: {self.delta!r} is unknown; choose 'ggn', 'fisher-mc' or 'empirical'."
-            )
-        if self.sharing not in ("expand", "reduce"):
-            raise InputError(f"sharing: {self.sharing!r} is unknown; choose 'expand' or 'reduce'.")
-        if not isinstance(self.draws, int) or self.draws < 2 or self.draws % 2:
-            raise InputError(
-                f"draws: {self.draws!r} is no even number of 2 or more; two halves of the draws "
-                "give the standard error."
-            )
-        if not isinstance(self.max_columns, int) or self.max_columns < 0:
-            raise InputError(f"max_columns: {self.max_columns!r} is not a number of columns.")
+__all__ = ["LayerTotals", "Samples"]
 
 
 @dataclass(frozen=True)
@@ -101,21 +76,11 @@ class LayerTotals:
         if self._weight == 0:
             raise LayerError(self._name, "no operation was seen to use its matrix.")
         first, second = self._outputs / count
-        notes = []
-        if not exact:
-            notes.append(f"C_δ is a Monte-Carlo estimate of {options.draws} draws per batch")
-        if incomplete:
-            notes.append(
-                "this matrix is also used in ways that its factors leave out (the other way "
-                "around, as in a tied embedding, or in no product); κ holds their part"
-            )
-        if self._uneven:
-            notes.append("C_A weighs all positions alike, not by the terms of their sample")
         return KroneckerFactors(
             output_covariance=first + second,
             input_covariance=self._inputs / self._weight,
             output_noise=None if exact else first - second,
-            notes=tuple(notes),
+            notes=factor_notes(options, exact, not incomplete, not self._uneven),
         )
 
     def _weights_of(self, rows: Tensor, weights: Tensor, in_front: bool) -> Tensor:

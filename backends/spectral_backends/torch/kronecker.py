@@ -7,16 +7,13 @@ import torch
 
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.factor_batch import FactorBatch
-from spectral_backends.torch.factor_totals import FactorOptions, LayerTotals, Samples
+from spectral_backends.torch.factor_totals import LayerTotals, Samples
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.passage_capture import PassageCapture
-from spectral_core.errors import LayerError
+from spectral_core.factor_options import FactorOptions, check_factor_size
 from spectral_core.problem import KroneckerFactors
 
 __all__ = ["kronecker_factors"]
-
-MAX_SIDE = 16384
-"""Largest side of a factor: 2 GiB in float64."""
 
 
 def kronecker_factors(
@@ -34,7 +31,8 @@ def kronecker_factors(
         How many columns to send back together, of the bytes of one.
     """
     options.check()
-    _check_sizes(layers)
+    for layer in layers:
+        check_factor_size(layer.info)
     totals = {layer.info.name: LayerTotals(layer, objective.model.device) for layer in layers}
     count, exact, incomplete = 0.0, True, set[str]()
     generator = torch.Generator(objective.model.device).manual_seed(seed)
@@ -58,14 +56,3 @@ def kronecker_factors(
         name: total.factors(count, exact, options, name in incomplete)
         for name, total in totals.items()
     }
-
-
-def _check_sizes(layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        if max(layer.info.shape) > MAX_SIDE:
-            m, n = layer.info.shape
-            size = max(m, n) ** 2 * 8 / 2**30
-            raise LayerError(
-                layer.info.name,
-                f"it is {m}×{n}, and a factor of {size:.0f} GiB is too large; leave it out.",
-            )

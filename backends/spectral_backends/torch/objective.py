@@ -13,6 +13,7 @@ from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRe
 from spectral_backends.torch.nested import map_tensors
 from spectral_backends.torch.state import differentiable_operations, seeded
 from spectral_backends.torch.term_check import check_additive
+from spectral_core.backend_checks import checked_count
 from spectral_core.errors import InputError
 
 __all__ = ["Objective"]
@@ -173,7 +174,7 @@ class Objective:
                     "weight: it says how many terms the loss averages, but the loss ends in a sum; "
                     "pass reduction='sum' if it adds up that many terms, 'mean' if their mean."
                 )
-            return LossTerms(_checked_count(self._weight(batch)), reduction)
+            return LossTerms(checked_count(self._weight(batch)), reduction)
         return LossTerms(seen.count, reduction) if seen else LossTerms(1.0, "mean", known=False)
 
 
@@ -199,13 +200,3 @@ def _with_tensors_cast(loss_fn: Any, model: FunctionalModel) -> Any:
         return loss_fn
     tensors = {name: model.cast(tensor, copy=True) for name, tensor in own}
     return lambda outputs, targets: torch.func.functional_call(loss_fn, tensors, (outputs, targets))
-
-
-def _checked_count(count: Any) -> float:
-    try:
-        value = float(count)
-    except (TypeError, ValueError):
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise InputError(f"weight: it returned {count!r}; return the batch's number of loss terms.")
-    return value

@@ -8,11 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from spectral_backends.torch.batches import check_reiterable
 from spectral_backends.torch.determinism import compare_evaluations
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.evaluation import evaluate
-from spectral_backends.torch.factor_totals import FactorOptions
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.kronecker import kronecker_factors
 from spectral_backends.torch.layer_curvatures import CurvatureDriver
@@ -26,8 +24,18 @@ from spectral_backends.torch.quadratic_forms import (
     along_directions,
 )
 from spectral_backends.torch.structure import examine
+from spectral_core.backend_checks import (
+    check_chunk_size,
+    check_direction_shapes,
+    check_kind,
+    check_reduction,
+    check_reiterable,
+    check_seed,
+    find_layer,
+)
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
+from spectral_core.factor_options import FactorOptions
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
@@ -200,8 +208,7 @@ class CurvatureProblem:
             If autograd cannot differentiate the layer twice.
         """
         located = self._find(layer)
-        if kind not in ("hessian", "ggn"):
-            raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
+        check_kind(kind)
         u, v = self._directions(located, u, v)
         count = 0.0
         with self._objective.one_pass(self._seed) as batches:
@@ -254,8 +261,7 @@ class CurvatureProblem:
         InputError
             If a layer or engine is unknown, or the shapes do not fit.
         """
-        if kind not in ("hessian", "ggn"):
-            raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
+        check_kind(kind)
         if engine not in get_args(Engine):
             raise InputError(f"engine: {engine!r} is unknown; choose one of {get_args(Engine)}.")
         if not isinstance(draws, int) or draws < 2:
@@ -378,22 +384,11 @@ class CurvatureProblem:
             return along_directions(form, layer.view, shape, u, v, 1)
 
     def _find(self, name: str) -> Layer:
-        if name in self._layers:
-            return self._layers[name]
-        known = ", ".join(list(self._layers)[:8])
-        raise InputError(
-            f"layer {name!r}: {self._skipped.get(name, 'there is none of that name')}; "
-            f"layers are: {known}{', …' if len(self._layers) > 8 else ''}."
-        )
+        return find_layer(name, self._layers, self._skipped)
 
     def _directions(self, layer: Layer, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        m, n = layer.info.shape
         u, v = (d if isinstance(d, Tensor) else torch.as_tensor(d) for d in (u, v))
-        if u.ndim != 2 or v.ndim != 2 or len(u) != m or len(v) != n or u.shape[1] != v.shape[1]:
-            raise InputError(
-                f"layer {layer.info.name!r}: u and v have shapes {tuple(u.shape)} and "
-                f"{tuple(v.shape)}; for its {m}×{n} matrix pass ({m}, K) and ({n}, K)."
-            )
+        check_direction_shapes(layer.info, u.shape, v.shape)
         return self._model.cast(u), self._model.cast(v)
 
 
@@ -413,14 +408,11 @@ def _check_options(
         raise InputError("loss_fn: None is for a forward that returns the loss; pass one of both.")
     if loss_fn is not None and not callable(loss_fn):
         raise InputError(f"loss_fn: a {type(loss_fn).__name__} cannot be called.")
-    if reduction not in (None, "mean", "sum"):
-        raise InputError(f"reduction: {reduction!r} is unknown; choose 'mean' or 'sum'.")
+    check_reduction(reduction)
     if dtype not in (None, torch.float32, torch.float64):
         raise InputError(f"dtype: {dtype} is too coarse to measure in; choose float32 or float64.")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise InputError(f"chunk_size: {chunk_size!r} is not a positive number of directions.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32 - 1:
-        raise InputError(f"seed: {seed!r} is not a whole number from 0 to 2**32 - 2.")
+    check_chunk_size(chunk_size)
+    check_seed(seed)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_backends.arrays import CurvatureProblem as AnyProblem
-from spectral_backends.arrays import DenseNetwork
+from spectral_backends.arrays import DenseNetwork, RecordedProblem, Rows
 from spectral_backends.numpy import CurvatureProblem
 
 RNG = np.random.default_rng(0)
@@ -227,7 +227,7 @@ REFUSED = {
         lambda: CurvatureProblem(good, W, [(X, T), (X, T)]), "several batches"
     ),
     "a weight below 0": (
-        lambda: CurvatureProblem(good, W, [(X, T)], weight=lambda b: -1), "number of terms"
+        lambda: CurvatureProblem(good, W, [(X, T)], weight=lambda b: -1), "number of loss terms"
     ),
     "no dict": (lambda: CurvatureProblem(lambda p: 0.0, W), "returned a float"),
     "a list of numbers": (
@@ -367,3 +367,12 @@ def test_each_library_has_its_own_door():
     torch = pytest.importorskip("torch")
     with pytest.raises(sc.InputError, match="this is the problem for numpy"):
         CurvatureProblem(good, {"a": torch.ones(2, 2)})
+
+
+def test_directions_of_unequal_number_are_refused_of_recorded_arrays():
+    """One v for several u broadcast, and gave numbers for directions that nobody asked for."""
+    inputs = np.ones((5, 4))
+    rows = Rows(inputs, root_gradients=np.ones((2, 5, 3)))
+    problem = RecordedProblem({"w": [rows]}, gradients={"w": np.ones((3, 4))})
+    with pytest.raises(sc.InputError, match="u and v have shapes"):
+        problem.curvatures("w", np.ones((3, 2)), np.ones((4, 1)), "ggn")

@@ -62,7 +62,7 @@ REFUSED = {
     "generator": (lambda: build(batches=iter([(X, Y)])), "exhausted after one pass"),
     "generator function": (lambda: build(batches=((X, Y) for _ in range(2))), "list\\(batches\\)"),
     "no iterable": (lambda: build(batches=5), "a int cannot be iterated"),
-    "tensor": (lambda: build(batches=X), "a tensor was passed"),
+    "tensor": (lambda: build(batches=X), "an array was passed, a Tensor"),
     "dict without forward": (lambda: build(batches=[{"x": X, "y": Y}]), "batch is a dict.*forward="),
     "single tensor batches": (lambda: build(batches=[X]), "batch is a Tensor.*forward="),
     "nan weights": (lambda: build(poisoned()), "parameter '2.weight' holds 1 NaN or infinite"),
