@@ -5,7 +5,7 @@ from itertools import pairwise
 import array_api_compat
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import spectral_core as sc
@@ -152,6 +152,7 @@ def test_a_curvature_in_high_precision(method):
 
 
 @settings(max_examples=20, deadline=None)
+@example(seed=1244, activation="tanh", scale=30.0)  # saturated: the gradient is a cancellation
 @given(
     seed=st.integers(0, 10_000),
     activation=st.sampled_from(["tanh", "gelu-tanh"]),
@@ -170,8 +171,9 @@ def test_errors_of_differences_hold(seed, activation, scale):
         assert "beyond the tolerance" in one.reason
         return
     error = np.abs(one.values - two.values)
-    gradient = np.linalg.norm(exact.gradients(["0"])["0"])
-    rounding = 1e-9 * gradient / np.linalg.norm(params["0.weight"])  # of the gradient itself
+    # p − y rounds to ε however small it is, goes back through the head, and is divided by a step.
+    step = 2.0**-11 * np.linalg.norm(params["0.weight"])
+    rounding = 2 * EPS * np.linalg.norm(params["head.weight"]) / step
     assert np.all(error <= one.certificate.standard_error + rounding)
 
 
