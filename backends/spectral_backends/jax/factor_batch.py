@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.output_curvature import Form, Root, make_root
+from spectral_backends.jax.output_loss import JaxDraws, loss_curvature
 from spectral_backends.jax.parameter_uses import Family, Use
 from spectral_backends.jax.program import Program
 from spectral_backends.jax.sample_search import Samples
 from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.taps import Tapped, TapRows, tap
 from spectral_core.factor_options import FactorOptions
+from spectral_core.output_curvature import OutputCurvature
+from spectral_core.output_form import OutputForm
 
 __all__ = ["Places", "input_sums", "output_sums"]
 
@@ -22,7 +24,7 @@ Places = list[tuple[Family, Samples]]
 
 
 def input_sums(
-    program: Program, places: Places, form: Form, options: FactorOptions
+    program: Program, places: Places, form: OutputForm, options: FactorOptions
 ) -> Callable[..., Any]:
     """Return a function that makes one batch's part of the input factors, and all checks.
 
@@ -32,7 +34,7 @@ def input_sums(
         Of batches of one shape.
     places : list of (Family, Samples)
         Where their samples lie.
-    form : Form
+    form : OutputForm
         Of the loss in the outputs.
     options : FactorOptions
         Of the caller.
@@ -47,14 +49,14 @@ def input_sums(
 
     def run(values: Any, leaves: Any, count: Any, scale: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in places])
-        root = make_root(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
+        root = loss_curvature(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
         weights = root.sample_weights
         weights = weights * (count / weights.sum())
         rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
         inputs = [_input_sums(each, tapped, weights, options) for each in rows]
         missing = _missing(program, places, rows, tapped, values, leaves)
         uneven = jnp.abs(weights / weights.mean() - 1).max()
-        return list(zip(inputs, missing, strict=True)), root.misfit, uneven
+        return list(zip(inputs, missing, strict=True)), root.fit().misfit, uneven
 
     return run
 
@@ -62,7 +64,7 @@ def input_sums(
 def output_sums(
     program: Program,
     places: Places,
-    form: Form,
+    form: OutputForm,
     options: FactorOptions,
     chunk: int,
     *,
@@ -90,7 +92,7 @@ def output_sums(
 
     def run(values: Any, leaves: Any, scale: Any, key: Any, first: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in places])
-        root = make_root(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
+        root = loss_curvature(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
         column, n_columns = _columns(root, options, key, exact)
         rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
 
@@ -137,15 +139,20 @@ def _input_sums(
 
 
 def _columns(
-    root: Root, options: FactorOptions, key: Any, exact: bool
+    root: OutputCurvature, options: FactorOptions, key: Any, exact: bool
 ) -> tuple[Callable[[Any], Array], int]:
     """Return what is sent back, by index, and how many there are."""
     if exact and options.delta == "ggn":
         return root.column, root.n_columns
     if exact:
-        return root.term_column, root.terms.shape[1]
+        return root.term_column, root.n_terms
     draw = {"ggn": root.mixture, "fisher-mc": root.sampled, "empirical": root.term_mixture}
-    return lambda index: draw[options.delta](jax.random.fold_in(key, index)), options.draws
+
+    def drawn(index: Any) -> Array:
+        found: Array = draw[options.delta](JaxDraws(jax.random.fold_in(key, index)))
+        return found
+
+    return drawn, options.draws
 
 
 def _missing(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -12,11 +11,12 @@ import numpy as np
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.factor_batch import Places, input_sums, output_sums
 from spectral_backends.jax.objective import Batch, Objective, Terms
-from spectral_backends.jax.output_curvature import TOLERANCE, Form, find_form
+from spectral_backends.jax.output_loss import find_loss_form
 from spectral_backends.jax.sample_search import Samples, find_samples
 from spectral_backends.jax.sizes import largest_value
 from spectral_core.errors import InputError, LayerError
 from spectral_core.factor_options import FactorOptions, check_factor_size, factor_notes
+from spectral_core.output_form import OutputForm
 from spectral_core.problem import KroneckerFactors
 
 __all__ = ["kronecker_factors"]
@@ -64,7 +64,7 @@ def _add(
     batch: Batch,
     terms: Terms,
     places: Places,
-    form: Form,
+    form: OutputForm,
     options: FactorOptions,
     memory_budget: int,
     totals: dict[str, "_Totals"],
@@ -79,9 +79,9 @@ def _add(
     )
     found, misfit, uneven = look(*arguments, terms.count, terms.scale)
     eps = float(np.finfo(objective.parameters.dtype).eps)
-    if not float(misfit) <= (eps**0.5 if form.kind == "general" else max(100 * eps, TOLERANCE)):
+    if not form.fits(float(misfit), eps):
         raise InputError(
-            f"loss: batch {batch.index} has another form of curvature in the outputs than the "
+            f"loss_fn: batch {batch.index} has another form of curvature in the outputs than the "
             "first one; use one loss for all batches."
         )
     n_columns = int(_n_columns(batch, form, options)) if exact else options.draws
@@ -143,7 +143,7 @@ class _Forms:
     def __init__(self, objective: Objective, options: FactorOptions) -> None:
         self._objective, self._options = objective, options
 
-    def of(self, batch: Batch, terms: Terms) -> Form:
+    def of(self, batch: Batch, terms: Terms) -> OutputForm:
         """Return the form of a batch's loss."""
         program = batch.program
         if not program.single_output:
@@ -153,10 +153,10 @@ class _Forms:
             )
         convex = self._options.delta != "empirical"
 
-        def find() -> Form:
+        def find() -> OutputForm:
             run = self._objective.compiled((batch.key, "outputs"), lambda: program.outputs)
             (z,) = run(self._objective.parameters.values, batch.leaves)
-            return find_form(
+            return find_loss_form(
                 z,
                 lambda y: terms.scale * program.loss_of([y], batch.leaves),
                 self._options.max_columns,
@@ -164,23 +164,17 @@ class _Forms:
             )
 
         key = (batch.key, "form", convex, self._options.max_columns)
-        form: Form = self._objective.once(key, find)
+        form: OutputForm = self._objective.once(key, find)
         return form
 
 
-def _n_columns(batch: Batch, form: Form, options: FactorOptions) -> float:
+def _n_columns(batch: Batch, form: OutputForm, options: FactorOptions) -> float:
     """Return the number of columns that make ``C_δ`` exact; infinite where it is drawn."""
     assert batch.program.forward is not None
     shape: tuple[int, ...] = batch.program.forward.out_avals[0].shape
     if options.delta == "fisher-mc":
         return float("inf")
-    classes = shape[form.axis] if form.kind == "softmax" else 1
-    positions = prod(shape[1:]) // classes
-    if options.delta == "empirical":
-        if form.kind in ("general", "gradient"):
-            return 1
-        return positions if form.kind == "softmax" else prod(shape[1:-1])
-    return positions * (classes - 1) if form.kind == "softmax" else prod(shape[1:])
+    return form.n_terms(shape) if options.delta == "empirical" else form.n_columns(shape)
 
 
 def _check_samples(layer: Layer, samples: Samples, options: FactorOptions) -> None:

@@ -21,9 +21,10 @@ from spectral_backends.torch.graph import leaves_behind
 from spectral_backends.torch.linearity import find_curvature
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
-from spectral_backends.torch.output_curvature import OutputCurvature, output_curvature
+from spectral_backends.torch.output_loss import TorchDraws, loss_curvature
 from spectral_backends.torch.sums import sum_dtype, zero_sums
 from spectral_backends.torch.work_counter import WorkCounter
+from spectral_core.output_curvature import OutputCurvature
 
 __all__ = ["ColumnPass", "ColumnTotals"]
 
@@ -135,9 +136,7 @@ class ColumnPass:
         self._forward_work += counter.work
         if terms.count == 0:
             return terms
-        root = output_curvature(
-            outputs.detach(), loss_of, terms.scale, self._max_outputs, logistic=False
-        )
+        root = loss_curvature(outputs.detach(), loss_of, terms.scale, self._max_outputs)
         self._look_for_curvature(outputs, leaves)
         for name, reason in taps.untapped.items():
             self.totals[name].problem = reason
@@ -166,18 +165,15 @@ class ColumnPass:
             total.curved = total.curved or curved.get(names.index(layer.parameter), "")
 
     def _add_columns(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
-        for products in self._sent_back(outputs, root.columns(), taps):
+        columns = map(root.column, range(root.n_columns))
+        for products in self._sent_back(outputs, columns, taps):
             for name, product in products.items():
                 self.totals[name].ggn += product.to(sum_dtype(product.device)).square().sum((0, 1))
 
     def _add_draws(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
         """Add the mean over draws; samples may meet in the network, so they are summed first."""
-
-        def signs(like: Tensor) -> Tensor:
-            bits = torch.randint(2, like.shape, generator=self._generator, device=like.device)
-            return 2 * bits.to(like.dtype) - 1
-
-        draws = (root.mixture(signs) for _ in range(self._draws))
+        random = TorchDraws(self._generator)
+        draws = (root.mixture(random) for _ in range(self._draws))
         squares: dict[str, list[Tensor]] = {name: [] for name in self.totals}
         for products in self._sent_back(outputs, draws, taps):
             for name, product in products.items():

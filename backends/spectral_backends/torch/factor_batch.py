@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.call_observer import CallObserver
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.factor_totals import LayerTotals, Samples
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
-from spectral_backends.torch.output_curvature import OutputCurvature, output_curvature
+from spectral_backends.torch.output_loss import TorchDraws, loss_curvature
 from spectral_backends.torch.passage_capture import Passage, PassageCapture
 from spectral_core.factor_options import FactorOptions
+from spectral_core.output_curvature import OutputCurvature
 
 __all__ = ["FactorBatch"]
 
@@ -47,17 +47,14 @@ class FactorBatch:
         options: FactorOptions,
     ) -> "FactorBatch | None":
         """Run the forward pass; None if no term of the batch counts."""
-        watch = _LossWatch()
         with capture:
             outputs, loss_of, terms = objective.split(leaves, batch)
         capture.check_none_hidden()
         if terms.count == 0:
             return None
-        with watch:
-            loss_of(outputs.detach())
-        curvature = output_curvature(
+        curvature = loss_curvature(
             outputs.detach(), loss_of, terms.scale, options.max_columns,
-            logistic=watch.logistic, convex=options.delta != "empirical",
+            convex=options.delta != "empirical",
         )  # fmt: skip
         return cls(outputs, curvature, capture.passages, terms)
 
@@ -122,21 +119,16 @@ class FactorBatch:
         """Return the columns that make ``C_δ`` exact, or None where they are too many."""
         curvature = self._curvature
         if options.delta == "ggn" and curvature.n_columns <= options.max_columns:
-            return curvature.columns()
-        if options.delta == "empirical" and curvature.terms().shape[1] <= options.max_columns:
-            return curvature.term_columns()
+            return map(curvature.column, range(curvature.n_columns))
+        if options.delta == "empirical" and curvature.n_terms <= options.max_columns:
+            return map(curvature.term_column, range(curvature.n_terms))
         return None
 
     def _draw(self, options: FactorOptions, generator: torch.Generator) -> Tensor:
-        def signs(like: Tensor) -> Tensor:
-            bits = torch.randint(2, like.shape, generator=generator, device=like.device)
-            return 2 * bits.to(like.dtype) - 1
-
-        if options.delta == "fisher-mc":
-            return self._curvature.sampled(generator)
-        if options.delta == "ggn":
-            return self._curvature.mixture(signs)
-        return self._curvature.term_mixture(signs)
+        root = self._curvature
+        draw = {"ggn": root.mixture, "fisher-mc": root.sampled, "empirical": root.term_mixture}
+        drawn: Tensor = draw[options.delta](TorchDraws(generator))
+        return drawn
 
     def _sent_back(
         self, columns: Iterator[Tensor], chunk: Callable[[int], int]
@@ -200,21 +192,6 @@ class FactorBatch:
                         one[~chosen].any() or other[chosen].any()
                     )
         return Samples(apart, frozenset(name for name, found in in_front.items() if found))
-
-
-class _LossWatch(CallObserver):
-    """Notes whether a loss is the logistic one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logistic = False
-
-    def observe(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-    ) -> None:
-        """Look at the call's name."""
-        name = getattr(func, "__name__", "")
-        self.logistic |= name == "binary_cross_entropy_with_logits"
 
 
 def _outputs(passage: Passage, gradient: Tensor | None) -> Tensor:

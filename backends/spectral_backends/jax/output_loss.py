@@ -1,0 +1,115 @@
+"""A loss as a function of the network's outputs, for the core; and random numbers for it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_backends.jax.scattered import scattered
+from spectral_core.output_curvature import Fit, OutputCurvature, output_curvature
+from spectral_core.output_form import OutputForm, find_form
+
+__all__ = ["JaxDraws", "find_loss_form", "loss_curvature"]
+
+Array = jax.Array
+LossOf = Callable[[Any], Any]
+
+
+class _OutputLoss:
+    """`spectral_core.output_curvature.OutputLoss` by automatic differentiation."""
+
+    def __init__(self, outputs: Array, loss_of: LossOf) -> None:
+        self.outputs, self._slope = outputs, jax.grad(loss_of)
+        self._loss_of = loss_of
+        self.gradient: Array = self._slope(outputs)
+
+    def at(self, outputs: Array) -> "_OutputLoss":
+        """Return the same loss at another point."""
+        return _OutputLoss(outputs, self._loss_of)
+
+    def products(self, vectors: Array) -> Array:
+        """Return the Hessian at z times each of ``(n, *z.shape)``."""
+
+        def product(vector: Array) -> Array:
+            found: Array = jax.jvp(self._slope, (self.outputs,), (vector,))[1]
+            return found
+
+        return jax.vmap(product)(vectors)
+
+    @property
+    def probe(self) -> Array:
+        """An array like z whose entries have no structure, always the same."""
+        return scattered(self.outputs.shape, self.outputs.dtype, 0)
+
+
+class JaxDraws:
+    """`spectral_core.output_curvature.Draws` of a key, for one draw."""
+
+    def __init__(self, key: Any) -> None:
+        self._key = key
+
+    def signs(self, like: Array) -> Array:
+        """Return −1 and 1 with equal chances."""
+        return jax.random.rademacher(self._key, like.shape, like.dtype)
+
+    def normal(self, like: Array) -> Array:
+        """Return standard normal numbers."""
+        return jax.random.normal(self._key, like.shape, like.dtype)
+
+    def bernoulli(self, p: Array) -> Array:
+        """Return 1 with probability p, else 0."""
+        return jax.random.bernoulli(self._key, p).astype(p.dtype)
+
+    def one_hot(self, p: Array) -> Array:
+        """Return, along the last axis, 1 for a class drawn with probabilities p and 0 else."""
+        drawn = jax.random.categorical(self._key, jnp.log(p), axis=-1)
+        return jax.nn.one_hot(drawn, p.shape[-1], dtype=p.dtype)
+
+
+def loss_curvature(form: OutputForm, outputs: Array, loss_of: LossOf) -> OutputCurvature:
+    """Return the curvature of a loss of a form at the outputs; may be traced.
+
+    Parameters
+    ----------
+    form : OutputForm
+        Of the loss.
+    outputs : array
+        z, samples along its first axis.
+    loss_of : callable
+        The sum of the terms, of an array like z.
+    """
+    return output_curvature(form, _OutputLoss(outputs, loss_of))
+
+
+def find_loss_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) -> OutputForm:
+    """Find the form of the Hessian of ``loss_of`` at the outputs of one batch.
+
+    Parameters
+    ----------
+    outputs : array
+        z, with values.
+    loss_of : callable
+        The sum of the terms.
+    most : int
+        Largest number of outputs of a sample for which a dense block is made.
+    convex : bool
+        Whether the root vectors will be used, and not only the gradients of terms.
+
+    Raises
+    ------
+    InputError
+        If the loss is linear in z, is not convex in z, compares samples, or has no form known.
+    """
+
+    def fits(forms: Sequence[OutputForm]) -> list[Fit]:
+        # Compiled together: each alone would be small, and compiling is what takes the time.
+        def run(z: Array) -> list[Fit]:
+            return [loss_curvature(form, z, loss_of).fit() for form in forms]
+
+        found: list[Fit] = jax.device_get(jax.jit(run)(outputs))
+        return found
+
+    eps = float(np.finfo(outputs.dtype).eps)
+    return find_form(outputs.shape, eps, fits, most, convex=convex)
