@@ -96,8 +96,15 @@ def differences(found, expected, path=""):
         # How well a slope of zero explains what does not vary is rounding.
         slope = expected.get("exponent")  # None where there is no fit
         flat = slope is not None and abs(slope) < TOLERANCE
-        for key in expected.keys() - ({"r_squared"} if flat else set()):
+        for key in expected.keys() - ({"r_squared"} if flat else set()) - {"condition"}:
             yield from differences(found[key], expected[key], f"{path}.{key}")
+        if expected.get("condition") is not None:
+            # Its smallest eigenvalue is known to rounding of the largest.
+            rounding = 100 * np.finfo(float).eps * expected["condition"]
+            if not math.isclose(
+                found["condition"], expected["condition"], rel_tol=max(TOLERANCE, rounding)
+            ):
+                yield f"{path}.condition: {found['condition']}, not {expected['condition']}"
     elif isinstance(expected, list):
         if len(found) != len(expected):
             yield f"{path}: {len(found)} values, not {len(expected)}"
