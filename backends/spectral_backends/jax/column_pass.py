@@ -162,7 +162,7 @@ def _products(
     def run(values: Any, leaves: Any, directions: Sequence[tuple[Any, Any]], first: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in families])
         z = tapped.outputs
-        # Both ways of a use: δ meets u and a meets v, or the other way round in a flipped one.
+        # δ meets u and a meets v, or the other way round in a flipped use.
         projected = []
         for (family, samples), (u, v) in zip(families, directions, strict=True):
             for use, at in zip(family.uses, samples.axes, strict=True):
@@ -170,23 +170,42 @@ def _products(
                 left, right = (v, u) if use.flipped else (u, v)
                 projected.append((rows, left, rows.project(tapped.kept, right)))
 
-        def one(index: Any) -> list[Any]:
-            """Return ``(members, B, K)`` for each family."""
-            gradients = tapped.back(_cotangent(z, index))
-            each = iter(projected)
-            found = []
-            for family, _ in families:
-                parts = []
-                for rows, left, right in (next(each) for _ in family.uses):
-                    # u first: what is left is as narrow as there are directions
-                    reduced = jnp.einsum("gbsm,gmk->gbsk", rows.outputs(gradients), left)
-                    parts.append((reduced * right).sum(2))
-                found.append(sum(parts))
-            return found
+        def sent_back(index: Any) -> Any:
+            return tapped.back(_cotangent(z, index))
 
-        return jax.vmap(one)(first + jnp.arange(chunk))
+        gradients = jax.vmap(sent_back)(first + jnp.arange(chunk))
+        each = iter(projected)
+        found = []
+        for family, _ in families:
+            parts = []
+            for rows, left, right in (next(each) for _ in family.uses):
+                parts.append(_contracted(jax.vmap(rows.outputs)(gradients), left, right))
+            found.append(sum(parts))
+        return found
 
     return run
+
+
+def _contracted(deltas: Any, left: Any, right: Any) -> Any:
+    """Return ``Σ_s (δ_s · u)(a_s · v)``, shape ``(columns, members, B, K)``.
+
+    Parameters
+    ----------
+    deltas : array, shape (columns, members, B, S, m)
+        Or inputs, in a flipped use.
+    left : array, shape (members, m, K)
+        Directions that meet them.
+    right : array, shape (members, B, S, K)
+        The other factor.
+    """
+    if deltas.shape[3] < deltas.shape[4]:  # what is left is as narrow as there are directions
+        return (jnp.einsum("cgbsm,gmk->cgbsk", deltas, left) * right).sum(3)
+    # Positions first, where there are more of them, and column by column: together they would be
+    # copied into another order (0.8 to 0.45 of the time of a pass through ResNet-20 on a CPU).
+    across = jnp.swapaxes(left, 1, 2)[:, None]
+    return jnp.stack(
+        [(jnp.einsum("gbsk,gbsm->gbkm", right, delta) * across).sum(3) for delta in deltas]
+    )
 
 
 def _forms(program: Program, count: int) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from spectral_core.problem import CurvatureKind
 
 __all__ = ["CurvatureDriver"]
 
-COLUMN_PRICE, DIRECTION_PRICE = 1.25, 3.0
+COLUMN_PRICE, DIRECTION_PRICE = 2.0, 3.0
 """Forward passes that it takes to send one output back, and one direction forward twice."""
 
 TANGENT_PRICE = 2.0

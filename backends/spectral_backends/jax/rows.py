@@ -75,23 +75,38 @@ def conv_rows(params: Mapping[str, Any], kernel: tuple[int, ...], groups: int) -
         key: params[key]
         for key in ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
     }
+    # Channels last, as rows have them: what lies so already is not moved, column by column.
+    space = tuple(range(1, len(kernel) - 1))
+    last = len(space) + 1
+    channels_last = lax.ConvDimensionNumbers(
+        (0, last, *space), (last, last - 1, *(i - 1 for i in space)), (0, last, *space)
+    )
+
+    def channels_behind(y: Array, spec: tuple[int, ...]) -> Array:
+        return y.transpose((spec[0], *spec[2:], spec[1]))
 
     def grouped(y: Array) -> Array:
-        """Bring ``(B, groups · c, *space)`` into ``(groups, B, *space, c)``."""
-        apart = y.reshape(len(y), groups, -1, *y.shape[2:])
-        return jnp.moveaxis(apart, (1, 2), (0, -1))
+        """Bring ``(B, *space, groups · c)`` into ``(groups, B, *space, c)``."""
+        if groups == 1:
+            return y[None]
+        return jnp.moveaxis(y.reshape(*y.shape[:-1], groups, -1), -2, 0)
 
     def inputs(a: Array) -> Array:
-        images = a.transpose(numbers.lhs_spec)
-        return grouped(lax.conv_general_dilated_patches(images, kernel[2:], **same))
+        found = lax.conv_general_dilated_patches(
+            channels_behind(a, numbers.lhs_spec), kernel[2:], dimension_numbers=channels_last,
+            **same,
+        )  # fmt: skip
+        return grouped(found)
 
     def outputs(y: Array) -> Array:
-        return grouped(y.transpose(numbers.out_spec))
+        return grouped(channels_behind(y, numbers.out_spec))
 
     def project(a: Array, v: Array) -> Array:
         kernels = jnp.swapaxes(v, -1, -2).reshape(-1, *kernel[1:])
-        images = a.transpose(numbers.lhs_spec)
-        found = lax.conv_general_dilated(images, kernels, feature_group_count=groups, **same)
+        found = lax.conv_general_dilated(
+            channels_behind(a, numbers.lhs_spec), jnp.moveaxis(kernels, (0, 1), (-1, -2)),
+            feature_group_count=groups, dimension_numbers=channels_last, **same,
+        )  # fmt: skip
         return grouped(found)
 
     return Rows(0, inputs, outputs, project)

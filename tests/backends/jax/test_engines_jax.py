@@ -9,10 +9,15 @@ from jax_networks import CASES, Numbers, cross_entropy, squared_error
 from jax_oracle import dense, directions, problem, quadratic_forms
 
 import spectral_core as sc
-from spectral_backends.jax import CurvatureProblem
+from spectral_backends.jax import CurvatureProblem, layer_curvatures
 from spectral_backends.jax.linearity import find_curvature
 from spectral_core.certificate import LayerCurvature
 from spectral_core.errors import InputError, LayerError
+
+
+def bent(x):
+    """Smooth and close to a ReLU."""
+    return jnp.where(x > 0, x + 1e-2 * x**2, 0)
 
 
 def made(name):
@@ -58,13 +63,36 @@ def test_engines_of_other_backends_are_refused_by_name(engine):
 
 
 def test_measure_takes_the_columns_for_a_piecewise_linear_network():
-    report = sc.measure(problem("cnn"), top_k=3, decompose=True, progress=False)
+    report = sc.measure(problem("cnn"), top_k=8, decompose=True, progress=False)
     assert not report.skipped
     for spectrum in report.values():
         assert spectrum.certificate.engine == "columns"
         assert spectrum.certificate.derivative_error < 1e-12
         np.testing.assert_allclose(spectrum.ggn, spectrum.curvature)
     assert abs(report["0"].decomposition.closure) < 1e-10
+
+
+@pytest.mark.parametrize(("bend", "engine"), [(jax.nn.relu, "columns"), (bent, "tangents")])
+def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine, monkeypatch):
+    """Their loss has neither slope nor curvature, and 0/0 tells nothing of the network."""
+    new = Numbers(5)
+    params = [new(4, 6), new(6, 3)]
+    x, y = new(16, 4), new.labels(3, 16)
+
+    def forward(p, x):
+        z = bend(x @ p[0]) @ p[1]
+        fitted = jnp.arange(len(z))[:, None] < 2
+        return jnp.where(fitted, z + 1e4 * jax.nn.one_hot(y[: len(z)], 3), z)
+
+    # As if the reading of the jaxpr had missed it.
+    monkeypatch.setattr(layer_curvatures, "find_curvature", lambda *_: {})
+    monkeypatch.setattr(layer_curvatures, "COMPILING", {"cpu": 0.0})
+    made_problem = CurvatureProblem((forward, cross_entropy), params, [(x, y)])
+    given = {"0": directions((6, 4), 4)}
+    (finding,) = made_problem.layer_curvatures(given)
+    assert finding.certificate.engine == engine
+    alone = made_problem.curvatures("0", *given["0"])
+    np.testing.assert_allclose(finding.values, alone, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
