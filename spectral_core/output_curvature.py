@@ -6,6 +6,7 @@ sum of outer products of *root vectors*. Sent back through the network they are 
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import array_api_compat
@@ -142,7 +143,7 @@ class OutputCurvature:
         return self._loss.products(vector[None, ...])[0, ...]
 
     def _is(self, index: Any, like: Array, axis: int) -> Array:
-        places = self._xp.arange(like.shape[axis], device=device_of(like))
+        places = self._xp.arange(like.shape[axis], dtype=self._xp.int32, device=device_of(like))
         return places == index
 
     def _fit(self, misfit: Array, curvatures: Array) -> Fit:
@@ -179,7 +180,7 @@ class _Softmax(OutputCurvature):
         tail = xp.flip(xp.cumulative_sum(xp.flip(own, axis=1), axis=1), axis=1)
         here, behind = _take(xp, tail, c, 1), _take(xp, tail, c + 1, 1)
         size = xp.sqrt(_take(xp, own, c, 1) * _ratio(xp, here=here, part=behind))[:, None]
-        place = xp.arange(classes, device=device_of(p))
+        place = xp.arange(classes, dtype=xp.int32, device=device_of(p))
         below = -_ratio(xp, here=behind[:, None], part=_where(xp, place > c, own))
         column = size * xp.where(place == c, xp.ones_like(below), below)
         chosen = self._is(term, rows, 1)[:, None]
@@ -346,13 +347,14 @@ def output_curvature(form: OutputForm, loss: OutputLoss) -> OutputCurvature:
     loss : OutputLoss
         At the outputs of the network.
     """
-    return {
+    kinds: dict[str, Callable[[OutputForm, OutputLoss], OutputCurvature]] = {
         "softmax": _Softmax,
         "logistic": _Logistic,
         "elementwise": _Elementwise,
         "dense": _Dense,
         "gradient": _Gradient,
-    }[form.kind](form, loss)
+    }
+    return kinds[form.kind](form, loss)
 
 
 def _softmax(xp: Any, logits: Array, axis: int) -> Array:
@@ -381,7 +383,7 @@ def _where(xp: Any, condition: Array, array: Array) -> Array:
 
 def _take(xp: Any, array: Array, index: Any, axis: int) -> Array:
     """Return one slice along an axis; the index may be traced."""
-    place = xp.reshape(xp.asarray(index, device=device_of(array)), (1,))
+    place = xp.reshape(xp.asarray(index, dtype=xp.int32, device=device_of(array)), (1,))
     return xp.squeeze(xp.take(array, place, axis=axis), axis=axis)
 
 
