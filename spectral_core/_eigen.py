@@ -1,23 +1,76 @@
 """Eigenvalues of symmetric matrices, also where a library's routine does not converge."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
 
 from spectral_core._arrays import Array, device_of
+from spectral_core._factorize import on_cpu, one_by_one
 
-__all__ = ["eigh", "eigvalsh"]
+__all__ = ["by_squaring", "eigh", "eigvalsh", "top_eigenvalue"]
+
+# CuPy runs Jacobi's method on all matrices of a batch at once. PyTorch, which has both on a GPU,
+# takes that up to 32 rows and divide and conquer, one matrix after the other, beyond.
+_JACOBI_ROWS = 32
+_SLACK = 8  # roundings that repeated squaring may be above the eigenvalue
 
 
 def eigh(xp: Any, matrix: Array) -> tuple[Array, Array]:
     """Return eigenvalues, ascending, and eigenvectors of symmetric matrices ``(..., k, k)``."""
-    values, vectors = xp.linalg.eigh(_untied(xp, matrix))
+    values, vectors = _batched(xp, xp.linalg.eigh, _untied(xp, matrix))
     return values, vectors
 
 
 def eigvalsh(xp: Any, matrix: Array) -> Array:
     """Return the eigenvalues, ascending, of symmetric matrices ``(..., k, k)``."""
-    return xp.linalg.eigvalsh(_untied(xp, matrix))
+    return _batched(xp, xp.linalg.eigvalsh, _untied(xp, matrix))
+
+
+def top_eigenvalue(xp: Any, matrix: Array) -> Array:
+    """Return the largest eigenvalue of positive semi-definite matrices, shape (..., 1, 1).
+
+    On a GPU by products alone: PyTorch's routine has the host wait, to see whether it converged,
+    and CuPy's takes one matrix after the other.
+    """
+    if array_api_compat.is_jax_namespace(xp) or on_cpu(xp, matrix):
+        return eigvalsh(xp, matrix)[..., -1:, None]
+    return by_squaring(xp, matrix)
+
+
+def by_squaring(xp: Any, matrix: Array) -> Array:
+    """Return ``(tr M^N)^(1/N)``, shape (..., 1, 1), for a power N of four.
+
+    That is between λ_max and ``k^(1/N) λ_max``, eight roundings above it or less. An error of the
+    product that gives ``M^(2 j)`` counts ``1/(2 j)`` of itself.
+
+    Parameters
+    ----------
+    matrix : array, shape (..., k, k)
+        Positive semi-definite, so that the largest entry is on the diagonal. Zero gives 0.
+    """
+    size, epsilon = matrix.shape[-1], float(xp.finfo(matrix.dtype).eps)
+    rounds = math.ceil(math.log(max(math.log(size), 1.0) / (_SLACK * epsilon), 4))
+    factors, exponent = [], 1.0
+    for _ in range(rounds):
+        largest = xp.max(xp.linalg.diagonal(matrix), axis=-1)[..., None, None]
+        matrix = matrix / xp.where(largest > 0, largest, xp.ones_like(largest))
+        factors.append(largest**exponent)
+        matrix = matrix @ matrix  # entries up to k
+        matrix = matrix @ matrix  # entries up to k³
+        exponent /= 4
+    value = xp.linalg.trace(matrix)[..., None, None] ** exponent
+    for factor in reversed(factors):
+        value = value * factor
+    return value
+
+
+def _batched(xp: Any, function: Callable[..., Any], matrix: Array) -> Any:
+    """Apply a function of matrices to a batch, in the way that suits the library."""
+    if array_api_compat.is_cupy_namespace(xp) and matrix.shape[-1] > _JACOBI_ROWS:
+        return one_by_one(xp, function, matrix)
+    return function(matrix)
 
 
 def _untied(xp: Any, matrix: Array) -> Array:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_core._arrays import Array, device_of
-from spectral_core._eigen import eigvalsh
-from spectral_core._host import host_constant
+from spectral_core._eigen import top_eigenvalue
+from spectral_core._host import host_constant, on_device
 
 __all__ = ["largest_eigenvalue"]
 
@@ -43,7 +43,7 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = P
     size = gram.shape[-1]
     if size <= DIRECT_SIZE:
         return _largest(xp, gram)
-    start = xp.asarray(_start(size), dtype=gram.dtype, device=device_of(gram))
+    start = on_device(xp, _start, size, gram)
     vector = xp.broadcast_to(start[:, None], (*gram.shape[:-1], 1))
     # Columns are added to arrays of zeros: shapes that stay are compiled once.
     places = xp.eye(steps, dtype=gram.dtype, device=device_of(gram))
@@ -62,10 +62,10 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = P
 
 
 def _largest(xp: Any, matrix: Array) -> Array:
-    """Return the largest eigenvalue, shape (..., 1, 1), by all of them; 0 for one not finite."""
+    """Return the largest eigenvalue, shape (..., 1, 1), to rounding; 0 for a matrix not finite."""
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1), keepdims=True)
     safe = xp.where(finite, matrix, xp.zeros_like(matrix))  # some libraries raise on NaN
-    return eigvalsh(xp, safe)[..., -1:, None]
+    return top_eigenvalue(xp, safe)
 
 
 def _normalised(xp: Any, vector: Array, images: Array) -> Array:
