@@ -40,7 +40,7 @@ def top_eigenvalue(xp: Any, matrix: Array) -> Array:
 
 
 def by_squaring(xp: Any, matrix: Array) -> Array:
-    """Return ``(tr M^N)^(1/N)``, shape (..., 1, 1), for a power N of four.
+    """Return ``(tr M^N)^(1/N)``, shape (..., 1, 1), for a power N of 16.
 
     That is between λ_max and ``k^(1/N) λ_max``, eight roundings above it or less. An error of the
     product that gives ``M^(2 j)`` counts ``1/(2 j)`` of itself.
@@ -48,21 +48,21 @@ def by_squaring(xp: Any, matrix: Array) -> Array:
     Parameters
     ----------
     matrix : array, shape (..., k, k)
-        Positive semi-definite, so that the largest entry is on the diagonal. Zero gives 0.
+        Positive semi-definite, so that the largest entry is on the diagonal; k up to 200, so that
+        ``k^15`` is in the range of float32. Zero gives 0.
     """
-    size, epsilon = matrix.shape[-1], float(xp.finfo(matrix.dtype).eps)
-    rounds = math.ceil(math.log(max(math.log(size), 1.0) / (_SLACK * epsilon), 4))
-    factors, exponent = [], 1.0
+    size, limits = matrix.shape[-1], xp.finfo(matrix.dtype)
+    least = float(limits.smallest_normal)
+    rounds = math.ceil(math.log(max(math.log(size), 1.0) / (_SLACK * float(limits.eps)), 16))
+    factors = []
     for _ in range(rounds):
-        largest = xp.max(xp.linalg.diagonal(matrix), axis=-1)[..., None, None]
-        matrix = matrix / xp.where(largest > 0, largest, xp.ones_like(largest))
-        factors.append(largest**exponent)
-        matrix = matrix @ matrix  # entries up to k
-        matrix = matrix @ matrix  # entries up to k³
-        exponent /= 4
-    value = xp.linalg.trace(matrix)[..., None, None] ** exponent
+        factors.append(xp.max(xp.linalg.diagonal(matrix), axis=-1)[..., None, None])
+        matrix = matrix / xp.clip(factors[-1], least, None)
+        for _ in range(4):  # entries up to k, k³, k⁷, k¹⁵; the largest is never below 1
+            matrix = matrix @ matrix
+    value = xp.linalg.trace(matrix)[..., None, None]
     for factor in reversed(factors):
-        value = value * factor
+        value = factor * value ** (1 / 16)
     return value
 
 

@@ -25,7 +25,7 @@ __all__ = ["precondition"]
 NORMALIZATIONS = ("none", "spectral", "rms")
 UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
 POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
-LOW_LANCZOS = 8, 1  # steps and passes in bfloat16: more would take longer than the products
+LOW_STEPS = 8  # of Lanczos in bfloat16: more would take longer than the products
 
 
 def precondition(
@@ -217,7 +217,7 @@ def _polar(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
 def _polynomial(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     if request.low:
         scaled = scaled.lowered(xp)
-    gram = Gram.of(xp, scaled, *(LOW_LANCZOS if request.low else ()))
+    gram = Gram.of(xp, scaled, *([LOW_STEPS] if request.low else []))
     root = xp.sqrt(gram.top)
     terms = _coefficients(xp, scaled, request, root)
     filtered = by_polynomial(xp, gram.matrix, gram.top, scaled.wide, request.polynomial())

@@ -220,7 +220,7 @@ class SpectralNewton:
         options = self._options
         if options["precision"] == "bfloat16":  # which NumPy has not
             options = options | {"precision": "working", "method": "auto"}
-        alpha = self._alpha if is_number(self._alpha) else 1.0  # type: ignore[arg-type]
+        alpha = self._alpha if is_number(self._alpha) else 1.0
         spectral_newton_step(zeros, zeros, zeros, alpha=alpha, **shared, **options)
         adamw_step(zeros, zeros, zeros, zeros, 1, **shared | self._adamw)
 

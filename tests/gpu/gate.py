@@ -18,7 +18,7 @@ from gate_jobs import PARTS, jobs_of, run_jobs
 from gate_verdict import Verdict, judge, read_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from harness import end_line  # noqa: E402
+from harness import end_line
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from bench_engine_torch import (  # noqa: E402
+from bench_engine_torch import (
     QUICK,
     Case,
     Size,
@@ -25,8 +25,8 @@ from bench_engine_torch import (  # noqa: E402
     compare_routes,
     print_missing_peers,
 )
-from harness import Sections, arguments, by_device_events  # noqa: E402
-from race.networks import ResNet  # noqa: E402
+from harness import Sections, arguments, by_device_events
+from race.networks import ResNet
 
 MORE = {"jvp of the gradient": partial(by_forward_over_reverse, together=1)}
 

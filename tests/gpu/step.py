@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from bench_precondition import by_svd, expected, muon, muon_float32  # noqa: E402
-from bench_spectral_newton import GPT2, RESNET18  # noqa: E402
-from bench_spectral_newton import by_svd as step_by_svd  # noqa: E402
-from harness import Sections, arguments, by_device_events, interleaved, print_figure  # noqa: E402
+from bench_precondition import by_svd, expected, muon, muon_float32
+from bench_spectral_newton import GPT2, RESNET18
+from bench_spectral_newton import by_svd as step_by_svd
+from harness import Sections, arguments, by_device_events, interleaved, print_figure
 
-import spectral_core as sc  # noqa: E402
-from spectral_adapters.torch_optim import SpectralNewton  # noqa: E402
+import spectral_core as sc
+from spectral_adapters.torch_optim import SpectralNewton
 
 Shape = tuple[int, int]
 Run = Callable[[], Any]

@@ -122,16 +122,16 @@ def test_a_curvature_problem_is_numpys(library):
     # Its results are brought to the host, which the stand-in's second device does not allow.
     to = library.array if library.on_gpu else library.module.asarray
     found = []
-    for to, back in (
+    for into, back in (
         (np.asarray, np.asarray),
         (to, library.numpy if library.on_gpu else np.asarray),
     ):
-        params = {name: to(array) for name, array in network.init(0).items()}
-        data = [(to(batch), to(targets))]
+        params = {name: into(array) for name, array in network.init(0).items()}
+        data = [(into(batch), into(targets))]
         problem = CurvatureProblem(network.gradient, params, data, method="differences")
         name = problem.layers()[0].name
         u, v = np.linalg.qr(np.ones((7, 1)))[0], np.linalg.qr(np.ones((5, 1)))[0]
-        found.append(back(problem.curvatures(name, to(u), to(v))))
+        found.append(back(problem.curvatures(name, into(u), into(v))))
     assert found[1] == pytest.approx(found[0], rel=1e-6)  # of extrapolated differences
 
 

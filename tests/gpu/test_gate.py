@@ -191,7 +191,7 @@ def test_budgets_are_less_than_nine_minutes():
 
 
 def test_every_file_of_core_tests_with_namespaces_is_in_the_matrix(tmp_path):
-    found = {name: USABLE for name in ("torch", "jax", "cupy")}
+    found = dict.fromkeys(("torch", "jax", "cupy"), USABLE)
     commands = [" ".join(own.command) for own in jobs_of("tests", found, False, tmp_path)]
     for framework in found:
         for path in gate_jobs.core_files():

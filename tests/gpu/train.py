@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from harness import Sections, arguments, print_figure  # noqa: E402
-from race.contenders import RECOMMENDED, Contender, contenders, schedule, set_learning_rate  # noqa: E402
-from race.networks import GPT  # noqa: E402
-from race.tasks import DATA  # noqa: E402
+from harness import Sections, arguments, print_figure
+from race.contenders import RECOMMENDED, Contender, contenders, schedule, set_learning_rate
+from race.networks import GPT
+from race.tasks import DATA
 
 RATES = (1.0, 0.5, 2.0)
 ENTRANTS = ("adamw", "muon", RECOMMENDED)
