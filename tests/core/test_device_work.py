@@ -15,6 +15,7 @@ from spectral_core.extreme_value import DIRECT_SIZE
 torch = pytest.importorskip("torch")
 pytree = pytest.importorskip("torch.utils._pytree")
 dispatch = pytest.importorskip("torch.utils._python_dispatch")
+overrides = pytest.importorskip("torch.overrides")
 
 # They look on the host whether an iteration converged or a pivot vanished.
 WAITING = ("_linalg_eigh", "_linalg_svd", "linalg_inv", "linalg_solve", "_linalg_solve", "nonzero",
@@ -51,10 +52,25 @@ class Watch(dispatch.TorchDispatchMode):
         return result
 
 
+class Creations(overrides.TorchFunctionMode):
+    """Notes tensors that are made on a device from values of the host: "meta" takes no copy."""
+
+    def __init__(self, copies):
+        super().__init__()
+        self.copies = copies
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        made = func in (torch.asarray, torch.tensor, torch.as_tensor)
+        if made and not isinstance(args[0], torch.Tensor) and str(kwargs.get("device")) == "meta":
+            self.copies.append(func.__name__)
+        return func(*args, **kwargs)
+
+
 def watched(run):
     """What a second call does: the first one may copy constants."""
     run()
-    with Watch() as watch:
+    with Watch() as watch, Creations(watch.copies):
         run()
     assert watch.count > 5
     return watch
@@ -66,6 +82,10 @@ def test_the_watch_sees_what_waits_and_what_is_copied():
         torch.linalg.eigvalsh(matrix)
         torch.asarray(np.ones(3), device="meta")
     assert watch.waits == ["_linalg_eigh.default"] and len(watch.copies) == 1
+    with Watch() as watch, Creations(watch.copies):
+        torch.asarray(2.0, device="meta")
+        torch.asarray(matrix, device="meta")
+    assert watch.copies == ["asarray"]
     with pytest.raises(RuntimeError, match="meta"):
         float(matrix[0, 0])
 
@@ -151,11 +171,13 @@ def test_constants_on_a_device_are_copied_once_and_not_from_inside_a_transform()
     assert calls == [3]
     with torch.inference_mode():
         inside = _host.on_device(xp, constant, 5, torch.ones(3, device="meta"))
-    assert inside.is_inference() and not _host.on_device(xp, constant, 5, like).is_inference()
+        beside = _host.on_device(xp, constant, 5, like)
+    assert inside.is_inference() and beside.is_inference()
+    assert not _host.on_device(xp, constant, 5, like).is_inference()
     torch.func.grad(lambda x: _host.on_device(xp, constant, 7, x).sum() + x.sum())(like)
     kept = _host.on_device(xp, constant, 7, like)
     assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
-    assert calls == [3, 5, 5, 7, 7]
+    assert calls == [3, 5, 5, 5, 7, 7]
     on_cpu = [_host.on_device(xp, constant, 9, torch.ones(1)) for _ in range(2)]
     assert on_cpu[0] is not on_cpu[1]
 

@@ -284,11 +284,13 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_a_dry_run_makes_no_page_of_results(results, capsys):
-    before = report.PAGE.read_bytes() if report.PAGE.exists() else None
-    assert report.main([str(results)]) == 2
-    assert "say nothing of a GPU" in capsys.readouterr().err
-    assert (report.PAGE.read_bytes() if report.PAGE.exists() else None) == before
+def test_a_dry_run_makes_no_page_of_results(results, capsys, monkeypatch):
+    assert report.PAGE.parts[-3:] == ("docs", "results", "gpu.md")
+    monkeypatch.setattr(report, "PAGE", results / "gpu.md")
+    for arguments in ([], ["--page", str(results / "gpu.md")]):
+        assert report.main([str(results), *arguments]) == 2
+        assert "say nothing of a GPU" in capsys.readouterr().err
+    assert not (results / "gpu.md").exists()
 
 
 def test_a_page_of_a_dry_run_says_so_first(results):
