@@ -115,6 +115,9 @@ def precondition(
     - A spectral damping below η is refused by "closed" and "shifts". With absolute damping, whose
       ratio to σ_max^α nobody knows beforehand, "closed" raises it to ``η σ_max^α``.
 
+    Where float32 is multiplied in TF32, which JAX does on a GPU unless told "highest", products err
+    by ``2⁻¹¹`` an operand and these bounds do not hold.
+
     "auto" takes α = 0 as it is, and "polar" on a GPU where it serves. It takes "svd" with absolute
     damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it goes
     by "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; on a CPU and

@@ -18,6 +18,7 @@ from gate_verdict import judge, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "results" / "gpu.md"
+INDEX = PAGE.with_name("index.md")
 PARTS = ("measure", "step", "train")
 
 Line = dict[str, Any]
@@ -43,8 +44,18 @@ def main(given: Sequence[str] | None = None) -> int:
     figures = {part: latest(read_lines(options.folder / f"{part}.jsonl")) for part in PARTS}
     tests = read_lines(options.folder / "tests.jsonl")
     options.page.write_text(page(environment, tests, figures), "utf-8")
+    if options.page.resolve() == PAGE.resolve():
+        list_page(INDEX)
     print(f"wrote {options.page}")
     return 0
+
+
+def list_page(index: Path) -> None:
+    """Add the page to the list of results, which the documentation's build asks for."""
+    text = index.read_text("utf-8")
+    if "\ngpu\n" not in text:
+        before, fence, after = text.rpartition("```")
+        index.write_text(f"{before}gpu\n{fence}{after}", "utf-8")
 
 
 def latest(lines: Iterable[Line]) -> list[Line]:

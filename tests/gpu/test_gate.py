@@ -313,6 +313,18 @@ def test_a_page_of_a_gpu_names_it(results):
     assert "torch: 0 tests ran on the GPU" in page.read_text()
 
 
+def test_the_page_of_results_is_listed_once(results, monkeypatch):
+    path = results / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dry": False}))
+    index = results / "index.md"
+    index.write_text(report.INDEX.read_text("utf-8").replace("\ngpu\n", "\n"), "utf-8")
+    monkeypatch.setattr(report, "PAGE", results / "gpu.md")
+    monkeypatch.setattr(report, "INDEX", index)
+    for _ in range(2):
+        assert report.main([str(results)]) == 0
+    assert index.read_text("utf-8").endswith("training\ngpu\n```\n")
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     assert report.main([str(tmp_path)]) == 2
     assert read_lines(tmp_path / "tests.jsonl") == []
