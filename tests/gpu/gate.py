@@ -7,6 +7,7 @@ something failed, ran nowhere or had no time left, 2 where it could not begin.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gate_environment import FRAMEWORKS, describe, probe_all, reason_not_to_begin
-from gate_jobs import PARTS, jobs_of, run_jobs
+from gate_jobs import PARTS, jobs_of, run_jobs, stop_all
 from gate_verdict import Verdict, judge, read_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -119,5 +120,13 @@ def run_part(part: str, folder: Folder, found: dict[str, Any], dry: bool, left: 
     return verdict
 
 
+def stop(number: int, frame: Any) -> None:
+    """Take the jobs along when this process is told to end."""
+    stop_all()
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
     sys.exit(main())

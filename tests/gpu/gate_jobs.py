@@ -1,5 +1,6 @@
 """The jobs of each part: processes that write their results themselves, some side by side."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PARTS", "Job", "jobs_of", "run_jobs"]
+__all__ = ["PARTS", "Job", "jobs_of", "run_jobs", "stop_all"]
 
 PARTS = {"tests": 220.0, "measure": 80.0, "step": 130.0, "train": 60.0}
 """Seconds that each may take; together they leave room for starts in less than nine minutes."""
@@ -132,10 +133,26 @@ def run_jobs(
         return [sentence for sentence in pool.map(run, jobs) if sentence]
 
 
+_running: set[int] = set()  # process groups
+_stopping = threading.Event()
+
+
+def stop_all() -> None:
+    """End what runs, and begin nothing more."""
+    _stopping.set()
+    for group in list(_running):
+        _end(group)
+
+
+def _end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def _run(job: Job, end: float) -> tuple[int | str, str]:
     """Run one process; what it started ends with it when its time is over."""
     left = end - time.monotonic()
-    if left <= 0:
+    if left <= 0 or _stopping.is_set():
         return "no time left", ""
     process = subprocess.Popen(
         list(job.command),
@@ -144,14 +161,17 @@ def _run(job: Job, end: float) -> tuple[int | str, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
+        process_group=0,
     )
+    _running.add(process.pid)
     try:
         output, _ = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _end(process.pid)
         return "stopped", process.communicate()[0]
-    return process.returncode, output
+    finally:
+        _running.discard(process.pid)
+    return "stopped" if _stopping.is_set() else process.returncode, output
 
 
 def _complaint(job: Job, status: int | str, output: str) -> str:

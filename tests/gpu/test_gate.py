@@ -82,6 +82,31 @@ def test_a_job_ends_with_its_time_and_what_it_started_too(tmp_path):
     assert not status.exists() or "zombie" in status.read_text()
 
 
+def test_told_to_end_it_takes_its_jobs_along(tmp_path):
+    script = tmp_path / "gate_with_one_job.py"
+    pid = tmp_path / "pid"
+    slow = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script.write_text(
+        f"import sys, signal\nsys.path.insert(0, {str(RUN.parent)!r})\n"
+        "from pathlib import Path\nimport gate\nfrom gate_jobs import Job, run_jobs\n"
+        "signal.signal(signal.SIGTERM, gate.stop)\n"
+        f"jobs = [Job('slow', [sys.executable, '-c', {slow!r}]), Job('next', ['false'])]\n"
+        f"run_jobs(jobs, 60, True, Path({str(tmp_path / 'log')!r}), list)\n"
+    )
+    gate_process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(300):
+        if pid.exists() and pid.read_text():
+            break
+        time.sleep(0.1)
+    gate_process.terminate()
+    out, _ = gate_process.communicate(timeout=30)
+    assert gate_process.returncode == 128 + 15 and "its time was up" in out
+    status = Path(f"/proc/{pid.read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """The gate on a machine with PyTorch, whose jobs are as told."""
