@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from gate_environment import FRAMEWORKS, describe, probe_all, reason_not_to_begin
-from gate_jobs import PARTS, jobs_of, run_jobs, stop_all
+from gate_jobs import PARTS, PATIENCE, jobs_of, run_jobs, stop_all
 from gate_verdict import Verdict, judge, read_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from harness import end_line
 
 ROOT = Path(__file__).resolve().parents[2]
+MINUTES = 8.5
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,7 +32,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dry", action="store_true", help="small, on a CPU: the same code")
     parser.add_argument("--output", type=Path, help="folder of the results; $OUT, or build/gpu")
-    parser.add_argument("--minutes", type=float, default=8.5, help="end after this long")
+    parser.add_argument("--minutes", type=float, help="end after this long; 8.5, or 45 if dry")
     return parser.parse_args(given)
 
 
@@ -90,8 +91,9 @@ def main() -> int:
     folder.write("environment.json", environment)
     end_line(folder.path / "tests.jsonl")
     verdict = Verdict()
+    minutes = options.minutes or MINUTES * (PATIENCE if options.dry else 1)
     for part in options.part or PARTS:
-        left = 60 * options.minutes - (time.monotonic() - began)
+        left = 60 * minutes - (time.monotonic() - began)
         verdict += run_part(part, folder, found, options.dry, left)
     print()
     for sentence in verdict.sentences:
@@ -105,7 +107,7 @@ def run_part(part: str, folder: Folder, found: dict[str, Any], dry: bool, left: 
     jobs = jobs_of(part, found, dry, folder.path)
     finished = folder.finished()
     missing = [job for job in jobs if job.name not in finished]
-    seconds = min(PARTS[part], left)
+    seconds = min(PARTS[part] * (PATIENCE if dry else 1), left)
     print(f"\n{part}: {len(missing)} of {len(jobs)} jobs to do", flush=True)
     lacking = []
     if missing and seconds <= 5:
