@@ -90,6 +90,20 @@ def embedding(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the GPU gate; `nox -s gpu -- --dry` for the same code on a CPU, in small."""
+    session.install(TORCH)
+    session.install(*TEST, "array-api-strict>=2.3", ".[torch,optax]")
+    if "--dry" not in session.posargs:
+        session.install(".[cupy]")
+    output = session.create_tmp()
+    session.run(
+        "bash", "tests/gpu/run.sh", "--output", str(Path(output) / "gate"), *session.posargs,
+        env={"PYTHON": "python", "OMP_NUM_THREADS": "1"}, external=True,
+    )  # fmt: skip
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and the direction of imports."""
     session.install("ruff>=0.14", "import-linter>=2.1", "-e", ".[cli]")

@@ -5,13 +5,15 @@ half. A framework is only ever found where the caller's array already comes from
 """
 
 import importlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
 
 from spectral_core._arrays import Array, device_of
 
-__all__ = ["after", "identity", "inverse", "on_cpu", "solve"]
+__all__ = ["after", "identity", "inverse", "on_cpu", "one_by_one", "solve"]
 
 
 def solve(xp: Any, matrix: Array, right: Array) -> tuple[Array, float | Array]:
@@ -26,6 +28,9 @@ def solve(xp: Any, matrix: Array, right: Array) -> tuple[Array, float | Array]:
     if array_api_compat.is_jax_namespace(xp):
         linalg = importlib.import_module("jax.scipy.linalg")
         return linalg.cho_solve((xp.linalg.cholesky(matrix), True), right), 0.0
+    if array_api_compat.is_cupy_namespace(xp):
+        factor, spoiled = _cupy_factor(xp, matrix)
+        return _cupy_solve(xp, factor, right), spoiled
     return xp.linalg.solve(matrix, right), 0.0
 
 
@@ -34,7 +39,7 @@ def inverse(xp: Any, matrix: Array) -> tuple[Array, float | Array]:
     if array_api_compat.is_torch_namespace(xp):
         factor, spoiled = _torch_factor(xp, matrix)
         return xp.cholesky_inverse(factor), spoiled
-    if array_api_compat.is_jax_namespace(xp):
+    if array_api_compat.is_jax_namespace(xp) or array_api_compat.is_cupy_namespace(xp):
         return solve(xp, matrix, xp.broadcast_to(identity(xp, matrix), matrix.shape))
     return xp.linalg.inv(matrix), 0.0
 
@@ -68,9 +73,65 @@ def on_cpu(xp: Any, array: Array) -> bool:
     return True
 
 
+def one_by_one(xp: Any, function: Callable[..., Any], *arrays: Array) -> Any:
+    """Apply a function of matrices to one after the other of a batch, and stack what it returns.
+
+    Parameters
+    ----------
+    xp : namespace
+        Of the arrays.
+    function : callable
+        Takes one matrix of each array; returns an array or a tuple of them.
+    *arrays : array, shape (..., m, n)
+        Of equal batch shapes.
+    """
+    batch = arrays[0].shape[:-2]
+    if not batch or 0 in batch:
+        return function(*arrays)
+    count = math.prod(batch)
+    flat = [xp.reshape(array, (count, *array.shape[-2:])) for array in arrays]
+    found = [function(*(array[i, ...] for array in flat)) for i in range(count)]
+
+    def stacked(parts: list[Array]) -> Array:
+        return xp.reshape(xp.stack(parts), (*batch, *parts[0].shape))
+
+    if not isinstance(found[0], tuple):
+        return stacked(found)
+    return tuple(stacked(list(parts)) for parts in zip(*found, strict=True))
+
+
 def _torch_factor(xp: Any, matrix: Array) -> tuple[Array, Array]:
     """Return the Cholesky factor, and NaN where it failed: no exception, no synchronisation."""
     # The compatible namespace holds all of PyTorch's.
     factor, failed = xp.linalg.cholesky_ex(matrix)
     spoiled = xp.where(failed > 0, float("nan"), 0.0)
     return factor, xp.astype(spoiled, matrix.dtype)[..., None, None]
+
+
+def _cupy_factor(xp: Any, matrix: Array) -> tuple[Array, Array]:
+    """Return the Cholesky factor, and NaN where it failed, without a copy to the host.
+
+    CuPy keeps to itself what cuSOLVER says of success. A finished factor has a positive diagonal,
+    and rows whose squares add up to the diagonal of the matrix, but for k + 1 roundings each.
+    """
+    factor = xp.linalg.cholesky(matrix)
+    pivots, wanted = xp.linalg.diagonal(factor), xp.linalg.diagonal(matrix)
+    allowed = 4 * (matrix.shape[-1] + 1) * float(xp.finfo(matrix.dtype).eps) * wanted
+    close = xp.abs(xp.sum(factor * factor, axis=-1) - wanted) <= allowed  # false for NaN
+    stands = xp.all((pivots > 0) & close, axis=-1)
+    spoiled = xp.where(stands, 0.0, float("nan"))
+    return factor, xp.astype(spoiled, matrix.dtype)[..., None, None]
+
+
+def _cupy_solve(xp: Any, factor: Array, right: Array) -> Array:
+    """Return ``(L Lᵀ)⁻¹ right`` by two triangular solves of cuBLAS."""
+    triangular = importlib.import_module("cupyx.scipy.linalg").solve_triangular
+
+    def both(factor: Array, right: Array) -> Array:
+        half = triangular(factor, right, lower=True)
+        return triangular(factor, half, trans=1, lower=True)
+
+    # CuPy 14 takes batches, 13 does not, and what it takes is said nowhere but here.
+    if "batches" in (triangular.__doc__ or ""):
+        return both(factor, right)
+    return one_by_one(xp, both, factor, right)

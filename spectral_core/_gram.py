@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spectral_core._arrays import Array
-from spectral_core.extreme_value import PASSES, STEPS, largest_eigenvalue
+from spectral_core.extreme_value import STEPS, largest_eigenvalue
 from spectral_core.transfer import log_damping, power
 
 __all__ = ["Coefficients", "Gram", "ScaledMatrix", "smallest_shift"]
@@ -85,11 +85,11 @@ class Gram:
     top: Array
 
     @classmethod
-    def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS, passes: int = PASSES) -> "Gram":
+    def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS) -> "Gram":
         """Form it: multiplied in the dtype of the wide matrix, kept in that of the scale."""
         matrix = scaled.wide @ xp.matrix_transpose(scaled.wide)
         matrix = xp.astype(matrix, scaled.scale.dtype, copy=False)
-        top = largest_eigenvalue(xp, matrix, steps, passes)
+        top = largest_eigenvalue(xp, matrix, steps)
         return cls(matrix, xp.where(top > 0, top, xp.ones_like(top)))
 
 

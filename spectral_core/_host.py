@@ -1,10 +1,20 @@
-"""Constants that are computed on the host from numbers, once."""
+"""Constants that are computed on the host from numbers, once, and copied to a GPU once."""
 
+import importlib
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["host_constant"]
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_core._arrays import Array, device_of
+from spectral_core._factorize import on_cpu
+
+__all__ = ["host_constant", "on_device"]
+
+MOST_COPIES = 512
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,3 +35,39 @@ def host_constant(function: Callable[P, R]) -> Callable[P, R]:
     # What `torch.compiler.assume_constant_result` does, without importing torch.
     constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return constant
+
+
+_copies: dict[Any, Array] = {}
+
+
+def on_device(
+    xp: Any, constant: Callable[[int], NDArray[np.float64]], size: int, like: Array
+) -> Array:
+    """Return ``constant(size)`` in the dtype and on the device of an array.
+
+    For a GPU the copy is made once and kept: a host waits for it, and a CUDA graph cannot hold it.
+    """
+    device = device_of(like)
+    key = (constant, size, like.dtype, device)
+    if _traced(xp, like) or on_cpu(xp, like):
+        return xp.asarray(constant(size), dtype=like.dtype, device=device)
+    if key not in _copies:
+        copy = xp.asarray(constant(size), dtype=like.dtype, device=device)
+        if _traced(xp, copy):
+            return copy
+        if len(_copies) >= MOST_COPIES:
+            _copies.clear()
+        _copies[key] = copy
+    return _copies[key]
+
+
+def _traced(xp: Any, array: Array) -> bool:
+    """Return whether arrays belong to something around the call and must not outlive it."""
+    if not array_api_compat.is_torch_namespace(xp):
+        return bool(array_api_compat.is_jax_namespace(xp))
+    if xp.compiler.is_compiling() or array.is_inference():
+        return True
+    if type(array) is not xp.Tensor:
+        return True
+    functorch = importlib.import_module("torch")._C._functorch
+    return bool(functorch.is_functorch_wrapped_tensor(array))

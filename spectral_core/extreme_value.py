@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_core._arrays import Array, device_of
-from spectral_core._eigen import eigvalsh
-from spectral_core._host import host_constant
+from spectral_core._eigen import top_eigenvalue
+from spectral_core._host import host_constant, on_device
 
 __all__ = ["largest_eigenvalue"]
 
 STEPS = 16
-PASSES = 2  # of orthogonalisation
+PASSES = 2  # of orthogonalisation; after one, ranks below the steps add what is not there
 DIRECT_SIZE = 160  # up to here all eigenvalues are cheaper than the steps
 
 
-def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = PASSES) -> Array:
+def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
     """Estimate ``λ_max`` of symmetric positive semi-definite matrices from below.
 
     Up to 160 rows it is exact to rounding. Beyond: Lanczos from a fixed pseudo-random vector, with
@@ -32,8 +32,6 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = P
         Entries must not overflow when squared.
     steps : int
         Matrix-vector products.
-    passes : int
-        Orthogonalisations of each vector: one is enough for a few steps.
 
     Returns
     -------
@@ -43,39 +41,35 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS, passes: int = P
     size = gram.shape[-1]
     if size <= DIRECT_SIZE:
         return _largest(xp, gram)
-    start = xp.asarray(_start(size), dtype=gram.dtype, device=device_of(gram))
+    start = on_device(xp, _start, size, gram)
     vector = xp.broadcast_to(start[:, None], (*gram.shape[:-1], 1))
-    # Columns are added to arrays of zeros: shapes that stay are compiled once.
+    # Columns are added to an array of zeros: shapes that stay are compiled once.
     places = xp.eye(steps, dtype=gram.dtype, device=device_of(gram))
-    image = gram @ vector
-    basis, images = vector * places[0, :], image * places[0, :]
+    basis, nothing = vector * places[0, :], xp.zeros_like(vector)
+    rounding = 8 * float(xp.finfo(gram.dtype).eps) * _frobenius_norm(xp, gram)
     for step in range(1, steps):
-        vector = image
-        for _ in range(passes):
+        vector = gram @ vector
+        for _ in range(PASSES):
             vector = vector - basis @ (xp.matrix_transpose(basis) @ vector)
-        vector = _normalised(xp, vector, images)
-        image = gram @ vector
+        length = xp.sqrt(xp.sum(vector * vector, axis=(-2, -1), keepdims=True))
+        # Where only rounding is left a column of zeros adds an eigenvalue 0.
+        vector = xp.where(length > rounding, vector / xp.maximum(length, rounding), nothing)
         basis = basis + vector * places[step, :]
-        images = images + image * places[step, :]
-    projected = xp.matrix_transpose(basis) @ images
+    projected = xp.matrix_transpose(basis) @ (gram @ basis)
     return _largest(xp, (projected + xp.matrix_transpose(projected)) / 2)
 
 
 def _largest(xp: Any, matrix: Array) -> Array:
-    """Return the largest eigenvalue, shape (..., 1, 1), by all of them; 0 for one not finite."""
+    """Return the largest eigenvalue, shape (..., 1, 1), to rounding; 0 for a matrix not finite."""
     finite = xp.all(xp.isfinite(matrix), axis=(-2, -1), keepdims=True)
     safe = xp.where(finite, matrix, xp.zeros_like(matrix))  # some libraries raise on NaN
-    return eigvalsh(xp, safe)[..., -1:, None]
+    return top_eigenvalue(xp, safe)
 
 
-def _normalised(xp: Any, vector: Array, images: Array) -> Array:
-    """Scale to length 1; zero where only rounding is left, which adds an eigenvalue 0."""
-    length = xp.sqrt(xp.sum(vector * vector, axis=(-2, -1), keepdims=True))
-    scale = xp.sqrt(xp.max(xp.sum(images * images, axis=-2, keepdims=True), axis=-1, keepdims=True))
-    kept = length > 8 * float(xp.finfo(vector.dtype).eps) * scale
-    return xp.where(kept, vector, xp.zeros_like(vector)) / xp.where(
-        kept, length, xp.ones_like(length)
-    )
+def _frobenius_norm(xp: Any, matrix: Array) -> Array:
+    """Return it in shape (..., 1, 1), positive for a matrix of zeros too."""
+    norm = xp.sqrt(xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
+    return xp.where(norm > 0, norm, xp.ones_like(norm))
 
 
 @host_constant

@@ -203,7 +203,7 @@ def _plain(name: str, value: Any, per_direction: bool = False) -> Any:
 def _rounding(xp: Any, values: Array, mask: Array, weights: Array) -> Array:
     """Return the weighted sum of squares that rounding alone gives to values that are all equal."""
     scale = xp.max(xp.abs(values * mask), axis=-1)
-    return xp.sum(weights, axis=-1) * (4 * xp.finfo(values.dtype).eps * scale) ** 2
+    return xp.sum(weights, axis=-1) * (4 * float(xp.finfo(values.dtype).eps) * scale) ** 2
 
 
 def _quantiles(xp: Any, dof: Array, n_max: int, probability: float, like: Array) -> Array:

@@ -129,6 +129,8 @@ def damped_ratio(
 
 def power(xp: Any, base: Array, exponent: float | Array) -> Array:
     """Return ``base ** exponent`` in the dtype of the base; the exponent may be traced."""
+    if is_number(exponent):  # made an array on a GPU, the host would wait for its copy
+        return base ** float(exponent)
     return xp.pow(base, as_like(xp, exponent, base))
 
 

@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         help=f"array libraries to test, of {','.join(LIBRARIES)}; one named here must be there",
     )
+    parser.addoption(
+        "--device",
+        default="",
+        help="where PyTorch's arrays lie in tests of namespaces: cpu, cuda; one named must be there",
+    )
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Namespace:
 
     library: str
     variant: str
+    device: str = ""  # of PyTorch
 
     @property
     def eps(self) -> float:
@@ -56,7 +62,7 @@ class Namespace:
             device = strict.Device("device1" if self.variant == "device" else "CPU_DEVICE")
             return strict.asarray(data, device=device)
         if self.library == "torch":
-            return importlib.import_module("torch").asarray(data)
+            return importlib.import_module("torch").asarray(data, device=self.device or None)
         return importlib.import_module({"jax": "jax.numpy"}.get(self.library, "cupy")).asarray(data)
 
     def numpy(self, array: Any) -> Any:
@@ -64,6 +70,8 @@ class Namespace:
         if self.library == "array-api-strict" and self.variant == "device":
             strict = importlib.import_module("array_api_strict")
             array = array.to_device(strict.Device("CPU_DEVICE"))
+        if self.library == "torch" and self.device:
+            array = array.cpu()
         return array.get() if self.library == "cupy" else np.asarray(array)
 
     def run(self, function: Any, *arrays: Any) -> Any:
@@ -105,7 +113,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def xp(request: pytest.FixtureRequest) -> Iterator[Namespace]:
-    namespace = Namespace(*request.param)
+    device = request.config.getoption("--device")
+    namespace = Namespace(*request.param, device if request.param[0] == "torch" else "")
     asked = request.config.getoption("--namespaces").split(",")
     if reason := _missing(namespace.library):
         if namespace.library in asked and "GPU" not in reason:

@@ -17,6 +17,7 @@ from spectral_adapters.routing_table import Route, RoutingTable
 from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
 from spectral_core.adamw import adamw_step
 from spectral_core.batched_newton import spectral_newton_steps
+from spectral_core.transfer import is_number
 
 __all__ = ["SpectralNewton", "SpectralNewtonState"]
 
@@ -219,7 +220,8 @@ class SpectralNewton:
         options = self._options
         if options["precision"] == "bfloat16":  # which NumPy has not
             options = options | {"precision": "working", "method": "auto"}
-        spectral_newton_step(zeros, zeros, zeros, alpha=1.0, **shared, **options)
+        alpha = self._alpha if is_number(self._alpha) else 1.0
+        spectral_newton_step(zeros, zeros, zeros, alpha=alpha, **shared, **options)
         adamw_step(zeros, zeros, zeros, zeros, 1, **shared | self._adamw)
 
     def _routes(self, params: Mapping[str, Array], named: bool) -> list[Route]:

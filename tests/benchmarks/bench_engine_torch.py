@@ -19,6 +19,7 @@ Ratios are of median times per direction (above 1: the peer is slower), a peer's
 layers. Memory is the peak of all tensors made in one run of its own.
 """
 
+import importlib
 import statistics
 import sys
 import warnings
@@ -27,12 +28,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import curvlinops
-import pyhessian
 import torch
-from harness import arguments, interleaved, print_figure, ratio
+from harness import Timer, arguments, interleaved, print_figure, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,10 +40,17 @@ from spectral_backends.torch import CurvatureProblem
 from spectral_backends.torch.allocation import AllocationPeak
 from spectral_core.certificate import Engine, LayerCurvature
 
-try:  # not on PyPI
-    import hessian_eigenthings
-except ImportError:
-    hessian_eigenthings = None
+
+def peer_library(name: str) -> Any:
+    """Return a module, or None where it is not installed: a machine with a GPU may have none."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+curvlinops, pyhessian = peer_library("curvlinops"), peer_library("pyhessian")
+hessian_eigenthings = peer_library("hessian_eigenthings")  # not on PyPI
 
 sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))  # they read the shared data
 
@@ -270,7 +276,8 @@ def by_pyhessian(task: Task) -> Tensor:
     case = task.case
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using backward")
-        peer = pyhessian.hessian(case.model, case.loss_fn, data=(case.x, case.y), cuda=False)
+        on_cuda = case.x.device.type == "cuda"
+        peer = pyhessian.hessian(case.model, case.loss_fn, data=(case.x, case.y), cuda=on_cuda)
     case.model.zero_grad()  # else the gradient and its graph hold each other
     return task.along(lambda d: pyhessian.hessian_vector_product(peer.gradsH, peer.params, [d])[0])
 
@@ -337,15 +344,16 @@ def by_nested_forward(task: Task, together: int) -> Tensor:
 
 SHARING: dict[str, Peer] = {
     "ours, double-backward": by_own_double_backward,
-    "PyHessian": by_pyhessian,
+    **({"PyHessian": by_pyhessian} if pyhessian else {}),
     "retained graph": by_retained_graph,
 }
 """What does something once for all directions of a layer, so that all must be timed."""
 
 REPEATING: dict[str, Peer] = {
-    "curvlinops": by_curvlinops,
+    **({"curvlinops": by_curvlinops} if curvlinops else {}),
     "double-backward loop": by_double_backward_loop,
-} | ({"hessian-eigenthings": by_eigenthings} if hessian_eigenthings else {})
+    **({"hessian-eigenthings": by_eigenthings} if hessian_eigenthings else {}),
+}
 """What does the same anew for each direction."""
 
 ROUTES: dict[str, Peer] = {"tangents": by_tangents} | {
@@ -400,13 +408,19 @@ def usable(peers: Mapping[str, Peer], task: Task, figure: str) -> dict[str, Peer
     return able
 
 
-def compare(case: Case, size: Size) -> None:
-    """Compare all peers on one network."""
+def compare(
+    case: Case,
+    size: Size,
+    timer: Timer | None = None,
+    more: Mapping[str, Peer] | None = None,
+) -> None:
+    """Compare all peers on one network, and more that share nothing between directions."""
     layers = evenly(case.layers, -(-len(case.layers) // size.layers_for_each_timed))
-    peers = usable(SHARING | REPEATING, task_of(case, layers[0], 1), "a peer on all layers")
+    repeating = REPEATING | dict(more or {})
+    peers = usable(SHARING | repeating, task_of(case, layers[0], 1), "a peer on all layers")
     tasks = {
         peer: [
-            task_of(case, layer, size.directions_timed if peer in REPEATING else None)
+            task_of(case, layer, size.directions_timed if peer in repeating else None)
             for layer in layers
         ]
         for peer in peers
@@ -416,7 +430,8 @@ def compare(case: Case, size: Size) -> None:
         for peer, function in peers.items()
         for task in tasks[peer]
     }
-    times = interleaved({"forward": case.forward, "ours": case.ours, **runs}, size.repeats)
+    contenders = {"forward": case.forward, "ours": case.ours, **runs}
+    times = interleaved(contenders, size.repeats, timer=timer)
     with AllocationPeak() as peak:
         found = case.ours()
     print_ours(case, found, times, peak)
@@ -458,13 +473,13 @@ def print_ours(
     )
 
 
-def compare_routes(case: Case, size: Size) -> None:
+def compare_routes(case: Case, size: Size, timer: Timer | None = None) -> None:
     """Compare ways to the Hessian in one early and one late layer."""
     for layer in (case.layers[0], case.layers[-2]):
         task = task_of(case, layer)
         routes = usable(ROUTES, task, "a route to the Hessian of one layer")
         runs = {route: runner(function, task) for route, function in routes.items()}
-        times = interleaved({"forward": case.forward, **runs}, size.repeats)
+        times = interleaved({"forward": case.forward, **runs}, size.repeats, timer=timer)
         expected = runs["tangents"]()
         for route, run in runs.items():
             difference, mebibytes = check(run, task, expected)
@@ -548,6 +563,14 @@ def mebibytes_of(peak: AllocationPeak) -> float:
     return round(peak.bytes / 2**20, 1)
 
 
+def print_missing_peers() -> None:
+    """Print which peers are not installed."""
+    libraries = {"curvlinops": curvlinops, "PyHessian": pyhessian}
+    libraries["hessian-eigenthings"] = hessian_eigenthings
+    for name in (name for name, library in libraries.items() if library is None):
+        print_figure("a peer on all layers", peer=name, skipped="not installed")
+
+
 def on_stored_networks(size: Size) -> None:
     """Print the figures that need the stored networks, or why there are none."""
     try:
@@ -569,8 +592,7 @@ def main() -> None:
     """Print every figure."""
     size = QUICK if arguments(__doc__).quick else Size()
     torch.manual_seed(0)
-    if hessian_eigenthings is None:
-        print_figure("a peer on all layers", peer="hessian-eigenthings", skipped="not installed")
+    print_missing_peers()
     on_stored_networks(size)
     case = transformer(size)
     compare(case, size)

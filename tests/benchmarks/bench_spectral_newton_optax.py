@@ -3,7 +3,7 @@
 On one matrix of the shapes of GPT-2-small and on square ones: `precondition` against Muon's
 Newton-Schulz iteration, five steps; both return an update. Then a step of the optimizers on all
 matrices of a block of GPT-2-small, and on four square matrices. Everything runs in turn in one
-process, on one thread; times are those of the processor. Errors are ``‖T̂ − T‖₂ / ‖T‖₂`` against known singular vectors in float64; for
+process; on a CPU on one thread, and times are those of the processor. Errors are ``‖T̂ − T‖₂ / ‖T‖₂`` against known singular vectors in float64; for
 Muon T is the polar factor. Singular values fall off as k^−1/2; δ = 0.1.
 """
 
@@ -20,6 +20,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import statistics  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jax  # noqa: E402
@@ -27,7 +28,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import optax.contrib  # noqa: E402
-from harness import arguments, interleaved, print_figure, ratio  # noqa: E402
+from harness import Sections, arguments, interleaved, print_figure, ratio  # noqa: E402
 
 import spectral_core as sc  # noqa: E402
 from spectral_adapters.optax import spectral_newton  # noqa: E402
@@ -37,6 +38,7 @@ SHAPES: list[Shape] = [(512, 512), (768, 768), (1024, 1024), (768, 3072)]
 GPT2: list[Shape] = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
 ALPHAS = (1.0, 1.5, 2.0)
 DAMPING = 0.1
+CLOCK = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
 
 class Known:
@@ -78,7 +80,7 @@ def on_matrix(shape: Shape, repeats: int) -> None:
     times = interleaved(
         {name: lambda run=run: run(gradient).block_until_ready() for name, run in runs.items()},
         repeats,
-        time.process_time,
+        CLOCK,
     )
     errors = {"muon": known.error(runs["muon"](gradient), np.ones_like)}
     for alpha in ALPHAS:
@@ -104,7 +106,7 @@ def on_tree(title: str, shapes: list[Shape], repeats: int) -> None:
         runs[key] = lambda step=step, state=state: jax.block_until_ready(
             step(gradients, state, weights)
         )
-    times = interleaved(runs, repeats, time.process_time)
+    times = interleaved(runs, repeats, CLOCK)
     # The first step is T of the gradient, up to a factor.
     errors = {"muon": known["0"].error(updates["muon"]["0"], np.ones_like)}
     for alpha in ALPHAS:
@@ -129,13 +131,19 @@ def report(figure: str, name: str, times: dict[str, list[float]], error: dict[st
 
 def main() -> None:
     """Print one line for each shape, and for each tree."""
-    quick = arguments(__doc__).quick
+    options = arguments(__doc__, device=True)
+    quick, sections = options.quick, Sections(options.figures, options.seconds)
+    if options.device == "cuda" and jax.default_backend() == "cpu":
+        raise SystemExit("--device cuda: JAX sees no GPU.")
     repeats = 2 if quick else 3
     for shape in [(128, 128), (128, 512)] if quick else SHAPES:
-        on_matrix(shape, repeats)
-    on_tree("GPT-2-small, one block", [(128, 512)] if quick else GPT2, repeats)
+        sections.run(f"jax {shape}", partial(on_matrix, shape, repeats))
+    title, block = "GPT-2-small, one block", [(128, 512)] if quick else GPT2
+    sections.run(f"jax {title}", partial(on_tree, title, block, repeats))
     for size in (96,) if quick else (512, 1024):
-        on_tree(f"4 × {size}×{size}", [(size, size)] * 4, repeats)
+        title = f"4 × {size}×{size}"
+        sections.run(f"jax {title}", partial(on_tree, title, [(size, size)] * 4, repeats))
+    sections.finish()
 
 
 if __name__ == "__main__":

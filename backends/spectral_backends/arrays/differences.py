@@ -30,6 +30,8 @@ LEVELS = 6
 FIRST_STEP = 2.0**-6
 """The largest, relative to the Frobenius norm of the weight."""
 
+EPSILON = float(np.finfo(np.float64).eps)  # a number of NumPy would take arrays to itself
+
 
 class Differences:
     """``<D, H[D]>`` from ``(φ(t) − φ(−t)) / 2t``, φ(t) = <D, g(W + tD)>, by Richardson.
@@ -73,7 +75,7 @@ class Differences:
                 matrix * _gradient_at(self._gradient, self._params, place, matrix, t, batch)
                 for t in [*signed, 0.0]
             ]
-            rounding = 4 * np.finfo(np.float64).eps * xp.sum(xp.abs(terms[-1])) + noise
+            rounding = 4 * EPSILON * xp.sum(xp.abs(terms[-1])) + noise
             columns.append(xp.stack([*(xp.sum(own) for own in terms), rounding]))
         return xp.stack(columns, axis=1)
 
