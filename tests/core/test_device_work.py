@@ -6,6 +6,7 @@ the operations are those of a GPU; what reads a number back fails, and copies fr
 
 import numpy as np
 import pytest
+from fits import FITS
 
 import spectral_core as sc
 from spectral_core import _host
@@ -20,14 +21,6 @@ overrides = pytest.importorskip("torch.overrides")
 # They look on the host whether an iteration converged or a pivot vanished.
 WAITING = ("_linalg_eigh", "_linalg_svd", "linalg_inv", "linalg_solve", "_linalg_solve", "nonzero",
            "_local_scalar_dense", "is_nonzero", "masked_select", "equal.default")  # fmt: skip
-FITS = {
-    "fit_power_law": lambda s: sc.fit_power_law(s, s),
-    "exponent_triangle": lambda s: sc.exponent_triangle(s, s),
-    "fit_rank_profiles": sc.fit_rank_profiles,
-    "participation_ratio": sc.participation_ratio,
-    "certified_exponent": sc.certified_exponent,
-    "transfer": lambda s: sc.transfer(s, 2.0, 0.1),
-}
 
 
 class Watch(dispatch.TorchDispatchMode):

@@ -157,6 +157,31 @@ def able(figure: str, case: str, makers: Mapping[str, Callable[[], Run]]) -> dic
 # Figures
 
 
+def print_times(
+    figure: str,
+    case: str,
+    runs: Mapping[str, Run],
+    device: str,
+    quick: bool,
+    error_of: Callable[[str], float | None],
+) -> None:
+    """Time the contenders in turn and print a line for each."""
+    timer = by_device_events(device)
+    times = interleaved(runs, 2 if quick else 7, timer=timer, warm_up=1 if quick else 2)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, run in runs.items():
+        error = error_of(name)
+        print_figure(
+            figure,
+            case=case,
+            contender=name,
+            milliseconds=round(1e3 * medians[name], 4),
+            over_muon=round(medians[name] / medians["muon"], 3),
+            error=None if error is None else float(f"{error:.2e}"),
+            kernels=kernels_of(run, device) if "graph" not in name else 1,
+        )
+
+
 def on_matrix(shape: Shape, device: str, quick: bool, last: bool) -> None:
     """Print a line for each contender on one matrix; those that may harm what follows only last."""
     known = Known(shape, device)
@@ -189,20 +214,7 @@ def on_matrix(shape: Shape, device: str, quick: bool, last: bool) -> None:
             makers[f"ours {precision} graph 2"] = partial(as_graph, plain[f"ours {precision} 2"])
     case = "×".join(map(str, shape))
     runs = able("precondition", case, makers)
-    times = interleaved(
-        runs, 2 if quick else 7, timer=by_device_events(device), warm_up=1 if quick else 2
-    )
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, run in runs.items():
-        print_figure(
-            "precondition",
-            case=case,
-            contender=name,
-            milliseconds=round(1e3 * medians[name], 4),
-            over_muon=round(medians[name] / medians["muon"], 3),
-            error=float(f"{known.error(name, run()):.2e}"),
-            kernels=kernels_of(run, device) if "graph" not in name else 1,
-        )
+    print_times("precondition", case, runs, device, quick, lambda n: known.error(n, runs[n]()))
 
 
 def on_model(title: str, shapes: list[Shape], device: str, quick: bool, last: bool = False) -> None:
@@ -235,20 +247,10 @@ def on_model(title: str, shapes: list[Shape], device: str, quick: bool, last: bo
                 precision,
             )
     runs = able("step", title, makers)
-    timer = by_device_events(device)
-    times = interleaved(runs, 2 if quick else 7, timer=timer, warm_up=1 if quick else 2)
-    medians = {name: statistics.median(values) for name, values in times.items()}
     known = Known(min(shapes, key=min), device)
-    for name, run in runs.items():
-        print_figure(
-            "step",
-            case=title,
-            contender=name,
-            milliseconds=round(1e3 * medians[name], 4),
-            over_muon=round(medians[name] / medians["muon"], 3),
-            error=_step_error(known, name, optimizers.get(name)),
-            kernels=kernels_of(run, device) if "graph" not in name else 1,
-        )
+    print_times(
+        "step", title, runs, device, quick, lambda n: _step_error(known, n, optimizers.get(n))
+    )
 
 
 def _step_error(known: Known, name: str, make: Callable[..., Any] | None) -> float | None:
@@ -258,7 +260,7 @@ def _step_error(known: Known, name: str, make: Callable[..., Any] | None) -> flo
     weight = nn.Parameter(torch.zeros_like(known.matrix))
     weight.grad = known.matrix.clone()
     make([weight]).step()
-    return float(f"{known.error(name, -weight.detach(), scaled=True):.2e}")
+    return known.error(name, -weight.detach(), scaled=True)
 
 
 def on_solves(rows: int, batch: int, device: str, quick: bool) -> None:

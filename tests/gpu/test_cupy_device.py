@@ -8,7 +8,9 @@ import importlib
 
 import numpy as np
 import pytest
+from fits import FITS
 from host_copies import believed, by_methods, by_profiler
+from watched_problem import WatchedProblem
 
 import spectral_core as sc
 from spectral_adapters.array_optim import SpectralNewton
@@ -84,16 +86,6 @@ def test_a_step_copies_nothing_to_the_host(library, options, dtype):
     assert set(copies.values()) == {0}
 
 
-FITS = {
-    "fit_power_law": lambda s: sc.fit_power_law(s, s),
-    "exponent_triangle": lambda s: sc.exponent_triangle(s, s),
-    "fit_rank_profiles": sc.fit_rank_profiles,
-    "participation_ratio": sc.participation_ratio,
-    "certified_exponent": sc.certified_exponent,
-    "transfer": lambda s: sc.transfer(s, 2.0, 0.1),
-}
-
-
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_copies_nothing_to_the_host(library, name):
     sigma = library.array(np.sort(RNG.random((3, 20)))[:, ::-1] + 0.1)
@@ -146,22 +138,10 @@ def test_a_problem_of_pytorch_is_driven_on_its_own_memory(on_gpu, device):
         model.to(device), torch.nn.functional.cross_entropy, [batch], dtype=torch.float64
     )
 
-    class Spy:
-        def __getattr__(self, name):
-            return getattr(problem, name)
-
-        def gradients(self, layers):
-            self.gradient = problem.gradients(layers)
-            return self.gradient
-
-        def curvatures(self, layer, u, v, kind="hessian"):
-            self.taken, self.values = u, problem.curvatures(layer, u, v, kind)
-            return self.values
-
     def address(array):
         return array.data.ptr if on_gpu else array.__array_interface__["data"][0]
 
-    spy = Spy()
+    spy = WatchedProblem(problem)
     seen = through_dlpack(spy, module.empty(0))
     gradient = seen.gradients(["0"])["0"]
     assert isinstance(gradient, module.ndarray)

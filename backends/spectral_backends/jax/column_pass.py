@@ -201,7 +201,8 @@ def _contracted(deltas: Any, left: Any, right: Any) -> Any:
     if deltas.shape[3] < deltas.shape[4]:  # what is left is as narrow as there are directions
         return (jnp.einsum("cgbsm,gmk->cgbsk", deltas, left) * right).sum(3)
     # Positions first, where there are more of them, and column by column: together they would be
-    # copied into another order (0.8 to 0.45 of the time of a pass through ResNet-20 on a CPU).
+    # copied into another order. On ResNet-20, 64 images and a CPU, all columns took 46 forward
+    # passes with directions first, 26 with positions first, and 22 so.
     across = jnp.swapaxes(left, 1, 2)[:, None]
     return jnp.stack(
         [(jnp.einsum("gbsk,gbsm->gbkm", right, delta) * across).sum(3) for delta in deltas]

@@ -84,23 +84,9 @@ def loss_curvature(form: OutputForm, outputs: Array, loss_of: LossOf) -> OutputC
 
 
 def find_loss_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) -> OutputForm:
-    """Find the form of the Hessian of ``loss_of`` at the outputs of one batch.
+    """Find the form of ``loss_of``, the sum of the terms, at the outputs of one batch.
 
-    Parameters
-    ----------
-    outputs : array
-        z, with values.
-    loss_of : callable
-        The sum of the terms.
-    most : int
-        Largest number of outputs of a sample for which a dense block is made.
-    convex : bool
-        Whether the root vectors will be used, and not only the gradients of terms.
-
-    Raises
-    ------
-    InputError
-        If the loss is linear in z, is not convex in z, compares samples, or has no form known.
+    `most`, `convex` and what is raised are as in `spectral_core.output_form.find_form`.
     """
 
     def fits(forms: Sequence[OutputForm]) -> list[Fit]:

@@ -90,25 +90,9 @@ def loss_curvature(
     *,
     convex: bool = True,
 ) -> OutputCurvature:
-    """Return the curvature of ``scale · loss_of(z)`` at the outputs.
+    """Return the curvature of ``scale · loss_of(z)``, a sum over terms, at outputs without a graph.
 
-    Parameters
-    ----------
-    outputs : Tensor
-        z without a graph, samples along its first axis.
-    loss_of : callable
-        The scalar loss of a tensor like z.
-    scale : float
-        Makes it the sum over terms.
-    max_outputs : int
-        Largest number of outputs of a sample for which a dense block is made.
-    convex : bool
-        Whether the root vectors will be used, and not only the gradients of terms.
-
-    Raises
-    ------
-    InputError
-        If the loss is linear in z, is not convex in z, compares samples, or has no form known.
+    `max_outputs`, `convex` and what is raised are as in `spectral_core.output_form.find_form`.
     """
     loss = _OutputLoss(outputs, lambda z: scale * loss_of(z))
     tried: dict[OutputForm, OutputCurvature] = {}

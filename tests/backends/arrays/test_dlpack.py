@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from watched_problem import WatchedProblem
 
 import spectral_core as sc
 from spectral_backends.arrays import DenseNetwork
@@ -37,27 +38,15 @@ def test_reports_are_equal_to_the_bit(problem):
 
 
 def test_nothing_is_copied(problem):
-    class Spy:
-        def __getattr__(self, name):
-            return getattr(problem, name)
-
-        def gradients(self, layers):
-            self.gradient = problem.gradients(layers)
-            return self.gradient
-
-        def curvatures(self, layer, u, v, kind="hessian"):
-            self.u = u
-            return problem.curvatures(layer, u, v, kind)
-
-    spy = Spy()
+    spy = WatchedProblem(problem)
     seen = through_dlpack(spy, np.empty(0))
     gradient = seen.gradients(["0"])["0"]
     assert isinstance(gradient, np.ndarray)
     assert gradient.__array_interface__["data"][0] == spy.gradient["0"].data_ptr()
     u, v = np.linalg.qr(np.ones((8, 1)))[0], np.linalg.qr(np.ones((6, 1)))[0]
     value = seen.curvatures("0", u, v)
-    assert isinstance(value, np.ndarray) and isinstance(spy.u, torch.Tensor)
-    assert spy.u.data_ptr() == u.__array_interface__["data"][0]
+    assert isinstance(value, np.ndarray) and isinstance(spy.taken, torch.Tensor)
+    assert spy.taken.data_ptr() == u.__array_interface__["data"][0]
     u.flags.writeable = False
     assert seen.curvatures("0", u, v) == value
     factors = seen.kronecker_factors(["0"])["0"]
