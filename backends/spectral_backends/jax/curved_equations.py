@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from spectral_backends.jax.dependence import dependents
-from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, bind, inner_jaxpr, is_scan
+from spectral_backends.jax.jaxpr_interpreter import (
+    Site,
+    aval_of,
+    bind,
+    inner_jaxpr,
+    is_scan,
+    scan_counts,
+)
 
 __all__ = ["CurvedEquation", "CurvedEquations"]
 
@@ -137,9 +144,8 @@ def _follow_scan(
     found: dict[Site, CurvedEquation],
 ) -> list[bool]:
     """Go around until no more of what is carried moves: later rounds see all that moves."""
-    first = equation.params["num_consts"]
-    carried = slice(first, first + equation.params["num_carry"])
-    n_carry = equation.params["num_carry"]
+    n_consts, n_carry = scan_counts(equation)
+    carried = slice(n_consts, n_consts + n_carry)
     while True:
         results = _follow(equation.params["jaxpr"].jaxpr, operands, path, depth + 1, found)
         before = operands[carried]

@@ -31,7 +31,17 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-__all__ = ["Handler", "Site", "aval_of", "bind", "evaluate", "inner_jaxpr", "is_scan", "walk"]
+__all__ = [
+    "Handler",
+    "Site",
+    "aval_of",
+    "bind",
+    "evaluate",
+    "inner_jaxpr",
+    "is_scan",
+    "scan_counts",
+    "walk",
+]
 
 Site = tuple[int, ...]
 Handler = Callable[[JaxprEqn, Sequence[Any], Any], tuple[Sequence[Any], Any]]
@@ -104,6 +114,15 @@ def is_scan(equation: JaxprEqn) -> bool:
     return bool(equation.primitive.name == "scan")
 
 
+def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
+    """Return how many operands of a scan are constants, and how many it carries."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()  # from JAX 0.11 on
+    return len(constants), len(carried)
+
+
 def walk(jaxpr: ClosedJaxpr, path: Site = ()) -> Iterator[tuple[Site, JaxprEqn]]:
     """Yield every equation that a site may name, each before those inside of it."""
     for index, equation in enumerate(jaxpr.jaxpr.eqns):
@@ -162,20 +181,20 @@ def _evaluate_inside(
 
     params = equation.params
     if is_scan(equation):
-        return _scan(params, operands, run, feeds)
+        return _scan(equation, operands, run, feeds)
     if equation.primitive.name in _CHECKPOINTED:
         run = jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])
     return run(operands, feeds)
 
 
 def _scan(
-    params: Mapping[str, Any],
+    equation: JaxprEqn,
     operands: Sequence[Any],
     run: Callable[[Sequence[Any], dict[Site, Any]], tuple[list[Any], dict[Site, Any]]],
     feeds: dict[Site, Any],
 ) -> tuple[Sequence[Any], dict[Site, Any]]:
     """Scan anew, with the feeds among what is scanned and what is kept among what is stacked."""
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    params, (n_consts, n_carry) = equation.params, scan_counts(equation)
     consts, rest = operands[:n_consts], operands[n_consts:]
 
     def body(carry: list[Any], each: tuple[list[Any], Any]) -> tuple[list[Any], Any]:

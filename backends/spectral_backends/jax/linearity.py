@@ -15,7 +15,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from spectral_backends.jax.jaxpr_interpreter import inner_jaxpr, is_scan
+from spectral_backends.jax.jaxpr_interpreter import inner_jaxpr, is_scan, scan_counts
 
 __all__ = ["find_curvature"]
 
@@ -108,7 +108,7 @@ class _Reader:
         name, params = equation.primitive.name, equation.params
         inner = inner_jaxpr(equation)
         if is_scan(equation):
-            return self._scan(params, operands)
+            return self._scan(equation, operands)
         if inner is not None:
             return self.read(inner.jaxpr, operands)
         if name in _OWN_RULE and _OWN_RULE[name] in params:
@@ -142,8 +142,8 @@ class _Reader:
             if (bits | bits >> self._n) >> i & 1:
                 self.reasons.setdefault(i, name)
 
-    def _scan(self, params: Any, operands: list[_State]) -> list[_State]:
-        body, n_consts, n_carry = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
+    def _scan(self, equation: JaxprEqn, operands: list[_State]) -> list[_State]:
+        body, (n_consts, n_carry) = equation.params["jaxpr"].jaxpr, scan_counts(equation)
         n_fixed = n_consts + n_carry
         consts, carry, scanned = operands[:n_consts], operands[n_consts:n_fixed], operands[n_fixed:]
         # Blocks are apart where nothing else that goes into the scan depends on the parameter.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
-from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, inner_jaxpr, is_scan
+from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, inner_jaxpr, is_scan, scan_counts
 from spectral_backends.jax.matrix_view import MatrixView, Shadow, shadow_of
 from spectral_backends.jax.operand_readers import Consumed, read_operand
 from spectral_backends.jax.rows import Rows
@@ -192,8 +192,8 @@ class _Finder:
         lengths: tuple[int, ...],
     ) -> None:
         scan = is_scan(equation)
-        n_consts = equation.params["num_consts"] if scan else len(equation.invars)
-        n_fixed = n_consts + (equation.params["num_carry"] if scan else 0)
+        n_consts, n_carry = scan_counts(equation) if scan else (len(equation.invars), 0)
+        n_fixed = n_consts + n_carry
         candidates = (_lookup(atom, followed) for atom in equation.invars[n_fixed:])
         scanned = tuple(known.parameter for known in candidates if known is not None)
         inside: dict[Var, _Followed] = {}
