@@ -9,12 +9,10 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_core._arrays import Array, device_of
+from spectral_core._arrays import Array, device_key, device_of
 from spectral_core._factorize import on_cpu
 
 __all__ = ["host_constant", "on_device"]
-
-MOST_COPIES = 512
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,18 +43,16 @@ def on_device(
 ) -> Array:
     """Return ``constant(size)`` in the dtype and on the device of an array.
 
-    For a GPU the copy is made once and kept: a host waits for it, and a CUDA graph cannot hold it.
+    For a GPU the copy is made once and kept for good: a host waits for it, a CUDA graph cannot make
+    it, and reads it in later replays. There is one for each size of a matrix.
     """
-    device = device_of(like)
-    key = (constant, size, like.dtype, device)
     if _traced(xp, like) or on_cpu(xp, like):
-        return xp.asarray(constant(size), dtype=like.dtype, device=device)
+        return xp.asarray(constant(size), dtype=like.dtype, device=device_of(like))
+    key = (constant, size, like.dtype, device_key(like))
     if key not in _copies:
-        copy = xp.asarray(constant(size), dtype=like.dtype, device=device)
+        copy = xp.asarray(constant(size), dtype=like.dtype, device=device_of(like))
         if _traced(xp, copy):
             return copy
-        if len(_copies) >= MOST_COPIES:
-            _copies.clear()
         _copies[key] = copy
     return _copies[key]
 

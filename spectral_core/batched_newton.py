@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import array_api_compat
 
-from spectral_core._arrays import Array, device_of
+from spectral_core._arrays import Array, device_key
 from spectral_core._factorize import after
 from spectral_core.spectral_newton import spectral_newton_step
 from spectral_core.transfer import is_number
@@ -45,7 +45,7 @@ class _Part:
         arrays = (self.weight, self.gradient, self.momentum)
         dtypes = tuple(array.dtype for array in arrays)
         options = (_identity(self.alpha), _identity(self.weight_decay))
-        return options, tuple(self.weight.shape[1:]), dtypes, device_of(self.weight)
+        return options, tuple(self.weight.shape[1:]), dtypes, device_key(self.weight)
 
 
 def spectral_newton_steps(

@@ -70,9 +70,9 @@ class Namespace:
         if self.library == "array-api-strict" and self.variant == "device":
             strict = importlib.import_module("array_api_strict")
             array = array.to_device(strict.Device("CPU_DEVICE"))
-        if self.library == "torch" and self.device:
+        if self.library == "torch" and self.device and not isinstance(array, np.ndarray):
             array = array.cpu()
-        return array.get() if self.library == "cupy" else np.asarray(array)
+        return array.get() if hasattr(array, "get") else np.asarray(array)
 
     def run(self, function: Any, *arrays: Any) -> Any:
         """Call, through ``jax.jit`` in that variant; the function returns arrays or tuples."""

@@ -1,6 +1,7 @@
 """Parameters of PyTorch, updated in place by the batched step of the core."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -9,19 +10,14 @@ from torch import Tensor
 from spectral_core import MatrixLayout, as_matrices
 from spectral_core.batched_newton import spectral_newton_steps
 
-__all__ = ["layout_of", "step_options", "update_parameters"]
+__all__ = ["Update", "layout_of", "step_options"]
 
 _OPTIONS = ("lr", "damping", "damping_mode", "nesterov", "scale", "method", "tolerance")
 
 
-def update_parameters(
-    parameters: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    layouts: Sequence[MatrixLayout],
-    alphas: Sequence[float],
-    group: Mapping[str, Any],
-) -> None:
-    """Update parameters by their gradients, and their momenta, in place.
+@dataclass(frozen=True)
+class Update:
+    """The batched step of some parameters.
 
     Parameters
     ----------
@@ -34,21 +30,35 @@ def update_parameters(
     group : mapping
         Options of their parameter group.
     """
-    gradients: list[Any] = [parameter.grad for parameter in parameters]
-    if group["maximize"]:
-        gradients = [-gradient for gradient in gradients]
-    steps, moved = spectral_newton_steps(
-        parameters,
-        gradients,
-        momenta,
-        layouts=layouts,
-        alphas=alphas,
-        weight_decays=[group["weight_decay"]] * len(parameters),
-        **step_options(group),
-    )
-    for i, parameter in enumerate(parameters):
-        parameter.add_(steps[i])
-        momenta[i].copy_(moved[i])
+
+    parameters: Sequence[Tensor]
+    momenta: Sequence[Tensor]
+    layouts: Sequence[MatrixLayout]
+    alphas: Sequence[float]
+    group: Mapping[str, Any]
+
+    def steps(
+        self, gradients: Sequence[Tensor], lr: float | Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the step of each parameter and its new momentum; write nothing."""
+        if self.group["maximize"]:
+            gradients = [-gradient for gradient in gradients]
+        return spectral_newton_steps(
+            self.parameters,
+            gradients,
+            self.momenta,
+            layouts=self.layouts,
+            alphas=self.alphas,
+            weight_decays=[self.group["weight_decay"]] * len(self.parameters),
+            **step_options(self.group) | {"lr": lr},
+        )
+
+    def apply(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+        """Update the parameters and their momenta in place."""
+        steps, moved = self.steps(gradients, lr)
+        for i, parameter in enumerate(self.parameters):
+            parameter.add_(steps[i])
+            self.momenta[i].copy_(moved[i])
 
 
 def step_options(group: Mapping[str, Any]) -> dict[str, Any]:

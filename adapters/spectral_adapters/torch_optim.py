@@ -1,6 +1,6 @@
 """`SpectralNewton` for PyTorch: T on the weight matrices, AdamW on everything else."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw as adamw_update
 
 from spectral_adapters.alpha_choice import AlphaMeasurement
 from spectral_adapters.alpha_values import Alpha, choose_alphas
-from spectral_adapters.batched_step import layout_of, update_parameters
+from spectral_adapters.batched_step import Update, layout_of
 from spectral_adapters.parameter_groups import (
     check_gradient,
     check_options,
@@ -22,6 +22,7 @@ from spectral_adapters.parameter_groups import (
     split_group,
 )
 from spectral_adapters.parameter_routing import Overrides, Route, RoutingTable, route_parameters
+from spectral_adapters.recorded_update import RecordedUpdate, update_key
 from spectral_core import CurvatureProblem, InputError
 
 __all__ = ["SpectralNewton"]
@@ -75,6 +76,11 @@ class SpectralNewton(torch.optim.Optimizer):
         Climb instead of descending.
     capturable : bool
         Keep AdamW's step counts on the device, for CUDA graphs.
+    cuda_graph : bool
+        Record the update of the matrices as a CUDA graph in the first step, and replay it: on a
+        GPU most of the time of small matrices goes into launching kernels. It is recorded anew
+        where anything but gradients and learning rate changes. The methods "svd" and "eigh" cannot
+        be recorded.
 
     Raises
     ------
@@ -113,18 +119,20 @@ class SpectralNewton(torch.optim.Optimizer):
         measure_options: Mapping[str, Any] | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         defaults = {
             "lr": lr, "damping": damping, "damping_mode": damping_mode, "momentum": momentum,
             "nesterov": nesterov, "weight_decay": weight_decay, "scale": scale, "method": method,
             "tolerance": tolerance, "precision": precision,
             "betas": (0.9, 0.999), "eps": 1e-8, "maximize": maximize,
-            "capturable": capturable,
+            "capturable": capturable, "cuda_graph": cuda_graph,
         }  # fmt: skip
         self._adamw_options = _adamw_options(adamw or {}, scale)
         self._alpha = alpha
         self._routes: dict[Tensor, Route] = {}
         self._measurement = None
+        self._recorded: dict[tuple[int, ...], tuple[Hashable, RecordedUpdate]] = {}
         if isinstance(params, nn.Module):
             routes = choose_alphas(alpha, route_parameters(params, route))
             self._routes = {route.parameter: route for route in routes}
@@ -241,10 +249,10 @@ class SpectralNewton(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles hold; they do not measure."""
-        own = ("_adamw_options", "_routes")
-        kept = {name: self.__dict__[name] for name in own}
+        kept = {name: self.__dict__[name] for name in ("_adamw_options", "_routes")}
         alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
-        return super().__getstate__() | kept | {"_alpha": alpha, "_measurement": None}
+        own = {"_alpha": alpha, "_measurement": None, "_recorded": {}}
+        return super().__getstate__() | kept | own
 
     # Linear algebra has no compiled form, and a graph would be traced anew for every α.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -259,13 +267,28 @@ class SpectralNewton(torch.optim.Optimizer):
             state = self.state[parameter]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter, dtype=_momentum_dtype(parameter))
-        update_parameters(
+        update = Update(
             parameters,
             [self.state[parameter]["momentum"] for parameter in parameters],
             [layout_of(tuple(group["params"][i].shape), specs[i]) for i in taken],
             [alphas[i] for i in taken],
             group,
         )
+        gradients = [parameter.grad for parameter in parameters]
+        # Absent from states saved before it was there; inside another recording it is part of that.
+        if group.get("cuda_graph") and not _is_being_recorded(parameters):
+            self._recording(update, gradients).apply(gradients, group["lr"])
+        else:
+            update.apply(gradients, group["lr"])
+
+    def _recording(self, update: Update, gradients: list[Tensor]) -> RecordedUpdate:
+        """Return the recording of an update, made anew where it no longer holds."""
+        members, key = tuple(map(id, update.parameters)), update_key(update, gradients)
+        held = self._recorded.get(members)
+        if held is None or held[0] != key:
+            self._recorded.pop(members, None)  # its memory can serve the next
+            held = self._recorded[members] = key, RecordedUpdate(update, gradients)
+        return held[1]
 
     def _adamw_step(self, group: dict[str, Any]) -> None:
         taken = [p for p in group["params"] if p.grad is not None]
@@ -314,6 +337,10 @@ class SpectralNewton(torch.optim.Optimizer):
                     reason = f"α kept: {reason}"
                 self._routes[parameter] = replace(self._routes[parameter], alpha_reason=reason)
             group["alpha"] = one_or_all(alphas)
+
+
+def _is_being_recorded(parameters: list[Tensor]) -> bool:
+    return parameters[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _momentum_dtype(parameter: Tensor) -> torch.dtype:

@@ -33,6 +33,7 @@ DRY_PLACE = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 EXAMPLES, DRY_EXAMPLES = 25, 3  # of each property
 MOST_AT_ONCE = 12
 TIME_WAS_UP = 75
+NO_TESTS = 5  # what pytest says where a file has none of a framework
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _test_job(framework: str, path: Path, dry: bool, folder: Path) -> Job:
     library = "numpy" if dry and framework == "cupy" else framework
     name = f"tests {framework} {path.name}"
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "counting", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "counting", "-p", "no:cacheprovider",
         "-c", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(TESTS.parent),
         "--framework", framework, "--library", library, "--namespaces", library,
         "--device", "cpu" if dry else "cuda", "--record", str(folder / "tests.jsonl"),
@@ -124,9 +125,9 @@ def run_jobs(
         with lock:
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"== {job.name}: {status}\n{output[-6000:]}\n")
-            if status == 0:
+            if status in (0, NO_TESTS):
                 finish([job.name])
-                print(f"  {job.name}: done", flush=True)
+                print(f"  {job.name}: {'done' if status == 0 else 'none of its tests'}", flush=True)
                 return None
             sentence = _complaint(job, status, output)
             print(f"  {sentence}", flush=True)

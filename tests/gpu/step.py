@@ -217,7 +217,7 @@ def on_matrix(shape: Shape, device: str, quick: bool, last: bool) -> None:
     print_times("precondition", case, runs, device, quick, lambda n: known.error(n, runs[n]()))
 
 
-def on_model(title: str, shapes: list[Shape], device: str, quick: bool, last: bool = False) -> None:
+def on_model(title: str, shapes: list[Shape], device: str, quick: bool) -> None:
     """Print a line for each optimizer on matrices of some shapes."""
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
@@ -241,11 +241,13 @@ def on_model(title: str, shapes: list[Shape], device: str, quick: bool, last: bo
     if sum(map(min, shapes)) <= MOST_SVD_ROWS:
         makers["svd"] = lambda: partial(step_by_svd, weights, momenta)
     if device == "cuda":
-        for name, precision in (("bfloat16", "bfloat16"), ("float32", "working"))[: 1 + last]:
-            makers[f"ours {name} graph 2"] = partial(
-                lambda precision: as_graph(own(weights, alpha=2.0, precision=precision).step),
-                precision,
-            )
+        makers["muon graph"] = lambda: as_graph(torch.optim.Muon(weights, lr=1e-5).step)
+        for alpha in ALPHAS:
+            for name, precision in (("bfloat16", "bfloat16"), ("float32", "working")):
+                recorded = partial(own, alpha=alpha, precision=precision, cuda_graph=True)
+                makers[f"ours {name} recorded {alpha:g}"] = partial(
+                    lambda make: make(weights).step, recorded
+                )
     runs = able("step", title, makers)
     known = Known(min(shapes, key=min), device)
     print_times(
@@ -336,9 +338,6 @@ def main() -> None:
         sections.run(f"solve {rows} {batch}", partial(on_solves, rows, batch, device, quick))
     shape = (40, 44) if quick else (1024, 1024)
     sections.run(f"compiled {shape}", partial(on_matrix, shape, device, quick, True))
-    title, own = next(iter(steps.items()))
-    last = partial(on_model, f"{title}, last", own, device, quick, True)
-    sections.run(f"step {title}, last", last)
     sections.finish()
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from spectral_backends.jax.batches import Signature, common_length, flat_batch, halves, signature
+from spectral_backends.jax.compilation import compile_exactly
 from spectral_backends.jax.loss_terms import Reading, Reduction, count_terms, readings
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
@@ -146,7 +147,7 @@ class Objective:
     def compiled(self, key: Any, make: Callable[[], Compiled]) -> Compiled:
         """Return a compiled function, made once for each key."""
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(make())
+            self._compiled[key] = compile_exactly(make())
         return self._compiled[key]
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -298,7 +299,7 @@ class _Piece:
         def run(arguments: Any) -> Any:
             return [count_terms(loss, reading, arguments) for reading in found]
 
-        pairs = jax.jit(run)(inputs)
+        pairs = compile_exactly(run)(inputs)
         value = float(pairs[0][0]) if pairs else float("nan")
         return cls(value, [r.reduction for r in found], [float(count) for _, count in pairs])
 

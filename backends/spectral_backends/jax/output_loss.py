@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_backends.jax.compilation import compile_exactly
 from spectral_backends.jax.scattered import scattered
 from spectral_core.output_curvature import Fit, OutputCurvature, output_curvature
 from spectral_core.output_form import OutputForm, find_form
@@ -94,7 +95,7 @@ def find_loss_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) 
         def run(z: Array) -> list[Fit]:
             return [loss_curvature(form, z, loss_of).fit() for form in forms]
 
-        found: list[Fit] = jax.device_get(jax.jit(run)(outputs))
+        found: list[Fit] = jax.device_get(compile_exactly(run)(outputs))
         return found
 
     eps = float(np.finfo(outputs.dtype).eps)

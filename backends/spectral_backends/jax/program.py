@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
+from spectral_backends.jax.compilation import exact_products
 from spectral_backends.jax.discovery import Layer, find_layers
 from spectral_backends.jax.jaxpr_interpreter import evaluate
 from spectral_backends.jax.parameters import Parameters
@@ -138,7 +139,8 @@ def _shapes(arrays: Sequence[Any]) -> list[Any]:
 
 def _traced(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> ClosedJaxpr:
     try:
-        return jax.make_jaxpr(function)(*arguments)
+        with exact_products():
+            return jax.make_jaxpr(function)(*arguments)
     except InputError:
         raise
     except jax.errors.ConcretizationTypeError as error:

@@ -2,15 +2,22 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["differentiable_operations", "seeded"]
+
+Setting = TypeVar("Setting")
+
+_CUDA, _CUDNN, _CPU = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+_PRODUCTS: tuple[Any, ...] = (
+    _CUDA.matmul, _CUDNN.conv, _CUDNN.rnn, _CPU.matmul, _CPU.conv, _CPU.rnn
+)  # fmt: skip
 
 
 @contextmanager
@@ -59,14 +66,16 @@ def _generators(batches: Any) -> list[torch.Generator]:
 def differentiable_operations(device: torch.device) -> Iterator[None]:
     """Run operations as they are written: in their own precision and with second derivatives.
 
-    Fused attention kernels and compiled regions have no second derivative, and an autocast around
-    the measurement would round what it measures. All are as before afterwards.
+    Fused attention kernels and compiled regions have no second derivative. An autocast around the
+    measurement would round what it measures, and so does TF32, in which PyTorch convolves float32
+    on a GPU unless told otherwise. All are as before afterwards.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_products_in_float32())
             if "torch._dynamo" in sys.modules:  # slow to import, and nothing is compiled without
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for kind in {"cpu", device.type}:
@@ -75,3 +84,36 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _products_in_float32() -> Iterator[None]:
+    """Multiply float32 in float32, neither in TF32 nor in bfloat16.
+
+    PyTorch has two settings for this, and reading the older one raises where they do not agree.
+    """
+    older = _without_error(lambda: (_CUDNN.allow_tf32, torch.get_float32_matmul_precision()))
+    newer = [kind.fp32_precision for kind in _PRODUCTS]
+    try:
+        _set_older(False, "highest")
+        for kind in _PRODUCTS:
+            if kind.fp32_precision not in ("none", "ieee"):
+                kind.fp32_precision = "ieee"
+        yield
+    finally:
+        if older is not None:
+            _set_older(*older)
+        for kind, precision in zip(_PRODUCTS, newer, strict=True):
+            kind.fp32_precision = precision
+
+
+def _set_older(convolutions: bool, products: str) -> None:
+    _CUDNN.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
+
+
+def _without_error(read: Callable[[], Setting]) -> Setting | None:
+    try:
+        return read()
+    except RuntimeError:
+        return None

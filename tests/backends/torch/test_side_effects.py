@@ -51,6 +51,7 @@ def snapshot(model, loader):
             torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled(),
             torch.backends.cuda.mem_efficient_sdp_enabled(),
         ),
+        "float32": (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()),
         "fastpath": torch.backends.mha.get_fastpath_enabled(),
         "grad": torch.is_grad_enabled(),
         "attributes": sorted(vars(model)), "cached": id(model.cached),
