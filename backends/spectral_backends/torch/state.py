@@ -14,9 +14,10 @@ __all__ = ["differentiable_operations", "seeded"]
 
 Setting = TypeVar("Setting")
 
-_CUDA, _CUDNN, _CPU = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-_PRODUCTS: tuple[Any, ...] = (
-    _CUDA.matmul, _CUDNN.conv, _CUDNN.rnn, _CPU.matmul, _CPU.conv, _CPU.rnn
+_CUDNN: Any = torch.backends.cudnn  # its kinds of products have no types, nor have the CPU's
+_CPU: Any = torch.backends.mkldnn
+_PRODUCTS = (
+    torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _CPU.matmul, _CPU.conv, _CPU.rnn
 )  # fmt: skip
 
 
