@@ -89,6 +89,14 @@ def as_like(xp: Any, value: float | Array, like: Array) -> Array:
     return xp.asarray(value, dtype=like.dtype, device=device_of(like))
 
 
+def at_least(xp: Any, array: Array, bound: float) -> Array:
+    """Return the larger of each entry and a number, and NaN for NaN.
+
+    `clip` of array-api-compat picks entries by a mask, for which the host waits for a CuPy device.
+    """
+    return xp.where(array < bound, xp.full_like(array, bound), array)
+
+
 def count(xp: Any, usable: Array) -> Array:
     """Return how many are true along the last axis, in the default integer type."""
     return xp.count_nonzero(usable, axis=-1)

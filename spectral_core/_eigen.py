@@ -6,7 +6,7 @@ from typing import Any
 
 import array_api_compat
 
-from spectral_core._arrays import Array, device_of
+from spectral_core._arrays import Array, at_least, device_of
 from spectral_core._factorize import on_cpu, one_by_one
 
 __all__ = ["by_squaring", "eigh", "eigvalsh", "top_eigenvalue"]
@@ -57,7 +57,7 @@ def by_squaring(xp: Any, matrix: Array) -> Array:
     factors = []
     for _ in range(rounds):
         factors.append(xp.max(xp.linalg.diagonal(matrix), axis=-1)[..., None, None])
-        matrix = matrix / xp.clip(factors[-1], least, None)
+        matrix = matrix / at_least(xp, factors[-1], least)
         for _ in range(4):  # entries up to k, k³, k⁷, k¹⁵; the largest is never below 1
             matrix = matrix @ matrix
     value = xp.linalg.trace(matrix)[..., None, None]

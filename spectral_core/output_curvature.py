@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import array_api_compat
 
-from spectral_core._arrays import Array, device_of
+from spectral_core._arrays import Array, at_least, device_of
 from spectral_core._eigen import eigh
 from spectral_core.errors import InputError
 from spectral_core.output_form import OutputForm
@@ -156,7 +156,7 @@ class OutputCurvature:
         xp = self._xp
         size, off = _norm(xp, found), _norm(xp, found - expected)
         tiny = float(xp.finfo(found.dtype).smallest_normal)
-        return xp.clip(off - rounding, min=0.0) / xp.clip(size, min=tiny)
+        return at_least(xp, off - rounding, 0.0) / at_least(xp, size, tiny)
 
 
 class _Softmax(OutputCurvature):
@@ -234,7 +234,7 @@ class _Softmax(OutputCurvature):
         expected = _softmax_product(xp, zero, probe, axis)
         squares = xp.sum(expected * expected, axis=axis, keepdims=True)
         weights = xp.sum(found * expected, axis=axis, keepdims=True) / squares
-        return xp.clip(weights, min=0.0), self._relative(found, weights * expected)
+        return at_least(xp, weights, 0.0), self._relative(found, weights * expected)
 
     def _in_front(self, array: Array) -> Array:
         return self._xp.moveaxis(array, self._form.axis, -1)
@@ -252,7 +252,7 @@ class _Elementwise(OutputCurvature):
     def __init__(self, form: OutputForm, loss: OutputLoss) -> None:
         super().__init__(form, loss)
         self._diagonal = self._product(self._xp.ones_like(self.outputs))
-        self._root = self._xp.sqrt(self._xp.clip(self._diagonal, min=0.0))
+        self._root = self._xp.sqrt(at_least(self._xp, self._diagonal, 0.0))
 
     def column(self, index: Any) -> Array:
         root = self._xp.reshape(self._root, (self._root.shape[0], -1))
@@ -276,7 +276,7 @@ class _Logistic(_Elementwise):
     def sampled(self, draws: Draws) -> Array:
         xp, p = self._xp, _sigmoid(self._xp, self.outputs)
         # The variance of p − ỹ is p (1 − p).
-        variance = xp.clip(p * (1 - p), min=float(xp.finfo(p.dtype).smallest_normal))
+        variance = at_least(xp, p * (1 - p), float(xp.finfo(p.dtype).smallest_normal))
         return self._root / xp.sqrt(variance) * (p - draws.bernoulli(p))
 
     def fit(self) -> Fit:
@@ -306,7 +306,7 @@ class _Dense(OutputCurvature):
         blocks = xp.permute_dims(xp.reshape(found, wide.shape), (1, 2, 0))
         self._blocks = (blocks + xp.matrix_transpose(blocks)) / 2
         self._values, vectors = eigh(xp, self._blocks)
-        self._roots = vectors * xp.sqrt(xp.clip(self._values, min=0.0))[:, None, :]
+        self._roots = vectors * xp.sqrt(at_least(xp, self._values, 0.0))[:, None, :]
 
     def column(self, index: Any) -> Array:
         return self._like_outputs(_take(self._xp, self._roots, index, 2))

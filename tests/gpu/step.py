@@ -111,7 +111,7 @@ def as_graph(run: Run) -> Run:
     with torch.cuda.graph(graph):
         result = run()
 
-    def replay() -> Any:
+    def replay(held: Run = run) -> Any:  # what the graph reads and writes lives as long as it
         graph.replay()
         return result
 

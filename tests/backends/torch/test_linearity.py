@@ -268,3 +268,24 @@ def test_names_do_not_deceive():
     result = Relu.apply(x)
     assert result.grad_fn.name() == "ReluBackward"
     assert find_curvature([result], {0: [x]}) == {0: "ReluBackward"}
+
+
+GPU_NORMS = {
+    "Cudnn": lambda x, w, b, m, v, t: torch.ops.aten.cudnn_batch_norm(x, w, b, m, v, t, 0.1, 1e-5),
+    "Miopen": lambda x, w, b, m, v, t: torch.ops.aten.miopen_batch_norm(x, w, b, m, v, t, 0.1, 1e-5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", GPU_NORMS)
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norms_of_gpus_are_known(library, training):
+    """Their nodes have names of their own; without a GPU, without values."""
+    x, w, b, mean, var = (torch.ones(n, device="meta") for n in ((4, 3, 2, 2), 3, 3, 3, 3))
+    x, w, b = (tensor.requires_grad_() for tensor in (x, w, b))
+    try:
+        result = GPU_NORMS[library](x, w, b, mean, var, training)[0]
+    except (NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"cannot be recorded here: {str(error).splitlines()[0]}")
+    assert result.grad_fn.name().startswith(library)
+    found = find_curvature([result], {"x": [x], "w": [w], "b": [b], "both": [x, w]})
+    assert found.keys() == ({"x", "w", "b", "both"} if training else {"both"})
