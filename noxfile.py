@@ -33,6 +33,31 @@ JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
+# Of Python, those at hand; of libraries: oldest, newest, and which tests are of them.
+PYTHONS = [v for v in ("3.11", "3.12", "3.13") if shutil.which(f"python{v}")]
+VERSIONS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "arrays": (
+        ["array-api-strict==2.3"],
+        ["numpy", "array-api-compat", "array-api-extra", "array-api-strict"],
+        ["--namespaces=numpy,array-api-strict", "tests/core", "tests/backends/arrays",
+         "tests/adapters/test_array_optim.py"],
+    ),
+    "torch": (
+        ["torch==2.9.1"],
+        [TORCH, "numpy"],
+        ["--namespaces=torch", "tests/core", "tests/backends/torch",
+         "tests/adapters/test_torch_optim.py", "tests/adapters/test_recorded_update.py"],
+    ),
+    "jax": (
+        ["jax==0.8.0", "jaxlib==0.8.0", "optax==0.2.5"],
+        ["jax", "optax", "numpy"],
+        ["--namespaces=jax", "tests/core/test_namespaces.py", "tests/backends/jax",
+         "tests/adapters/test_optax.py"],
+    ),
+}  # fmt: skip
+AGES = [(library, age) for library in VERSIONS for age in ("oldest", "newest", "pre")]
+AGES.remove(("torch", "pre"))  # its pre-releases are on an index of their own
+
 
 @nox.session
 def demo(session: nox.Session) -> None:
@@ -69,6 +94,20 @@ def tests(session: nox.Session, backend: str) -> None:
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
     session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs, env=env)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize(["library", "age"], AGES, ids=["-".join(pair) for pair in AGES])
+def versions(session: nox.Session, library: str, age: str) -> None:
+    """Run a library's tests with its oldest, newest or next versions, and record that they ran."""
+    oldest, newest, tests = VERSIONS[library]
+    asked = {"oldest": OLDEST + oldest, "newest": newest, "pre": ["--pre", "--upgrade", *newest]}
+    session.install(*asked[age], *TEST, ".")
+    session.run(
+        "python", "tests/versions.py", "run", library, "--age", age, "--", *tests, *session.posargs,
+        env={"OMP_NUM_THREADS": "1"}, success_codes=[0, 1] if age == "pre" else [0],
+    )  # fmt: skip
+    session.run("python", "tests/versions.py", "table")
 
 
 @nox.session
