@@ -25,7 +25,7 @@ def exact_products() -> AbstractContextManager[Any]:
 
 def compile_exactly(function: Callable[P, R]) -> Callable[P, R]:
     """Return what compiles a function once for each shape, with exact products."""
-    run = jax.jit(function)
+    run: Callable[P, R] = jax.jit(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,6 +1,6 @@
 """The size of the second-order part on random directions, measured without shortcuts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectral_backends.torch.discovery import Layer
+from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.nested import common_length, map_tensors
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.tangent_batch import Block, TangentBatch
@@ -28,7 +29,8 @@ def probe_second_order(
     """Return ``max |h − h^GGN| / |h^GGN|`` over random directions of each layer.
 
     The first samples of the first batch with terms are taken, where its tensors have an axis in
-    common.
+    common. Samples that are fitted to rounding have neither part, and would show nothing: so the
+    same is taken with another function of the outputs in place of the loss; the larger counts.
 
     Raises
     ------
@@ -39,19 +41,23 @@ def probe_second_order(
     blocks = [_random_block(objective, layer, generator) for layer in layers]
     with objective.one_pass(seed) as batches:
         for batch in batches:
-            if found := _probe_batch(objective, layers, batch, blocks):
+            if found := _probe_batch(objective, layers, batch, blocks, generator):
                 return found
     return {}
 
 
 def _probe_batch(
-    objective: Objective, layers: Sequence[Layer], batch: Any, blocks: Sequence[Block]
+    objective: Objective,
+    layers: Sequence[Layer],
+    batch: Any,
+    blocks: Sequence[Block],
+    generator: torch.Generator,
 ) -> dict[str, float]:
     for data in _candidates(batch):
         leaves = objective.leaves(layers)
         try:
             found = objective.model.hold(
-                leaves, partial(_shares, objective, layers, leaves, data, blocks)
+                leaves, partial(_shares, objective, layers, leaves, data, blocks, generator)
             )
         except Exception:
             if data.is_last:
@@ -80,17 +86,46 @@ def _shares(
     leaves: dict[str, Tensor],
     data: _Data,
     blocks: Sequence[Block],
+    generator: torch.Generator,
 ) -> dict[str, float]:
     """Return the shares; nothing where no term of the data counts."""
     made = TangentBatch(objective, layers, leaves, data.batch, shortcuts=False)
     if not made.terms.count:
         return {}
-    found = made.sweep(blocks)
-    share = (found.second_order.abs() / found.ggn.abs()).nan_to_num(0.0, posinf=float("inf"))
+    shares = _share(made, blocks)
+    if made.knows_outputs:
+        bare = _SquaredOutputs(objective, generator)
+        other = TangentBatch(bare, layers, leaves, data.batch, shortcuts=False)
+        shares = torch.maximum(shares, _share(other, blocks))
     return {
         layer.info.name: float(part.max())
-        for layer, part in zip(layers, torch.split(share, N_DIRECTIONS), strict=True)
+        for layer, part in zip(layers, torch.split(shares, N_DIRECTIONS), strict=True)
     }
+
+
+def _share(made: TangentBatch, blocks: Sequence[Block]) -> Tensor:
+    found = made.sweep(blocks)
+    share = found.second_order.abs() / found.ggn.abs()
+    return share.nan_to_num(0.0, posinf=float("inf"))
+
+
+class _SquaredOutputs:
+    """The model with ``½ |z|² + <c, z>`` of its outputs for a loss, c drawn at random."""
+
+    def __init__(self, objective: Objective, generator: torch.Generator) -> None:
+        self._objective, self._generator = objective, generator
+
+    def loss(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        at_outputs: Callable[[Any], Any] | None = None,
+    ) -> tuple[Tensor, LossTerms]:
+        """Return it as `Objective.loss` does, with the terms of the loss."""
+        outputs, _, terms = self._objective.split(weights, batch)
+        z = at_outputs(outputs) if at_outputs else outputs
+        c = torch.randn(z.shape, generator=self._generator, dtype=z.dtype, device=z.device)
+        return (z * z).sum() / 2 + (c * z).sum(), terms
 
 
 def _random_block(objective: Objective, layer: Layer, generator: torch.Generator) -> Block:

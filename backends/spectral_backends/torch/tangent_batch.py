@@ -6,21 +6,33 @@ follow the weight, with ẋ the tangent of D at each piece's input: one pass for
 and nothing before it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer
-from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.passage_capture import Passage
 from spectral_backends.torch.sums import zero_sums
 from spectral_backends.torch.tangent_rules import TangentRule, tangent_rule
 from spectral_backends.torch.tape import Segment, Tape
 
 __all__ = ["Block", "SweepResult", "TangentBatch"]
+
+
+class LossOfBatch(Protocol):
+    """A loss with its terms: an `Objective`, or what stands in its place."""
+
+    def loss(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        at_outputs: Callable[[Any], Any] | None = None,
+    ) -> tuple[Tensor, LossTerms]:
+        """Return the batch's loss with its graph, and its terms; see `Objective.loss`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class TangentBatch:
 
     Parameters
     ----------
-    objective : Objective
+    objective : LossOfBatch
         The mean loss.
     layers : sequence of Layer
         Along whose matrices directions will be asked for.
@@ -89,7 +101,7 @@ class TangentBatch:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: LossOfBatch,
         layers: Sequence[Layer],
         leaves: Mapping[str, Tensor],
         batch: Any,

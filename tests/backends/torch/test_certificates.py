@@ -122,15 +122,24 @@ def test_what_is_piecewise_linear(name):
         torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-14)
 
 
-def test_the_probe_is_a_second_line(monkeypatch):
-    """Were the graph misread, the second-order part on random directions would tell."""
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_probe_is_a_second_line(monkeypatch, fitted):
+    """Were the graph misread, the second-order part on random directions would tell.
+
+    Also of samples whose loss is fitted to rounding, and has no derivative at all.
+    """
     torch.manual_seed(0)
     monkeypatch.setattr("spectral_backends.torch.linearity._curved_in", lambda node, inputs: 0)
     monkeypatch.setattr(
         "spectral_backends.torch.tangent_rules.find_curvature", lambda *a: {0: "distrusted"}
     )
+    model = Middle(CURVED["gelu"]).double()
     x, y = random(12, 5), torch.randint(4, (12,))
-    problem = CurvatureProblem(Middle(CURVED["gelu"]).double(), F.cross_entropy, [(x, y)])
+    if fitted:
+        with torch.no_grad():
+            model.third.weight *= 1e5
+            y[:6] = model(x).argmax(1)[:6]  # the probe takes the first samples
+    problem = CurvatureProblem(model, F.cross_entropy, [(x, y)])
     given = {"first": along(problem, "first", 2)}
     (refused,) = problem.layer_curvatures(given, engine="columns")
     assert isinstance(refused, sc.LayerError) and "random directions" in refused.reason
