@@ -43,10 +43,7 @@ def closed_forms() -> dict[str, ClosedForm]:
 
 def _matrices(seed: int, *widths: int) -> tuple[Array, ...]:
     generator = np.random.default_rng([seed, 0])
-    return tuple(
-        generator.standard_normal((m, n)) / np.sqrt(n)
-        for n, m in pairwise(widths)
-    )
+    return tuple(generator.standard_normal((m, n)) / np.sqrt(n) for n, m in pairwise(widths))
 
 
 def _data(

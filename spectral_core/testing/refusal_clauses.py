@@ -93,7 +93,7 @@ def _no_data(trial: Trial) -> None:
     try:
         subject = trial.problem(replace(form, batches=(batch, empty)))
         subject.form = form
-        subject.compare_all()
+        subject.compare_totals()
     except InputError as error:
         trial.require("batch" in str(error), f"an empty batch is refused without its name: {error}")
 

@@ -148,8 +148,7 @@ def _factors(trial: Trial) -> None:
         subject = trial.problem(closed_forms()[name])
         for delta in ("ggn", "empirical"):
             with trial.may_be_refused(f"factors with delta={delta!r}"):
-                for layer in range(len(subject.names)):
-                    subject.compare_factors(layer, delta, "expand")
+                subject.compare_factors(delta, "expand")
 
 
 def _shared_positions(trial: Trial) -> None:
@@ -157,8 +156,7 @@ def _shared_positions(trial: Trial) -> None:
     for sharing in ("expand", "reduce"):
         for delta in ("ggn", "empirical"):
             with trial.may_be_refused(f"factors with delta={delta!r}, sharing={sharing!r}"):
-                for layer in range(len(subject.names)):
-                    subject.compare_factors(layer, delta, sharing)
+                subject.compare_factors(delta, sharing)
 
 
 def _drawn_factors(trial: Trial) -> None:

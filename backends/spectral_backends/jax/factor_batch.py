@@ -84,10 +84,10 @@ def output_sums(
     Returns
     -------
     callable
-        ``(parameters, batch, count, scale, key, first)`` returns for each family the sums of ``δ δᵀ`` over
-        columns with even and with odd index, ``(2, members, m, m)``. The forward pass is made again
-        for each chunk: XLA's loops, which would spare it, make the gradient of a convolution 30
-        times slower on a CPU.
+        ``(parameters, batch, count, scale, key, first)`` returns for each family the sums of
+        ``δ δᵀ`` over columns with even and with odd index, ``(2, members, m, m)``. The forward pass
+        is made again for each chunk: XLA's loops, which would spare it, make the gradient of a
+        convolution 30 times slower on a CPU.
     """
 
     def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any) -> Any:

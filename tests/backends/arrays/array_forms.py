@@ -104,27 +104,21 @@ def make(form, watch, array=np.asarray, problem=CurvatureProblem, **options):
     network, params, batches = network_and_parts(form, array)
     watch(lambda: {"params": params, "batches": batches})
     return problem(
-        network.gradient,
-        params,
-        batches,
-        weight=lambda batch: float(batch[2].sum()) if hasattr(batch[2], "sum") else total(batch[2]),
-        rows=partial(network.rows, params),
-        loss=partial(network.mean_loss),
-        **options,
-    )
+        network.gradient, params, batches,
+        weight=total_weight, rows=partial(network.rows, params), loss=network.mean_loss, **options,
+    )  # fmt: skip
 
 
-def total(array):
-    return float(array_api_compat.array_namespace(array).sum(array))
+def total_weight(batch):
+    return float(array_api_compat.array_namespace(batch[2]).sum(batch[2]))
 
 
-def make_dense(form, watch, array=np.asarray):
-    """Build the same by `DenseNetwork`, of a form that it knows."""
-    _, params, batches = network_and_parts(form, array)
-    names = [*map(str, range(len(params) - 1)), "head"]
-    loss = {"squared": "squared", "cross-entropy": "cross-entropy"}[form.loss]
+def make_dense(form):
+    """Build the problem of a `DenseNetwork`, of a form that it knows."""
     widths = (form.matrices[0].shape[1], *(len(matrix) for matrix in form.matrices))
-    network = DenseNetwork(widths, "identity", loss, bias=False)
-    params = {f"{n}.weight": p for n, p in zip(names, params.values(), strict=True)}
-    watch(lambda: {"params": params, "batches": batches})
-    return network.problem(params, [batch[:2] for batch in batches])
+    network = DenseNetwork(widths, "identity", form.loss, bias=False)
+    weights = zip(network.layers, form.matrices, strict=True)
+    return network.problem(
+        {f"{name}.weight": matrix for name, matrix in weights},
+        [(batch.inputs, batch.targets) for batch in form.batches],
+    )

@@ -28,7 +28,9 @@ def make_torch(form, watch):
 
     def each(z, t):
         off = z - t
-        return 0.5 * (off * (off if form.metric is None else off @ torch.from_numpy(form.metric))).sum(1)
+        return 0.5 * (
+            off * (off if form.metric is None else off @ torch.from_numpy(form.metric))
+        ).sum(1)
 
     def loss(z, targets):
         t, w = targets if form.weighted else (targets, None)
