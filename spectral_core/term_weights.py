@@ -105,7 +105,7 @@ def _per_sample(xp: Any, products: list[Array], tolerance: float) -> tuple[Array
         off = product - ratio * whole
         good.append((square > 0) & (xp.sum(off * off) <= tolerance**2 * square))
         found.append(xp.broadcast_to(ratio, product.shape))
-    return found[0], good[0] & good[1] & _agree(xp, *found, tolerance)
+    return found[0], good[0] & good[1] & _agree(xp, found, tolerance)
 
 
 def _per_element(xp: Any, products: list[Array], tolerance: float) -> tuple[Array, Array]:
@@ -115,10 +115,11 @@ def _per_element(xp: Any, products: list[Array], tolerance: float) -> tuple[Arra
         product / xp.where(total > 0, total, xp.ones_like(total))
         for product, total in zip(products, totals, strict=True)
     ]
-    return found[0], (totals[0] > 0) & (totals[1] > 0) & _agree(xp, *found, tolerance)
+    return found[0], (totals[0] > 0) & (totals[1] > 0) & _agree(xp, found, tolerance)
 
 
-def _agree(xp: Any, one: Array, other: Array, tolerance: float) -> Array:
+def _agree(xp: Any, pair: list[Array], tolerance: float) -> Array:
+    one, other = pair
     largest = xp.max(xp.abs(one))
     return (
         (largest > 0)

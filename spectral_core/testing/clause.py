@@ -245,11 +245,12 @@ class Subject:
 
 def directions(form: ClosedForm, layer: int) -> tuple[Array, Array]:
     """Return singular directions of a gradient and two that have nothing to do with it."""
-    u, _, vh = np.linalg.svd(form.gradient(layer), full_matrices=False)
+    u, sigma, vh = np.linalg.svd(form.gradient(layer), full_matrices=False)
+    count = min(3, int(np.sum(sigma > 1e-10 * sigma[0])))  # beyond the rank they are rounding
     generator = np.random.default_rng(layer)
     more = [generator.standard_normal((k, 2)) for k in form.matrices[layer].shape]
     more = [d / np.linalg.norm(d, axis=0) for d in more]
-    return np.hstack([u[:, :3], more[0]]), np.hstack([vh[:3].T, more[1]])
+    return np.hstack([u[:, :count], more[0]]), np.hstack([vh[:count].T, more[1]])
 
 
 def frozen(value: Any) -> Any:

@@ -87,7 +87,7 @@ def _any_number_of_directions(trial: Trial) -> None:
     for layer in range(len(form.matrices)):
         u, v = directions(form, layer)
         whole = form.curvature(layer, u, v)
-        for chosen in ([0], [3], [*range(u.shape[1])] * 3):
+        for chosen in ([0], [-1], [*range(u.shape[1])] * 3):
             found = subject.curvatures(layer, u[:, chosen], v[:, chosen], "hessian")
             subject.compare(
                 f"curvatures of {subject.names[layer]!r} along {len(chosen)} directions",

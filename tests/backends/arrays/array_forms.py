@@ -19,7 +19,7 @@ class Squared:
         return 0.5 * xp.sum((z - targets) * self.gradient(xp, z, targets), axis=-1)
 
     def gradient(self, xp, z, targets):
-        return (z - targets) @ self.metric
+        return (z - targets) @ xp.astype(self.metric, z.dtype, copy=False)
 
     def roots(self, xp, z):
         rows = xp.permute_dims(self.root, (1, 0))[:, None, :]
@@ -38,7 +38,8 @@ class Network:
             self.loss = Squared(array(metric), array(np.linalg.cholesky(metric)))
 
     def forward(self, params, batch):
-        x, xp = batch[0], array_api_compat.array_namespace(batch[0])
+        xp = array_api_compat.array_namespace(batch[0])
+        x = xp.astype(batch[0], params[self.names[0]].dtype, copy=False)  # of a complex step, too
         a = x if x.ndim == 3 else x[:, None, :]
         inputs, outputs = [], []
         for name in self.names:
@@ -54,7 +55,7 @@ class Network:
         shape = (*sent.shape[:-1], positions, sent.shape[-1])
         delta = xp.broadcast_to(sent[..., None, :] / positions, shape)
         for index in range(len(self.names) - 1, layer, -1):
-            delta = delta @ params[self.names[index]]
+            delta = delta @ xp.astype(params[self.names[index]], delta.dtype, copy=False)
             if self.activation == "square":
                 delta = delta * 2 * outputs[index - 1]
         return delta
