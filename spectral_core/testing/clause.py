@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import array_api_compat
 import numpy as np
@@ -14,11 +14,20 @@ from spectral_core.testing.closed_form import Array, ClosedForm
 
 __all__ = ["Clause", "ConformanceError", "Make", "Trial", "Watch"]
 
-Watch: TypeAlias = Callable[[Callable[[], Any]], None]
-"""``watch(state)``: from here on ``state()`` must return the same, whatever is measured."""
 
-Make: TypeAlias = Callable[[ClosedForm, Watch], Any]
-"""``make(form, watch)`` returns the `CurvatureProblem` of a closed form."""
+class Watch(Protocol):
+    """Takes a function whose result must stay the same from here on, whatever is measured."""
+
+    def __call__(self, state: Callable[[], Any], /) -> None:
+        """Remember what `state` returns now: arrays and plain values, in dicts and lists."""
+
+
+class Make(Protocol):
+    """Builds a backend's problem of a closed form."""
+
+    def __call__(self, form: ClosedForm, watch: Watch, /) -> Any:
+        """Return the `CurvatureProblem`; `watch` what must be left alone before it is built."""
+
 
 ROUNDINGS = 1e4
 """Tolerance in units of the dtype's rounding, where none is given."""
