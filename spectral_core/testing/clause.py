@@ -87,10 +87,9 @@ class Clause:
         try:
             self.run(trial)
         except Exception as error:
-            known = isinstance(error, ConformanceError)
-            what = (
-                str(error) if known else f"{trial.place}it raised {type(error).__name__}: {error}"
-            )
+            what = str(error)
+            if not isinstance(error, ConformanceError):
+                what = f"{trial.place}it raised {type(error).__name__}: {error}"
             raise ConformanceError(f"{self.name} ({self.statement}): {what}") from error
         return tuple(dict.fromkeys(trial.refused))
 
