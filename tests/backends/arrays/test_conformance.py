@@ -1,12 +1,12 @@
 """The conformance suite on the problems of arrays, in every library."""
 
+import importlib
 from functools import partial
 
 import array_forms
 import numpy as np
 import pytest
 
-from spectral_backends.numpy import CurvatureProblem as NumpyProblem
 from spectral_core import testing
 
 CLAUSES = pytest.mark.parametrize("clause", testing.clauses(), ids=str)
@@ -25,16 +25,14 @@ def check(clause, make, refused=REFUSED, **options):
 
 @CLAUSES
 def test_of_every_library(clause, xp):
+    """NumPy and CuPy by the problems of their own, the others by that of any library."""
     if xp.variant == "jit":
         pytest.skip("a measurement decides by values; inside it jax runs as in the other variants")
     if xp.variant == "device":
         pytest.skip("arrays on the made-up device of array-api-strict cannot reach the host")
-    check(clause, partial(array_forms.make, array=xp.array))
-
-
-@CLAUSES
-def test_of_numpy_alone(clause):
-    check(clause, partial(array_forms.make, problem=NumpyProblem))
+    own = xp.library if xp.library in ("numpy", "cupy") else "arrays"
+    problem = importlib.import_module(f"spectral_backends.{own}").CurvatureProblem
+    check(clause, partial(array_forms.make, array=xp.array, problem=problem))
 
 
 @CLAUSES
@@ -42,16 +40,6 @@ def test_by_differences(clause):
     """Extrapolated differences are no exact values: the suite takes the backend's tolerance."""
     make = partial(array_forms.make, method="differences")
     check(clause, make, tolerance=1e-8)
-
-
-def test_of_cupy_alone(xp):
-    """Its own problem refuses arrays of other libraries, which `arrays` above does not."""
-    if xp.library != "cupy":
-        pytest.skip("is about CuPy")
-    from spectral_backends.cupy import CurvatureProblem
-
-    for clause in testing.clauses():
-        check(clause, partial(array_forms.make, array=xp.array, problem=CurvatureProblem))
 
 
 @pytest.mark.parametrize("name", ["linear network", "softmax regression"])
