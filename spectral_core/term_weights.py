@@ -32,7 +32,8 @@ def term_weights(
 
     Samples are alike where the curvature does not tell, as that of a Huber loss does not. A number
     of terms that is the number of samples, positions or elements makes each one term, which needs
-    no weight; any other is shared out. May be traced.
+    no weight; any other is shared out. So samples that all have as many terms as there are outputs
+    pass for a mean over elements: the two are one function. May be traced.
 
     Parameters
     ----------
@@ -59,18 +60,7 @@ def term_weights(
     weights = xp.where(is_per_sample, per_sample, xp.ones_like(per_sample))
     weights = xp.where(is_per_element, per_element, weights)
     weights = xp.clip(weights / xp.max(weights), min=0.0)  # negative by rounding at most
-
-    counts = weights > tolerance
-    even = xp.all(~counts | (weights > 1 - tolerance))
-    rows = xp.reshape(counts, (n_samples, n_terms, -1))
-    units = [xp.sum(xp.astype(part, z.dtype)) for part in (
-        counts, xp.any(rows, axis=2), xp.any(counts, axis=1)
-    )]  # fmt: skip
-    matches = [xp.abs(count - unit) <= tolerance * unit for unit in units]
-    whole = xp.sum(weights)
-    shares = xp.where(is_per_element, whole, whole / rows.shape[2])
-    is_one = even & (matches[0] | matches[1] | matches[2])
-    size = xp.where(is_one, xp.ones_like(shares), count / shares)
+    size = _size(xp, weights, is_per_element, n_terms, count)
     return TermWeights(xp.sum(weights, axis=1), xp.reshape(size * weights, z.shape))
 
 
@@ -92,6 +82,21 @@ def counted_weights(xp: Any, weights: Array, n_terms: int, count: Any) -> TermWe
     found = [xp.abs(each - count) <= tolerance * total for each in (total, total / width)]
     weights = xp.where(found[0] | found[1], weights, xp.ones_like(weights))
     return TermWeights(xp.sum(xp.reshape(weights, (weights.shape[0], -1)), axis=1), weights)
+
+
+def _size(xp: Any, weights: Array, is_per_element: Array, n_terms: int, count: Any) -> Array:
+    """Return what turns weights (B, outputs), the largest of them 1, into numbers of terms."""
+    tolerance = float(xp.finfo(weights.dtype).eps) ** 0.5
+    counts = weights > tolerance
+    even = xp.all(~counts | (weights > 1 - tolerance))
+    rows = xp.reshape(counts, (weights.shape[0], n_terms, -1))
+    is_one = xp.zeros_like(even)
+    for units in (counts, xp.any(rows, axis=2), xp.any(counts, axis=1)):
+        number = xp.sum(xp.astype(units, weights.dtype))
+        is_one = is_one | (even & (xp.abs(count - number) <= tolerance * number))
+    whole = xp.sum(weights)
+    shares = xp.where(is_per_element, whole, whole / rows.shape[2])
+    return xp.where(is_one, xp.ones_like(shares), count / shares)
 
 
 def _per_sample(xp: Any, products: list[Array], tolerance: float) -> tuple[Array, Array]:
