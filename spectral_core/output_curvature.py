@@ -7,6 +7,7 @@ sum of outer products of *root vectors*. Sent back through the network they are 
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import array_api_compat
@@ -15,6 +16,7 @@ from spectral_core._arrays import Array, at_least, device_of
 from spectral_core._eigen import eigh
 from spectral_core.errors import InputError
 from spectral_core.output_form import OutputForm
+from spectral_core.term_weights import TermWeights, counted_weights, term_weights
 
 __all__ = ["Draws", "Fit", "OutputCurvature", "OutputLoss", "output_curvature"]
 
@@ -82,10 +84,12 @@ class OutputCurvature:
         Of the loss.
     loss : OutputLoss
         At the outputs.
+    count : float or array
+        The number of terms of the batch; of no matter for `column`, `mixture`, `sampled` and `fit`.
     """
 
-    def __init__(self, form: OutputForm, loss: OutputLoss) -> None:
-        self._form, self._loss = form, loss
+    def __init__(self, form: OutputForm, loss: OutputLoss, count: Any) -> None:
+        self._form, self._loss, self._count = form, loss, count
         self.outputs, self.gradient = loss.outputs, loss.gradient
         self._xp = array_api_compat.array_namespace(self.outputs)
 
@@ -118,13 +122,16 @@ class OutputCurvature:
     @property
     def sample_weights(self) -> Array:
         """Number of terms of each sample, up to a common factor, shape ``(B,)``."""
-        z = self.outputs
-        return self._xp.ones((z.shape[0],), dtype=z.dtype, device=device_of(z))
+        return self._term_weights.samples
 
     @property
     def terms(self) -> Array:
-        """Gradients of single terms, shape ``(B, terms, outputs of a term)``."""
-        return self._xp.reshape(self.gradient, (self.gradient.shape[0], self.n_terms, -1))
+        """Gradients of single terms, shape ``(B, terms, outputs of a term)``.
+
+        A term of weight ω enters ``Σ_i l_i`` ω times: its outer product ω times, not ω².
+        """
+        rows = self._over_root(self.gradient, self._term_weights.elements)
+        return self._xp.reshape(rows, (rows.shape[0], self.n_terms, -1))
 
     def term_column(self, index: Any) -> Array:
         """Return the gradients of single terms, one of every sample."""
@@ -135,6 +142,14 @@ class OutputCurvature:
         """Return the sum of the gradients of all terms, each with a random sign."""
         terms = self.terms
         return self._like_outputs(terms * draws.signs(terms[..., :1]))
+
+    @cached_property
+    def _term_weights(self) -> TermWeights:
+        return term_weights(self._xp, self._loss, self.n_terms, self._count, elementwise=False)
+
+    def _over_root(self, gradient: Array, weights: Array) -> Array:
+        xp = self._xp
+        return gradient / xp.sqrt(xp.where(weights > 0, weights, xp.ones_like(weights)))
 
     def _like_outputs(self, terms: Array) -> Array:
         return self._xp.reshape(terms, self.outputs.shape)
@@ -166,10 +181,10 @@ class _Softmax(OutputCurvature):
     form (Tanabe and Sagae, J. R. Stat. Soc. B 54, 1992).
     """
 
-    def __init__(self, form: OutputForm, loss: OutputLoss) -> None:
-        super().__init__(form, loss)
+    def __init__(self, form: OutputForm, loss: OutputLoss, count: Any) -> None:
+        super().__init__(form, loss, count)
         self._p = self._in_front(_softmax(self._xp, self.outputs, form.axis))
-        self._weights, self._misfit_at_zero = self._term_weights()  # ω, shaped for z
+        self._weights, self._misfit_at_zero = self._weights_at_zero()  # ω, shaped for z
 
     def column(self, index: Any) -> Array:
         xp, p, classes = self._xp, self._p, self._p.shape[-1]
@@ -217,13 +232,10 @@ class _Softmax(OutputCurvature):
 
     @property
     def terms(self) -> Array:
-        # A term of weight ω enters Σ_i l_i ω times: its outer product ω times, not ω².
-        xp, weights = self._xp, self._weights
-        root = xp.sqrt(xp.where(weights > 0, weights, xp.ones_like(weights)))
-        rows = self._in_front(self.gradient / root)
-        return xp.reshape(rows, (rows.shape[0], -1, rows.shape[-1]))
+        rows = self._in_front(self._over_root(self.gradient, self._weights))
+        return self._xp.reshape(rows, (rows.shape[0], -1, rows.shape[-1]))
 
-    def _term_weights(self) -> tuple[Array, Array]:
+    def _weights_at_zero(self) -> tuple[Array, Array]:
         """Return the weight ω of each term, were this a cross-entropy, and how far it is from one.
 
         It is read off at logits of zero, where no probability is saturated.
@@ -249,10 +261,14 @@ class _Softmax(OutputCurvature):
 class _Elementwise(OutputCurvature):
     """A diagonal Hessian: one root vector per element. Targets are drawn from a Gaussian."""
 
-    def __init__(self, form: OutputForm, loss: OutputLoss) -> None:
-        super().__init__(form, loss)
+    def __init__(self, form: OutputForm, loss: OutputLoss, count: Any) -> None:
+        super().__init__(form, loss, count)
         self._diagonal = self._product(self._xp.ones_like(self.outputs))
         self._root = self._xp.sqrt(at_least(self._xp, self._diagonal, 0.0))
+
+    @cached_property
+    def _term_weights(self) -> TermWeights:
+        return term_weights(self._xp, self._loss, self.n_terms, self._count, elementwise=True)
 
     def column(self, index: Any) -> Array:
         root = self._xp.reshape(self._root, (self._root.shape[0], -1))
@@ -283,21 +299,31 @@ class _Logistic(_Elementwise):
         xp, probe = self._xp, self._loss.probe
         elementwise = super().fit()
         # At the probe and at zero, where two losses that agree at the outputs do not.
-        here, zero = (
-            _Elementwise(self._form, self._loss.at(z))._diagonal
-            for z in (probe, xp.zeros_like(probe))
-        )
+        here, weights = self._diagonal_at(probe), self._weights
         p = _sigmoid(xp, probe)
-        off = self._relative(here, 4 * zero * p * (1 - p))
-        off = xp.where(xp.any(zero > 0), off, xp.full_like(off, float("inf")))
+        off = self._relative(here, weights * p * (1 - p))
+        off = xp.where(xp.any(weights > 0), off, xp.full_like(off, float("inf")))
         return elementwise._replace(misfit=xp.maximum(elementwise.misfit, off))
+
+    @cached_property
+    def _term_weights(self) -> TermWeights:
+        return counted_weights(self._xp, self._weights, self.n_terms, self._count)
+
+    @cached_property
+    def _weights(self) -> Array:
+        """ω of each element, read off at zero."""
+        return 4 * self._diagonal_at(self._xp.zeros_like(self.outputs))
+
+    def _diagonal_at(self, z: Array) -> Array:
+        ones = self._xp.ones_like(z)
+        return self._loss.at(z).products(ones[None, ...])[0, ...]
 
 
 class _Dense(OutputCurvature):
     """Any convex loss of few outputs: a root of each sample's dense block."""
 
-    def __init__(self, form: OutputForm, loss: OutputLoss) -> None:
-        super().__init__(form, loss)
+    def __init__(self, form: OutputForm, loss: OutputLoss, count: Any) -> None:
+        super().__init__(form, loss, count)
         xp, z = self._xp, self.outputs
         size = self.n_columns
         units = xp.eye(size, dtype=z.dtype, device=device_of(z))
@@ -330,14 +356,14 @@ class _Dense(OutputCurvature):
 class _Gradient(_Dense):
     """A loss of which only the gradients of terms are wanted, each sample's being one."""
 
-    def __init__(self, form: OutputForm, loss: OutputLoss) -> None:
-        OutputCurvature.__init__(self, form, loss)
+    def __init__(self, form: OutputForm, loss: OutputLoss, count: Any) -> None:
+        OutputCurvature.__init__(self, form, loss, count)
 
     def fit(self) -> Fit:
         return self._fit(self._xp.zeros_like(self._xp.sum(self.gradient)), self.gradient)
 
 
-def output_curvature(form: OutputForm, loss: OutputLoss) -> OutputCurvature:
+def output_curvature(form: OutputForm, loss: OutputLoss, count: Any = 1.0) -> OutputCurvature:
     """Return the root vectors of a batch's loss, were it of a form; may be traced.
 
     Parameters
@@ -346,15 +372,17 @@ def output_curvature(form: OutputForm, loss: OutputLoss) -> OutputCurvature:
         Of the loss; whether it has it, `OutputCurvature.fit` says.
     loss : OutputLoss
         At the outputs of the network.
+    count : float or array
+        The number of terms of the batch, for the gradients of single ones.
     """
-    kinds: dict[str, Callable[[OutputForm, OutputLoss], OutputCurvature]] = {
+    kinds: dict[str, Callable[[OutputForm, OutputLoss, Any], OutputCurvature]] = {
         "softmax": _Softmax,
         "logistic": _Logistic,
         "elementwise": _Elementwise,
         "dense": _Dense,
         "gradient": _Gradient,
     }
-    return kinds[form.kind](form, loss)
+    return kinds[form.kind](form, loss, count)
 
 
 def _softmax(xp: Any, logits: Array, axis: int) -> Array:

@@ -13,7 +13,7 @@ import spectral_core as sc
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("spectral_core", "spectral_backends", "spectral_adapters")
 MODULES = (
-    "spectral_core", "spectral_backends.torch", "spectral_adapters.plots",
+    "spectral_core", "spectral_core.testing", "spectral_backends.torch", "spectral_adapters.plots",
     "spectral_backends.arrays", "spectral_backends.numpy", "spectral_adapters.array_optim",
     "spectral_adapters.alpha_values",
     "spectral_adapters.tables", "spectral_adapters.demo", "spectral_adapters.cli",

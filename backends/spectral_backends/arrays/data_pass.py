@@ -16,7 +16,7 @@ from spectral_core._arrays import Array
 from spectral_core.backend_checks import check_reiterable, checked_count
 from spectral_core.errors import InputError, NonDeterministicError
 
-__all__ = ["DataPass", "check_halves", "gradient_totals"]
+__all__ = ["DataPass", "check_batch", "check_halves", "check_nan", "gradient_totals"]
 
 
 class DataPass:
@@ -93,13 +93,16 @@ def gradient_totals(
 
     Raises
     ------
+    InputError
+        If a batch holds NaN.
     NonDeterministicError
         If `check` and a second pass differs.
     """
     totals: dict[str, Array] = {}
     sizes: list[float] = []
     count = 0.0
-    for batch, terms in data:
+    for index, (batch, terms) in enumerate(data):
+        check_batch(index, batch)
         found = gradient(params, batch)
         sizes.append(_size(found))
         for name, value in found.items():
@@ -110,6 +113,31 @@ def gradient_totals(
         _compare(sizes, again, 1e4 * _eps(params))
     means = {name: value / count for name, value in totals.items()}
     return means, int(count) if count.is_integer() else count, len(sizes)
+
+
+def check_batch(index: int, batch: Any) -> None:
+    """Raise `InputError` if an array of the batch holds NaN.
+
+    Parameters
+    ----------
+    index : int
+        Of the batch, among those that have terms.
+    batch : Any
+        As the user gave it.
+    """
+    if batch is NO_BATCH:
+        return
+    for array in arrays_in(batch):
+        xp = array_api_compat.array_namespace(array)
+        if xp.isdtype(array.dtype, ("real floating", "complex floating")):
+            check_nan(array, f"batches: an array of batch {index},")
+
+
+def check_nan(array: Array, what: str) -> None:
+    """Raise `InputError` if an array holds NaN."""
+    xp = array_api_compat.array_namespace(array)
+    if bool(xp.any(xp.isnan(array))):
+        raise InputError(f"{what} of shape {tuple(array.shape)} holds NaN; clean it.")
 
 
 def check_halves(gradient: GradientFunction, params: Params, data: DataPass, batch: Any) -> None:

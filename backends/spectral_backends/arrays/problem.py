@@ -14,7 +14,13 @@ from spectral_backends.arrays.curvature_rules import (
     RowsFunction,
     called,
 )
-from spectral_backends.arrays.data_pass import DataPass, check_halves, gradient_totals
+from spectral_backends.arrays.data_pass import (
+    DataPass,
+    check_batch,
+    check_halves,
+    check_nan,
+    gradient_totals,
+)
 from spectral_backends.arrays.differences import (
     Differences,
     check_tolerance,
@@ -22,7 +28,7 @@ from spectral_backends.arrays.differences import (
     disagreement,
     norm,
 )
-from spectral_backends.arrays.gradient_function import GradientFunction, arrays_in
+from spectral_backends.arrays.gradient_function import GradientFunction
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.places import Matrices, Place, find_places
 from spectral_backends.arrays.rows import Rows, RowSums
@@ -369,11 +375,8 @@ class CurvatureProblem:
 
     def _check_data(self) -> None:
         for name, array in self._params.items():
-            _check_nan(self._xp, array, f"params: {name!r} of")
-        for array in arrays_in(self._probed):
-            xp = array_api_compat.array_namespace(array)
-            if xp.isdtype(array.dtype, ("real floating", "complex floating")):
-                _check_nan(xp, array, "batches: an array of the first batch, of")
+            check_nan(array, f"params: {name!r}")
+        check_batch(0, self._probed)
 
     def _find(self, name: str) -> Place:
         return find_layer(name, self._places, self._skipped)
@@ -435,8 +438,3 @@ def _check_rows(place: Place, rows: Rows) -> None:
             f"rows: those of {place.info.name!r} have {rows.inputs.shape[-1]} inputs and "
             f"{rows.outputs} outputs; its matrix is {m}×{n}."
         )
-
-
-def _check_nan(xp: Any, array: Array, what: str) -> None:
-    if bool(xp.any(xp.isnan(array))):
-        raise InputError(f"{what} shape {tuple(array.shape)} holds NaN; clean it.")

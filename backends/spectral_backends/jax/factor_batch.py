@@ -49,7 +49,7 @@ def input_sums(
 
     def run(values: Any, leaves: Any, count: Any, scale: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in places])
-        root = loss_curvature(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
+        root = _curvature(program, form, tapped, leaves, count, scale)
         weights = root.sample_weights
         weights = weights * (count / weights.sum())
         rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
@@ -84,15 +84,15 @@ def output_sums(
     Returns
     -------
     callable
-        ``(parameters, batch, scale, key, first)`` returns for each family the sums of ``δ δᵀ`` over
-        columns with even and with odd index, ``(2, members, m, m)``. The forward pass is made again
-        for each chunk: XLA's loops, which would spare it, make the gradient of a convolution 30
-        times slower on a CPU.
+        ``(parameters, batch, count, scale, key, first)`` returns for each family the sums of
+        ``δ δᵀ`` over columns with even and with odd index, ``(2, members, m, m)``. The forward pass
+        is made again for each chunk: XLA's loops, which would spare it, make the gradient of a
+        convolution 30 times slower on a CPU.
     """
 
-    def run(values: Any, leaves: Any, scale: Any, key: Any, first: Any) -> Any:
+    def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any) -> Any:
         tapped = tap(program, values, leaves, [family for family, _ in places])
-        root = loss_curvature(form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves))
+        root = _curvature(program, form, tapped, leaves, count, scale)
         column, n_columns = _columns(root, options, key, exact)
         rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
 
@@ -111,6 +111,15 @@ def output_sums(
         return [t if exact else t / options.draws for t in totals]
 
     return run
+
+
+def _curvature(
+    program: Program, form: OutputForm, tapped: Tapped, leaves: Any, count: Any, scale: Any
+) -> OutputCurvature:
+    """Return the curvature of a batch's loss, as the sum of its terms, in the outputs."""
+    return loss_curvature(
+        form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves), count
+    )
 
 
 def _rows(family: Family, samples: Samples, count: int) -> list[TapRows]:

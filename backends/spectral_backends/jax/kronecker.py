@@ -91,7 +91,8 @@ def _add(
         partial(output_sums, batch.program, places, form, options, chunk, exact=exact),
     )
     draw = jax.random.fold_in(jax.random.key(objective.seed), batch.index)
-    sent = [send(*arguments, terms.scale, draw, first) for first in range(0, n_columns, chunk)]
+    numbers = terms.count, terms.scale
+    sent = [send(*arguments, *numbers, draw, first) for first in range(0, n_columns, chunk)]
     for name, total in totals.items():
         layer = batch.program.layers[name]
         for index, (family, samples) in enumerate(places):

@@ -69,7 +69,9 @@ class JaxDraws:
         return jax.nn.one_hot(drawn, p.shape[-1], dtype=p.dtype)
 
 
-def loss_curvature(form: OutputForm, outputs: Array, loss_of: LossOf) -> OutputCurvature:
+def loss_curvature(
+    form: OutputForm, outputs: Array, loss_of: LossOf, count: Any = 1.0
+) -> OutputCurvature:
     """Return the curvature of a loss of a form at the outputs; may be traced.
 
     Parameters
@@ -80,8 +82,10 @@ def loss_curvature(form: OutputForm, outputs: Array, loss_of: LossOf) -> OutputC
         z, samples along its first axis.
     loss_of : callable
         The sum of the terms, of an array like z.
+    count : float or array
+        Their number, for the gradients of single ones.
     """
-    return output_curvature(form, _OutputLoss(outputs, loss_of))
+    return output_curvature(form, _OutputLoss(outputs, loss_of), count)
 
 
 def find_loss_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) -> OutputForm:

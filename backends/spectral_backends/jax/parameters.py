@@ -61,7 +61,10 @@ class Parameters:
         for name, value in zip(self.names, self.values, strict=True):
             _check_traced(name, value)
             if bad := int(np.sum(~np.isfinite(np.asarray(value)))):
-                raise InputError(f"params: {name!r} holds {bad} values that are not finite.")
+                raise InputError(
+                    f"params: {name!r} holds {bad} NaN or infinite values; load weights from "
+                    "before they diverged."
+                )
 
     def tree(self, values: list[Any]) -> Any:
         """Return the pytree with other values of the floating leaves."""

@@ -136,7 +136,7 @@ class ColumnPass:
         self._forward_work += counter.work
         if terms.count == 0:
             return terms
-        root = loss_curvature(outputs.detach(), loss_of, terms.scale, self._max_outputs)
+        root = loss_curvature(outputs.detach(), loss_of, terms, self._max_outputs)
         self._look_for_curvature(outputs, leaves)
         for name, reason in taps.untapped.items():
             self.totals[name].problem = reason

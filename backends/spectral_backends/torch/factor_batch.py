@@ -53,7 +53,7 @@ class FactorBatch:
         if terms.count == 0:
             return None
         curvature = loss_curvature(
-            outputs.detach(), loss_of, terms.scale, options.max_columns,
+            outputs.detach(), loss_of, terms, options.max_columns,
             convex=options.delta != "empirical",
         )  # fmt: skip
         return cls(outputs, curvature, capture.passages, terms)

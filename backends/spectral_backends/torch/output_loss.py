@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from spectral_backends.torch.loss_terms import LossTerms
 from spectral_core.errors import InputError
 from spectral_core.output_curvature import Fit, OutputCurvature, output_curvature
 from spectral_core.output_form import OutputForm, find_form
@@ -85,23 +86,23 @@ class TorchDraws:
 def loss_curvature(
     outputs: Tensor,
     loss_of: Callable[[Tensor], Tensor],
-    scale: float,
+    terms: LossTerms,
     max_outputs: int,
     *,
     convex: bool = True,
 ) -> OutputCurvature:
-    """Return the curvature of ``scale · loss_of(z)``, a sum over terms, at outputs without a graph.
+    """Return the curvature of ``loss_of``, as the sum of its terms, at outputs without a graph.
 
     `max_outputs`, `convex` and what is raised are as in `spectral_core.output_form.find_form`.
     """
-    loss = _OutputLoss(outputs, lambda z: scale * loss_of(z))
+    loss = _OutputLoss(outputs, lambda z: terms.scale * loss_of(z))
     tried: dict[OutputForm, OutputCurvature] = {}
 
     def fits(forms: Sequence[OutputForm]) -> Iterator[Fit]:
         for form in forms:
-            tried[form] = output_curvature(form, loss)
+            tried[form] = output_curvature(form, loss, terms.count)
             yield tried[form].fit()
 
     eps = torch.finfo(outputs.dtype).eps
     form = find_form(outputs.shape, eps, fits, max_outputs, convex=convex)
-    return tried[form] if form in tried else output_curvature(form, loss)
+    return tried[form] if form in tried else output_curvature(form, loss, terms.count)

@@ -212,7 +212,7 @@ REFUSED = {
         lambda: CurvatureProblem(good, {"a": W["a"] * np.nan, "b": W["b"]}), "'a' of shape.*NaN"
     ),
     "NaN in data": (
-        lambda: CurvatureProblem(good, W, [(X * np.nan, T)]), "first batch, of shape.*NaN"
+        lambda: CurvatureProblem(good, W, [(X * np.nan, T)]), "array of batch 0, of shape.*NaN"
     ),
     "no layer": (lambda: CurvatureProblem(good, {"a": np.ones(3)}), "none of"),
     "glob": (lambda: CurvatureProblem(good, W, matrices={"c*": "conv"}), "matches none"),

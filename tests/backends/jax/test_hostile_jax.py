@@ -34,7 +34,7 @@ PAIR, PARAMS, BATCHES = (forward, squared_error), {"w": W}, [(X, Y)]
         ({"params": {"w": np.ones((4, 3), int)}}, "params: .*no floating.*int64"),
         ({"params": {"w": np.ones(3)}}, "params: .*two or more axes"),
         ({"params": {"w": W + 1j}}, "params: 'w' is complex"),
-        ({"params": {"w": np.where(W > 0, np.nan, W)}}, "params: 'w' holds .* not finite"),
+        ({"params": {"w": np.where(W > 0, np.nan, W)}}, "params: 'w' holds .* NaN or infinite"),
         ({"batches": []}, "batches: it is empty"),
         ({"batches": iter(BATCHES)}, "exhausted.*list\\(batches\\)"),
         ({"batches": X}, "batches: an array was passed"),
