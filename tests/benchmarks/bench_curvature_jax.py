@@ -10,8 +10,9 @@ singular directions of each layer's gradient, for
 - matfree: one Lanczos step of ``decomp.tridiag_sym`` on ``jvp`` of ``grad``, for each direction
 
 each peer in one layer's weight, compiled for each layer, or in all parameters, compiled once. They
-are timed on evenly chosen layers and directions, and their times per direction, averaged over
-these layers, extrapolated to all. A peer that is not installed, or fails, is named.
+are timed on evenly chosen layers, with evenly chosen directions (our own engine, which shares work
+between them, with all), and their times per direction, averaged over these layers, extrapolated to
+all. A peer that is not installed, or fails, is named.
 
 Compiling is told apart: ratios of times are between medians of calls that compile nothing, ratios
 of first runs between what compiles and runs once (above 1: the peer is slower). Times are the
@@ -69,7 +70,7 @@ class Size:
     top_k: int = 20
     layers_for_each_timed: int = 4
     directions_timed: int = 3
-    repeats: int = 5
+    repeats: int = 3
     perceptron: int = 256
     perceptron_repeats: int = 20
 
@@ -322,68 +323,98 @@ if kfac_jax:
 if matfree:
     PEERS["matfree, one layer"] = in_one_weight(by_matfree)
 
+SHARING = ["ours, double-backward"]
+"""What does something once for all directions of a layer, so that all must be timed."""
+
 COMPILED_ONCE = [name for name in PEERS if "all parameters" in name]
 
 
 # Figures
 
 
-def started(peers: Mapping[str, Peer], tasks: Sequence[Task]) -> dict[str, list[tuple[Run, float]]]:
-    """Return each peer's runs with the seconds of their first calls; print what fails."""
-    able: dict[str, list[tuple[Run, float]]] = {}
-    for name, peer in peers.items():
+@dataclass(frozen=True)
+class Timed:
+    """A task of a peer, what runs it, and the seconds of its first call."""
+
+    task: Task
+    run: Run
+    first: float
+
+
+def tasks_of(case: Case, peer: str, size: Size) -> list[Task]:
+    """Return what a peer is timed on."""
+    tasks = []
+    for layer in evenly(case.layers, -(-len(case.layers) // size.layers_for_each_timed)):
+        everything = range(case.directions[layer][0].shape[1])
+        chosen = everything if peer in SHARING else evenly(everything, size.directions_timed)
+        tasks.append(Task(case, layer, list(chosen)))
+    return tasks
+
+
+def started(case: Case, size: Size) -> dict[str, list[Timed]]:
+    """Call every peer once; print which fail."""
+    able = {}
+    for name, peer in PEERS.items():
+        tasks = tasks_of(case, name, size)
         try:
-            able[name] = [(run, CPU_SECONDS(run)) for run in peer(tasks)]
+            able[name] = [
+                Timed(task, run, CPU_SECONDS(run))
+                for task, run in zip(tasks, peer(tasks), strict=True)
+            ]
         except Exception as error:  # a peer may be older than this JAX
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            print_figure("a peer on all layers", model=Case.name, peer=name, fails=reason)
+            print_figure("a peer on all layers", model=case.name, peer=name, fails=reason)
     return able
 
 
 def compare(case: Case, size: Size) -> None:
     """Compare all peers."""
-    layers = evenly(case.layers, -(-len(case.layers) // size.layers_for_each_timed))
-    tasks = [
-        Task(case, layer, evenly(range(case.directions[layer][0].shape[1]), size.directions_timed))
-        for layer in layers
-    ]
     first = CPU_SECONDS(case.ours)
-    peers = started(PEERS, tasks)
-    runs = {
-        f"{peer}: {task.layer}": run
-        for peer, calls in peers.items()
-        for task, (run, _) in zip(tasks, calls, strict=True)
-    }
+    peers = started(case, size)
+    runs = {label(peer, timed): timed.run for peer, each in peers.items() for timed in each}
     contenders = {"forward": case.run_forward, "ours": case.ours, **runs}
     times = interleaved(contenders, size.repeats, timer=CPU_SECONDS)
     found = case.ours()
     print_ours(case, found, times, first)
-    ours = statistics.median(times["ours"])
-    for peer, calls in peers.items():
-        again = [statistics.median(times[f"{peer}: {task.layer}"]) for task in tasks]
-        seconds = statistics.mean(
-            each / len(task.chosen) for each, task in zip(again, tasks, strict=True)
-        )
-        compiling = sum(start for _, start in calls) - sum(again)
-        if peer not in COMPILED_ONCE:
-            compiling *= len(case.layers) / len(layers)
-        whole = seconds * case.n_directions
-        print_figure(
-            "a peer on all layers",
-            model=case.name,
-            peer=peer,
-            layers_timed=len(layers),
-            directions_timed=sum(len(task.chosen) for task in tasks),
-            extrapolated_to_directions=case.n_directions,
-            forward_passes_per_direction=round(seconds / statistics.median(times["forward"]), 2),
-            seconds_extrapolated=round(whole, 1),
-            peer_time_over_ours=round(whole / ours, 1),
-            compile_seconds_extrapolated=round(compiling, 1),
-            first_run_over_ours=round((whole + compiling) / first, 1),
-            largest_relative_difference=max(
-                off(run(), task, found) for task, (run, _) in zip(tasks, calls, strict=True)
-            ),
-        )
+    for peer, each in peers.items():
+        print_peer(case, peer, each, found, times, first)
+
+
+def label(peer: str, timed: Timed) -> str:
+    """Name one run."""
+    return f"{peer}: {timed.task.layer}"
+
+
+def print_peer(
+    case: Case,
+    peer: str,
+    each: Sequence[Timed],
+    found: Mapping[str, LayerCurvature],
+    times: Mapping[str, list[float]],
+    first: float,
+) -> None:
+    """Print what a peer takes, extrapolated from its tasks, beside ours with its first call."""
+    counts = [len(timed.task.chosen) for timed in each]
+    again = [statistics.median(times[label(peer, timed)]) for timed in each]
+    seconds = statistics.mean(t / n for t, n in zip(again, counts, strict=True))
+    compiling = sum(timed.first for timed in each) - sum(again)
+    if peer not in COMPILED_ONCE:
+        compiling *= len(case.layers) / len(each)
+    whole = seconds * case.n_directions
+    print_figure(
+        "a peer on all layers",
+        model=case.name,
+        peer=peer,
+        layers_timed=len(each),
+        directions_timed=sum(counts),
+        extrapolated_to_directions=case.n_directions,
+        forward_passes_per_direction=round(seconds / statistics.median(times["forward"]), 2),
+        seconds_extrapolated=round(whole, 1),
+        peer_time_over_ours=round(whole / statistics.median(times["ours"]), 1),
+        compile_seconds_extrapolated=round(compiling, 1),
+        first_run_over_ours=round((whole + compiling) / first, 1),
+        largest_relative_difference=max(off(timed, found) for timed in each),
+    )
 
 
 def print_ours(
@@ -405,16 +436,17 @@ def print_ours(
         engines={engine: engines.count(engine) for engine in engines},
         forward_seconds=round(statistics.median(times["forward"]), 4),
         forward_passes_per_direction=round(ratio(times, "ours", "forward") / case.n_directions, 3),
+        counted_in_multiply_adds=round(found[case.layers[0]].certificate.cost, 3),
         seconds=round(statistics.median(times["ours"]), 2),
         first_call_seconds=round(first, 1),
         seconds_to_make_the_problem=round(case.seconds_to_make, 1),
     )
 
 
-def off(values: np.ndarray, task: Task, found: Mapping[str, LayerCurvature]) -> float:
+def off(timed: Timed, found: Mapping[str, LayerCurvature]) -> float:
     """Return the largest difference from ours over the layer's largest value."""
-    ours = np.asarray(found[task.layer].values)
-    return float(np.abs(values - ours[task.chosen]).max() / np.abs(ours).max())
+    ours = np.asarray(found[timed.task.layer].values)
+    return float(np.abs(timed.run() - ours[timed.task.chosen]).max() / np.abs(ours).max())
 
 
 def on_stored_network(size: Size) -> None:
