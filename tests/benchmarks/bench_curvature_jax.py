@@ -397,9 +397,10 @@ def print_peer(
     counts = [len(timed.task.chosen) for timed in each]
     again = [statistics.median(times[label(peer, timed)]) for timed in each]
     seconds = statistics.mean(t / n for t, n in zip(again, counts, strict=True))
-    compiling = sum(timed.first for timed in each) - sum(again)
-    if peer not in COMPILED_ONCE:
-        compiling *= len(case.layers) / len(each)
+    compiling = [timed.first - t for timed, t in zip(each, again, strict=True)]
+    compiled = (
+        compiling[0] if peer in COMPILED_ONCE else statistics.mean(compiling) * len(case.layers)
+    )
     whole = seconds * case.n_directions
     print_figure(
         "a peer on all layers",
@@ -411,8 +412,8 @@ def print_peer(
         forward_passes_per_direction=round(seconds / statistics.median(times["forward"]), 2),
         seconds_extrapolated=round(whole, 1),
         peer_time_over_ours=round(whole / statistics.median(times["ours"]), 1),
-        compile_seconds_extrapolated=round(compiling, 1),
-        first_run_over_ours=round((whole + compiling) / first, 1),
+        compile_seconds_extrapolated=round(compiled, 1),
+        first_run_over_ours=round((whole + compiled) / first, 1),
         largest_relative_difference=max(off(timed, found) for timed in each),
     )
 
