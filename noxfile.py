@@ -30,6 +30,8 @@ ORACLES = [
 EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
 # Libraries whose models the JAX backend is tested with.
 JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
+# Libraries that the JAX benchmark is held against. kfac-jax 0.0.8 runs with JAX up to 0.9.0.
+JAX_PEERS = ["kfac-jax>=0.0.8", "matfree>=0.6"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
@@ -207,7 +209,9 @@ def build(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `nox -s bench -- --quick` for small ones."""
     session.install(TORCH)
-    session.install("scipy", "tqdm", "einops", "opt-einsum", "safetensors", ".[torch,optax]")
+    session.install(
+        "scipy", "tqdm", "einops", "opt-einsum", "safetensors", *JAX_PEERS, ".[torch,optax]"
+    )
     session.install("--no-deps", *ORACLES, "pyhessian")
     for script in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)

@@ -47,8 +47,8 @@ class Certificate:
         Largest ``|<∂L, D_k> − σ_k| / σ_1``, with the derivative along ``D_k`` as the engine saw it:
         shows that no use of the weight was overlooked. NaN where it is not known.
     predicted_cost, cost : float
-        Per direction, in forward passes of the model: as planned, and as counted in multiply-adds
-        on the first batch. NaN where it is not known.
+        Per direction, in forward passes of the model: as planned, and as counted in multiply-adds,
+        on the first batch (PyTorch) or on all (JAX). NaN where it is not known.
     standard_error : ndarray of shape (K,), or None
         Of the curvatures, where they are Monte-Carlo estimates; of extrapolated differences the
         error estimate; None where they are exact.

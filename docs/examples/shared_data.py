@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import numpy.typing as npt
+
 DATA = Path(os.environ.get("SPECTRAL_DATA", "../shared/data"))
 
 
@@ -20,3 +23,15 @@ def reference_networks() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the ResNet's training
+
+
+def cifar10_test(count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return the first `count` test images ``(N, 3, 32, 32)``, normalised, and their labels."""
+    with np.load(DATA / "cifar10_test.npz") as stored:
+        images = stored["images"][:count].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        labels = stored["labels"][:count].astype(np.int64)
+    mean, std = (np.array(x, np.float32)[:, None, None] for x in (MEAN, STD))
+    return (images - mean) / std, labels

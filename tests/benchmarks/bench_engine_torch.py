@@ -19,7 +19,6 @@ Ratios are of median times per direction (above 1: the peer is slower), a peer's
 layers. Memory is the peak of all tensors made in one run of its own.
 """
 
-import importlib
 import statistics
 import sys
 import warnings
@@ -28,10 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from harness import Timer, arguments, interleaved, print_figure, ratio
+from harness import Timer, arguments, evenly, interleaved, peer_library, print_figure, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,21 +38,10 @@ from spectral_backends.torch import CurvatureProblem
 from spectral_backends.torch.allocation import AllocationPeak
 from spectral_core.certificate import Engine, LayerCurvature
 
-
-def peer_library(name: str) -> Any:
-    """Return a module, or None where it is not installed: a machine with a GPU may have none."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
 curvlinops, pyhessian = peer_library("curvlinops"), peer_library("pyhessian")
 hessian_eigenthings = peer_library("hessian_eigenthings")  # not on PyPI
 
 sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))  # they read the shared data
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -531,12 +518,6 @@ def direction_growth(size: Size) -> None:
         directions=[whole.n_directions, half.n_directions],
         time_over_half_the_directions=round(ratio(times, "whole", "half"), 3),
     )
-
-
-def evenly(items: Sequence[Item], number: int) -> list[Item]:
-    """Return at most so many items, evenly spread."""
-    number = min(number, len(items))
-    return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
 
 
 def task_of(case: Case, layer: str, most: int | None = None) -> Task:

@@ -5,10 +5,12 @@ import importlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 Run = Callable[[], object]
 Timer = Callable[[Run], float]
 
@@ -25,6 +27,20 @@ def arguments(description: str | None, device: bool = False) -> argparse.Namespa
         parser.add_argument("--figures", type=Path, help="add JSON lines to this file")
         parser.add_argument("--seconds", type=float, help="begin no section after this long")
     return parser.parse_args()
+
+
+def peer_library(name: str) -> Any:
+    """Return a module, or None where it is not installed: a machine with a GPU may have none."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def evenly(items: Sequence[Item], number: int) -> list[Item]:
+    """Return at most so many items, evenly spread."""
+    number = min(number, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
 
 
 def by_clock(clock: Callable[[], float] = time.perf_counter) -> Timer:

@@ -170,17 +170,20 @@ class CurvatureDriver:
         if not todo:
             return
         made = ColumnPass(self._objective, layers, self._directions, self._budget)
+        before = self._objective.work
         made.run(lambda n: self._tell(f"{len(layers)} layers, batch {n}"))
+        directions = sum(map(self._n_directions, layers))
+        cost = self._in_forward_passes(self._objective.work - before) / directions
         named = {layer.info.name: layer for layer in layers}
         flat = [name for name in todo if not self._curved.get(named[name].parameter)]
         shares = probe_second_order(self._objective, flat) if flat and self._kind != "ggn" else {}
-        cost = self._columns_cost() / sum(map(self._n_directions, layers))
+        predicted = self._columns_cost() / directions
         for name in todo:
             reason = self._why_wrong(named[name], made.totals[name], shares.get(name))
             if reason:
                 yield self._not_by_columns(name, reason, engine)
                 continue
-            yield self._finding(name, made.totals[name], shares.get(name), cost)
+            yield self._finding(name, made.totals[name], shares.get(name), predicted, cost)
 
     def _why_wrong(self, layer: Layer, total: ColumnTotals, share: float | None) -> str:
         if total.problem or layer.hidden:
@@ -197,7 +200,12 @@ class CurvatureDriver:
         return ""
 
     def _finding(
-        self, name: str, total: ColumnTotals, share: float | None, cost: float
+        self,
+        name: str,
+        total: ColumnTotals,
+        share: float | None,
+        predicted: float,
+        cost: float,
     ) -> LayerCurvature:
         count, dtype = self._objective.n_terms, self._objective.parameters.dtype
         values = jnp.asarray(total.ggn / count, dtype)
@@ -206,7 +214,8 @@ class CurvatureDriver:
             piecewise_linear=share is not None,
             second_order=float("nan") if share is None else share,
             tolerance=self._tolerance,
-            predicted_cost=cost,
+            predicted_cost=predicted,
+            cost=cost,
         )
         derivative = jnp.asarray(total.derivative / count, dtype)
         return LayerCurvature(name, values, certificate, values, derivative)
@@ -237,10 +246,12 @@ class CurvatureDriver:
             together=self._together,
         )  # fmt: skip
         made.run(wanted, self._tell)
+        shared = made.shared_work / sum(map(self._n_directions, self._layers))
         for name in wanted:
             total = made.totals[name]
             if not total.problem:
-                yield self._forward_finding(named[name], total, reasons[name])
+                work = shared + total.work / self._n_directions(named[name])
+                yield self._forward_finding(named[name], total, reasons[name], work)
             elif engine == "auto":
                 yield name, total.problem
             else:
@@ -253,7 +264,9 @@ class CurvatureDriver:
         saved = passes * self._work(layer)[0] * len(self._objective.terms)
         return saved > COMPILING.get(platform, COMPILING_ELSEWHERE)
 
-    def _forward_finding(self, layer: Layer, total: TangentTotals, reason: str) -> LayerCurvature:
+    def _forward_finding(
+        self, layer: Layer, total: TangentTotals, reason: str, work: float
+    ) -> LayerCurvature:
         count, dtype = self._objective.n_terms, self._objective.parameters.dtype
         told = self._objective.first().program.forward is not None
         h, ggn, derivative = (
@@ -268,6 +281,7 @@ class CurvatureDriver:
             reason=reason,
             second_order=second_order,
             predicted_cost=TANGENT_PRICE * behind / whole,
+            cost=self._in_forward_passes(work),
         )
         return LayerCurvature(layer.info.name, h, certificate, ggn if told else None, derivative)
 
@@ -276,12 +290,19 @@ class CurvatureDriver:
     def _alone(self, name: str, reason: str) -> Finding:
         """Differentiate the loss along each direction of one layer."""
         self._tell(name)
+        before = self._objective.work
         try:
             values = self._one_layer(name, *self._directions[name], self._kind)
         except LayerError as error:
             return error
-        certificate = Certificate(engine="double-backward", reason=reason)
+        work = (self._objective.work - before) / self._directions[name][0].shape[1]
+        cost = self._in_forward_passes(work)
+        certificate = Certificate(engine="double-backward", reason=reason, cost=cost)
         return LayerCurvature(name, values, certificate, values if self._kind == "ggn" else None)
+
+    def _in_forward_passes(self, work: float) -> float:
+        whole = self._objective.work_of_a_pass
+        return work / whole if whole else float("nan")
 
     def _n_directions(self, layer: Layer) -> int:
         return int(self._directions[layer.info.name][0].shape[1])

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from spectral_backends.jax.batches import Signature, common_length, flat_batch, halves, signature
-from spectral_backends.jax.compilation import compile_exactly
+from spectral_backends.jax.compilation import compile_exactly, exact_products
 from spectral_backends.jax.loss_terms import Reading, Reduction, count_terms, readings
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
+from spectral_backends.jax.work import multiply_adds
 from spectral_core.backend_checks import checked_count
 from spectral_core.errors import InputError, NonDeterministicError
 
@@ -76,6 +77,10 @@ class Objective:
         Of all batches.
     known : bool
         Whether the terms were read off the loss, or given.
+    work : float
+        Multiply-adds of all that was computed so far by functions of `compiled`.
+    work_of_a_pass : float
+        Those of one forward pass over all batches that have terms; set by `evaluate`.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Objective:
         self.loss = self.n_terms = 0.0
         self.terms: list[Terms] = []
         self.known = True
+        self.work = self.work_of_a_pass = 0.0
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield the batches, on the device."""
@@ -145,10 +151,25 @@ class Objective:
         return Batch(batch.index, key, program, leaves, batch.raw) if same else batch
 
     def compiled(self, key: Any, make: Callable[[], Compiled]) -> Compiled:
-        """Return a compiled function, made once for each key."""
+        """Return a compiled function, made once for each key, that adds to `work`."""
         if key not in self._compiled:
-            self._compiled[key] = compile_exactly(make())
+            self._compiled[key] = self._counted(jax.jit(make()))
         return self._compiled[key]
+
+    def _counted(self, run: Any) -> Compiled:
+        """Have a jitted function, which is called with arguments of one shape, add to `work`."""
+        each: float | None = None
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal each
+            with exact_products():
+                found = run(*arguments)
+                if each is None:
+                    each = multiply_adds(run.trace(*arguments).jaxpr)  # which JAX has kept
+            self.work += each
+            return found
+
+        return counted
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was made once for each key."""
@@ -177,6 +198,7 @@ class Objective:
                 raise InputError(f"batches: the loss of batch {batch.index} is {loss}; {_WHY}.")
             losses.append(loss if found.count else 0.0)
             terms.append(found)
+            self.work_of_a_pass += batch.program.work if found.count else 0.0
         self.terms, self.n_terms = terms, sum(each.count for each in terms)
         if self.n_terms == 0:
             raise InputError("batches: no term counts, their weights are zero; check the targets.")

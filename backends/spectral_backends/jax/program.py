@@ -13,6 +13,7 @@ from spectral_backends.jax.compilation import exact_products
 from spectral_backends.jax.discovery import Layer, find_layers
 from spectral_backends.jax.jaxpr_interpreter import evaluate
 from spectral_backends.jax.parameters import Parameters
+from spectral_backends.jax.work import multiply_adds
 from spectral_core.errors import InputError
 
 __all__ = ["Loss", "Program", "trace", "trace_loss"]
@@ -56,6 +57,12 @@ class Program:
         """Say whether the outputs are told, and are one array with an axis of samples."""
         avals = [] if self.forward is None else self.forward.out_avals
         return len(avals) == 1 and avals[0].ndim > 0
+
+    @cached_property
+    def work(self) -> float:
+        """Return the multiply-adds of a forward pass, the loss included."""
+        outputs = 0.0 if self.forward is None else multiply_adds(self.forward)
+        return outputs + multiply_adds(self.loss)
 
     @property
     def layers(self) -> dict[str, Layer]:

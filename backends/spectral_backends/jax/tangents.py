@@ -44,12 +44,15 @@ class TangentTotals:
         ``<∂l, D_k>``.
     problem : str
         Why there are none; empty if there are.
+    work : float
+        Multiply-adds, without the adjoints that all layers share.
     """
 
     values: npt.NDArray[np.float64]
     ggn: npt.NDArray[np.float64]
     derivative: npt.NDArray[np.float64]
     problem: str = ""
+    work: float = 0.0
 
 
 class TangentPass:
@@ -68,6 +71,11 @@ class TangentPass:
         Whether to add what the network itself bends: without it, `values` are those of `ggn`.
     together : callable
         ``together(batch, layer)`` is the number of directions that go together.
+
+    Attributes
+    ----------
+    shared_work : float
+        Multiply-adds of the adjoints.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class TangentPass:
         self._objective, self._directions = objective, directions
         self._names = [layer.info.name for layer in layers]
         self._bends, self._together = bends, together
+        self.shared_work = 0.0
         self._curved: dict[Any, dict[int, dict[Site, CurvedEquation]]] = {}
         self.totals = {}
         for name in self._names:
@@ -92,6 +101,7 @@ class TangentPass:
         """Go through the data once for some of the layers; `tell` hears what is being computed."""
         for batch, terms in self._objective.weighted():
             layers = [batch.program.layers[name] for name in self._names]
+            before = self._objective.work
             try:
                 curved = self._curved_of(batch, layers)
                 adjoints = self._adjoints(batch, curved)
@@ -99,6 +109,7 @@ class TangentPass:
                 for total in self.totals.values():
                     total.problem = total.problem or _sentence(error)
                 return
+            self.shared_work += self._objective.work - before
             for layer in layers:
                 total = self.totals[layer.info.name]
                 if layer.info.name in wanted and not total.problem:
@@ -121,11 +132,13 @@ class TangentPass:
             key, lambda: curvatures_forward(batch.program, layer, curved, chunk)
         )
         own = {site: adjoints[site] for site in curved}
+        before = self._objective.work
         try:
             found = run(self._objective.parameters.values, batch.leaves, layer.starts, u, v, own)
         except (TypeError, ValueError, NotImplementedError) as error:
             total.problem = _sentence(error)
             return
+        total.work += self._objective.work - before
         h, ggn, derivative = (scale * np.asarray(each, np.float64) for each in found)
         total.values += h
         total.ggn += ggn
