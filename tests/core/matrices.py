@@ -12,6 +12,17 @@ def with_spectrum(sigma, shape, seed=0):
     return (u * sigma) @ vh
 
 
+def orthonormal(rng, n):
+    """Return a random orthogonal matrix."""
+    return np.linalg.qr(rng.normal(size=(n, n)))[0]
+
+
+def covariance(rng, eigenvalues):
+    """Return a symmetric matrix of these eigenvalues with random eigenvectors."""
+    q = orthonormal(rng, len(eigenvalues))
+    return (q * eigenvalues) @ q.T
+
+
 def spectrum(kind, k, seed=0):
     """Return k singular values, descending."""
     if kind == "graded":
