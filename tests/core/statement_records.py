@@ -102,4 +102,6 @@ def place_of(item: pytest.Item) -> str:
     if isinstance(given.get("backend"), str):
         return f"{given['backend']}-float64"
     folders = set(item.path.relative_to(ROOT).parts)
-    return next((f"{name}-float64" for name in ("torch", "jax") if name in folders), "numpy-float64")
+    return next(
+        (f"{name}-float64" for name in ("torch", "jax") if name in folders), "numpy-float64"
+    )

@@ -197,9 +197,7 @@ class Network:
 
 
 @st.composite
-def networks(
-    draw, few=False, activations=ACTIVATIONS, losses=LOSSES, shared=False, samples=(2, 5)
-):
+def networks(draw, few=False, activations=ACTIVATIONS, losses=LOSSES, shared=False, samples=(2, 5)):
     """Random depth, widths, activation, loss and data; with `shared`, positions and convolutions."""
     if few:
         kinds = draw(st.sampled_from([("dense",), ("dense", "dense")]))
