@@ -242,7 +242,7 @@ def of_power_law(eps, s, k):
     return of_sums(eps, k + 1) + rounding.SLACK * 16 * eps * s * np.log(k + 1)
 
 
-@holds(s=st.floats(1.05, 8), k=st.sampled_from([1, 2, 7, 40]))
+@holds(s=st.floats(1.05, 8), k=lambda few: st.sampled_from([1, 7] if few else [1, 2, 7, 40]))
 def test_7_2_windows_grow_to_the_zeta_bound(xp, s, k):
     s = float(xp.precise(s))
     here, larger, limit = numbers(xp, xp.run(windows(k), xp.array(s)))
@@ -290,7 +290,7 @@ def exponentials(k):
     return lambda b: (sc.exponential_participation(b, k), sc.exponential_participation(b))
 
 
-@holds(b=st.floats(0.01, 3), k=st.sampled_from([1, 5, 60]))
+@holds(b=st.floats(0.01, 3), k=lambda few: st.sampled_from([5] if few else [1, 5, 60]))
 def test_7_4_exponential(xp, b, k):
     b = float(xp.precise(b))
     windowed, limit = numbers(xp, xp.run(exponentials(k), xp.array(b)))
@@ -306,7 +306,11 @@ def log_normal(k):
     return lambda a, b: (sc.log_normal_participation(a, b, k),)
 
 
-@holds(a=st.floats(-2, 2), b=st.floats(-2, 0), k=st.sampled_from([1, 5, 60]))
+@holds(
+    a=st.floats(-2, 2),
+    b=st.floats(-2, 0),
+    k=lambda few: st.sampled_from([5] if few else [1, 5, 60]),
+)
 def test_7_4_log_normal_in_rank(xp, a, b, k):
     a, b = float(xp.precise(a)), float(xp.precise(b))
     (found,) = numbers(xp, xp.run(log_normal(k), xp.array(a), xp.array(b)))
