@@ -31,6 +31,12 @@ EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
 # Libraries whose models the JAX backend is tested with.
 JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
 
+# Statements of the theory about networks, which the backends' own suites leave out.
+NETWORK_STATEMENTS = [
+    "tests/backends/arrays/test_network_properties.py",
+    "tests/backends/test_network_statements.py",
+]
+
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
 
@@ -56,7 +62,7 @@ def tests(session: nox.Session, backend: str) -> None:
         suites = ["tests"]
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
-        suites += ["tests/backends/jax", "tests/adapters/test_optax.py"]
+        suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
     elif backend == "cupy":
         session.install(*TEST, ".[cupy]")
     elif backend == "array-api-strict":
@@ -69,6 +75,27 @@ def tests(session: nox.Session, backend: str) -> None:
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
     session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs, env=env)
+
+
+@nox.session
+def properties(session: nox.Session) -> None:
+    """Run the tests of numbered statements and make docs/properties.md of what passed."""
+    session.install(TORCH)
+    session.install(*TEST, "array-api-strict>=2.3", ".[torch,jax]")
+    folder = Path(session.create_tmp()).resolve()
+    files = []
+    for library in ("numpy", "array-api-strict", "torch", "jax"):
+        suites = ["tests/core", *NETWORK_STATEMENTS]
+        if library in ("torch", "jax"):
+            suites.append(f"tests/backends/{library}")
+        if library == "torch":
+            suites.append("tests/backends/parity")
+        files.append(str(folder / f"{library}.jsonl"))
+        session.run(
+            "pytest", "-m", "statement", f"--namespaces={library}", f"--statements={files[-1]}",
+            *suites, *session.posargs, env={"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    session.run("python", "docs/make_properties.py", *files)
 
 
 @nox.session

@@ -6,11 +6,13 @@ JSON line there: the test, where it ran, and how many examples it held on. The p
 is made from those files by ``docs/make_properties.py``.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("", encoding="utf-8")
+        path.write_text(json.dumps({"versions": versions()}) + "\n", encoding="utf-8")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> object:
@@ -80,6 +82,15 @@ class Recorder:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return report
+
+
+def versions() -> dict[str, str]:
+    """Return those of the array libraries that are installed."""
+    found = {}
+    for name in ("numpy", "array-api-strict", "torch", "jax", "cupy-cuda12x"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def counted(item: pytest.Item, inner: Callable[..., object]) -> Callable[..., object]:

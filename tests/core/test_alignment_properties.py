@@ -132,7 +132,7 @@ def test_5_6_alpha_is_2_and_the_slope_of_the_full_alignment(xp, data):
 
 
 @given(seeds, sizes, st.floats(-20, 20).map(np.exp))
-def test_alignment_is_free_of_scale_and_basis(seed, shape, c):
+def test_5_1_alignment_is_free_of_scale_and_basis(seed, shape, c):
     rng = np.random.default_rng(seed)
     u, v, c_delta, c_a = setting(rng, *shape)
     p = orthonormal(rng, shape[0])
@@ -192,7 +192,7 @@ def test_5_1_which_sign_to_expect(seed, m):
     assert s.rho_delta[0] <= 1 + 1e-12
 
 
-def test_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
+def test_5_1_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 8))  # three samples: rank 3
     u, v = orthonormal(rng, 8)[:, :5], orthonormal(rng, 6)[:, :5]
@@ -203,7 +203,7 @@ def test_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
     assert d.alpha.n == 3 and d.alpha.n_dropped == 2
 
 
-def test_order_inside_a_tie_does_not_matter():
+def test_5_1_order_inside_a_tie_does_not_matter():
     """Any basis of a degenerate eigenspace gives the same ρ: it divides by the eigenvalue alone."""
     rng = np.random.default_rng(1)
     values = np.asarray([4.0, 2.0, 2.0, 2.0, 1.0, 0.5])

@@ -236,7 +236,7 @@ def test_9_6_shifts_reach_their_tolerance(alpha, damping, seed, tolerance):
 
 
 @given(alphas, st.floats(-7, 0).map(lambda x: 10.0**x), seeds)
-def test_auto_reaches_its_tolerance_in_float32(alpha, damping, seed):
+def test_9_6_auto_reaches_its_tolerance_in_float32(alpha, damping, seed):
     g = with_spectrum(np.geomspace(1, 1e-6, 12), (12, 15), seed).astype(np.float32)
     found = sc.precondition(g, alpha, damping)
     # "svd" answers where squaring would lose too much; what it rounds is σ by ε σ_max.
