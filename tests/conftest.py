@@ -69,7 +69,7 @@ class Namespace:
         """How many examples of a property take about a second."""
         if self.device == "cuda":
             return 15
-        return {"numpy": 100, "array-api-strict": 30, "torch": 50}.get(self.library, 15)
+        return {"numpy": 100, "array-api-strict": 30, "torch": 50}.get(self.library, 10)
 
     def precise(self, values: Any) -> Any:
         """Return in float64 what the dtype leaves of values."""

@@ -4,8 +4,11 @@ import functools
 import inspect
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis.strategies import SearchStrategy
+
+ALL = tuple(Phase)
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
 def holds(*, share=1.0, **drawn):
@@ -25,7 +28,12 @@ def holds(*, share=1.0, **drawn):
         def run(xp, record_property):
             count = 0
 
-            @settings(deadline=None, max_examples=max(2, int(share * xp.examples)))
+            @settings(
+                deadline=None,
+                max_examples=max(2, int(share * xp.examples)),
+                # To shrink an example that failed may compile for minutes.
+                phases=QUICK if xp.compiles else ALL,
+            )
             @given(**{
                 name: each if isinstance(each, SearchStrategy) else each(xp.compiles)
                 for name, each in drawn.items()

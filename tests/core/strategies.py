@@ -202,7 +202,7 @@ def networks(draw, few=False, activations=ACTIVATIONS, losses=LOSSES, shared=Fal
     if few:
         kinds = draw(st.sampled_from([("dense",), ("dense", "dense")]))
         widths = (4, *(5 for _ in kinds), 3)
-        count = draw(st.sampled_from(samples))
+        count = samples[1]
     else:
         kinds = draw(st.lists(st.just("dense"), max_size=3).map(tuple))
         widths = tuple(draw(st.integers(2, 6)) for _ in range(len(kinds) + 2))
