@@ -33,6 +33,12 @@ JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
 # Libraries that the JAX benchmark is held against. kfac-jax 0.0.8 runs with JAX up to 0.9.0.
 JAX_PEERS = ["kfac-jax>=0.0.8", "matfree>=0.6"]
 
+# Statements of the theory about networks, which the backends' own suites leave out.
+NETWORK_STATEMENTS = [
+    "tests/backends/arrays/test_network_properties.py",
+    "tests/backends/test_network_statements.py",
+]
+
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
 # Of Python, those at hand; of libraries: oldest, newest, and which tests are of them.
@@ -83,7 +89,7 @@ def tests(session: nox.Session, backend: str) -> None:
         suites = ["tests"]
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
-        suites += ["tests/backends/jax", "tests/adapters/test_optax.py"]
+        suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
     elif backend == "cupy":
         session.install(*TEST, ".[cupy]")
     elif backend == "array-api-strict":
@@ -110,6 +116,27 @@ def versions(session: nox.Session, library: str, age: str) -> None:
         env={"OMP_NUM_THREADS": "1"}, success_codes=[0, 1] if age == "pre" else [0],
     )  # fmt: skip
     session.run("python", "tests/versions.py", "table")
+
+
+@nox.session
+def properties(session: nox.Session) -> None:
+    """Run the tests of numbered statements and make docs/properties.md of what passed."""
+    session.install(TORCH)
+    session.install(*TEST, "array-api-strict>=2.3", ".[torch,jax]")
+    folder = Path(session.create_tmp()).resolve()
+    files = []
+    for library in ("numpy", "array-api-strict", "torch", "jax"):
+        suites = ["tests/core", *NETWORK_STATEMENTS]
+        if library in ("torch", "jax"):
+            suites.append(f"tests/backends/{library}")
+        if library == "torch":
+            suites.append("tests/backends/parity")
+        files.append(str(folder / f"{library}.jsonl"))
+        session.run(
+            "pytest", "-m", "statement", f"--namespaces={library}", f"--statements={files[-1]}",
+            *suites, *session.posargs, env={"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    session.run("python", "docs/make_properties.py", *files)
 
 
 @nox.session

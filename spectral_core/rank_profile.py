@@ -168,7 +168,8 @@ def _fit(
     floor = xp.where(level > 0, n_float * level**2, xp.zeros_like(level)) + tiny
     rss = xp.maximum(_dot(xp, residual, residual), floor)
     safe_n = xp.where(n > 0, n_float, xp.ones_like(n_float))
-    misfit = n_float * xp.log(rss / safe_n)
+    # Not the logarithm of the quotient: below the smallest normal number some libraries take 0.
+    misfit = n_float * (xp.log(rss) - xp.log(safe_n))
     named = {
         name: xp.where(enough, sign * value, nan)
         for name, value in zip(regressors, coefficients, strict=True)

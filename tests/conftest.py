@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest_plugins = ("statement_records",)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 LIBRARIES = ("numpy", "array-api-strict", "torch", "jax", "cupy")
@@ -20,6 +22,12 @@ VARIANTS = (
     ("jax", "x64"), ("jax", "x32"), ("jax", "jit"),
     ("cupy", "float64"),
 )  # fmt: skip
+# The precision that each lacks, where a statement of the theory is checked; see `properties.holds`.
+OTHER_PRECISIONS = (("array-api-strict", "float32"), ("jax", "jit-x32"), ("cupy", "float32"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_precisions: in float32 and float64 of every library")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,11 +57,33 @@ class Namespace:
 
     @property
     def dtype(self) -> type:
-        return np.float32 if self.variant in ("float32", "x32") else np.float64
+        return np.float32 if self.variant.endswith("32") else np.float64
+
+    @property
+    def compiles(self) -> bool:
+        """Whether each new shape costs a compilation."""
+        return self.library == "jax"
+
+    @property
+    def examples(self) -> int:
+        """How many examples of a property take about a second."""
+        if self.device == "cuda":
+            return 15
+        return {"numpy": 100, "array-api-strict": 30, "torch": 50}.get(self.library, 10)
+
+    def precise(self, values: Any) -> Any:
+        """Return in float64 what the dtype leaves of values."""
+        return np.asarray(values, dtype=self.dtype).astype(np.float64)
+
+    def integers(self, values: Any) -> Any:
+        """Convert whole numbers to an array of this namespace."""
+        return self._converted(np.array(values, dtype=np.int64))
 
     def array(self, values: Any) -> Any:
         """Convert to an array of this namespace."""
-        data = np.array(values, dtype=self.dtype)
+        return self._converted(np.array(values, dtype=self.dtype))
+
+    def _converted(self, data: Any) -> Any:
         if self.library == "numpy":
             data.flags.writeable = self.variant != "read-only"
             return data
@@ -76,7 +106,7 @@ class Namespace:
 
     def run(self, function: Any, *arrays: Any) -> Any:
         """Call, through ``jax.jit`` in that variant; the function returns arrays or tuples."""
-        if self.variant == "jit":
+        if self.variant.startswith("jit"):
             return importlib.import_module("jax").jit(function)(*arrays)
         return function(*arrays)
 
@@ -107,7 +137,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         asked = [n for n in metafunc.config.getoption("--namespaces").split(",") if n]
         if unknown := set(asked) - set(LIBRARIES):
             raise pytest.UsageError(f"--namespaces: unknown {sorted(unknown)}")
-        chosen = [v for v in VARIANTS if not asked or v[0] in asked]
+        both = metafunc.definition.get_closest_marker("both_precisions")
+        variants = [*VARIANTS, *(OTHER_PRECISIONS if both else ())]
+        chosen = [v for v in variants if not asked or v[0] in asked]
         metafunc.parametrize("xp", chosen, ids="-".join, indirect=True)
 
 
@@ -129,7 +161,7 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     elif namespace.library == "jax":
         jax = importlib.import_module("jax")
         before = jax.config.jax_enable_x64
-        jax.config.update("jax_enable_x64", namespace.variant != "x32")
+        jax.config.update("jax_enable_x64", not namespace.variant.endswith("x32"))
         yield namespace
         jax.config.update("jax_enable_x64", before)
     elif namespace.library == "torch":

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+import spectral_core as sc
+from spectral_core._gram import smallest_shift
+from spectral_core._method_choice import gram_rounding
+from spectral_core.extreme_value import largest_eigenvalue
+
+TOLERANCE = 2e-2  # that tests ask of method "shifts"
 SHAPES = {"square": (24, 24), "wide": (16, 40), "tall": (40, 16), "row": (1, 12), "column": (12, 1)}
 
 
@@ -10,6 +16,17 @@ def with_spectrum(sigma, shape, seed=0):
     rng = np.random.default_rng(seed)
     u, _, vh = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
     return (u * sigma) @ vh
+
+
+def orthonormal(rng, n):
+    """Return a random orthogonal matrix."""
+    return np.linalg.qr(rng.normal(size=(n, n)))[0]
+
+
+def covariance(rng, eigenvalues):
+    """Return a symmetric matrix of these eigenvalues with random eigenvectors."""
+    q = orthonormal(rng, len(eigenvalues))
+    return (q * eigenvalues) @ q.T
 
 
 def spectrum(kind, k, seed=0):
@@ -37,3 +54,26 @@ def oracle(gradient, alpha, damping=0.1, mode="spectral", zero=1e-14):
 def spectral_error(found, expected):
     """Return ``‖T̂ − T‖₂ / ‖T‖₂``."""
     return np.linalg.norm(found - expected, 2) / np.linalg.norm(expected, 2)
+
+
+def stated_error(method, alpha, damping, gradient, eps, floor=None):
+    """The bound in the docstring of `precondition`, of one matrix."""
+    k = min(gradient.shape)
+    if method == "svd":
+        # T moves by |T'| ε √k σ_max for singular values off by that; |T'| ≤ max(1, α) / δ, unless
+        # there is no damping and the slope is that of σ^(1−α) at the smallest one kept.
+        steep = max(1, alpha) / damping if damping else 1 / min_ratio(gradient) ** alpha
+        return 20 * np.sqrt(k) * eps * (1 + steep / sc.transfer_bound(alpha, damping))
+    if (method, alpha) == ("closed", 0.0):
+        return 20 * k * eps  # of the oracle
+    rounding = gram_rounding(alpha, damping, smallest_shift(k, eps), floor)
+    wide = gradient if gradient.shape[0] <= gradient.shape[1] else gradient.T
+    gram = wide @ wide.T / np.max(np.abs(gradient)) ** 2
+    top = float(largest_eigenvalue(np, gram)[0, 0]) / np.linalg.eigvalsh(gram)[-1]
+    lanczos = alpha / 2 * (1 - top) if method in ("closed", "shifts") else 0.0
+    return rounding + lanczos + (TOLERANCE if method == "shifts" else 0.0) + 20 * k * eps
+
+
+def min_ratio(gradient):
+    sigma = np.linalg.svd(np.asarray(gradient, dtype=np.float64), compute_uv=False)
+    return np.min(sigma[sigma > 1e-6 * sigma[0]]) / sigma[0]

@@ -1,29 +1,26 @@
-"""Theory 4-6 as properties, on NumPy."""
+"""Theory 5 and 6 as properties: those of section 5 in every namespace."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+import rounding
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from matrices import covariance, orthonormal
+from properties import holds
 from scipy import linalg
+from strategies import FactorPair, factor_pairs, seeds
 
 import spectral_core as sc
 from spectral_core.power_law import fit_power_law
 
-seeds = st.integers(0, 2**32 - 1)
 
-
-def orthogonal(rng, n):
-    return np.linalg.qr(rng.normal(size=(n, n)))[0]
-
-
-def covariance(rng, n, decay):
-    q = orthogonal(rng, n)
-    return (q * np.arange(1.0, n + 1) ** -decay) @ q.T
+def falling(rng, size, decay):
+    return covariance(rng, np.arange(1.0, size + 1) ** -decay)
 
 
 def setting(rng, m, n, k):
-    c_delta, c_a = covariance(rng, m, 1.5), covariance(rng, n, 0.7)
-    return orthogonal(rng, m)[:, :k], orthogonal(rng, n)[:, :k], c_delta, c_a
+    c_delta, c_a = falling(rng, m, 1.5), falling(rng, n, 0.7)
+    return orthonormal(rng, m)[:, :k], orthonormal(rng, n)[:, :k], c_delta, c_a
 
 
 sizes = st.tuples(st.integers(5, 12), st.integers(5, 12)).flatmap(
@@ -31,37 +28,146 @@ sizes = st.tuples(st.integers(5, 12), st.integers(5, 12)).flatmap(
 )
 
 
-@given(seeds, sizes)
-def test_5_2_kron_is_phi_lambda(seed, shape):
-    rng = np.random.default_rng(seed)
-    s = sc.spectral_alignment(*setting(rng, *shape))
-    np.testing.assert_allclose(s.kron, s.phi * s.lam, rtol=1e-12)
+def precise(xp, factors):
+    """The values that the namespace's dtype leaves."""
+    return FactorPair(*(xp.precise(a) for a in vars(factors).values()))
+
+
+def arrays(xp, factors, *spectra):
+    return [xp.array(a) for a in (*spectra, *vars(factors).values())]
+
+
+def align(u, v, c_delta, c_a):
+    s = sc.spectral_alignment(u, v, c_delta, c_a)
+    return s.kron, s.phi, s.lam, s.delta.quadratic, s.a.quadratic, s.delta.rank, s.a.rank
+
+
+@holds(factors=factor_pairs)
+def test_5_2_kron_is_phi_lambda(xp, factors):
+    factors = precise(xp, factors)
+    found = [xp.numpy(a).astype(float) for a in xp.run(align, *arrays(xp, factors))]
+    kron, phi, lam, *quadratic = found[:5]
+    k = factors.u.shape[1]
+    there = np.arange(k) < min(found[5], found[6])
+    # Two quotients and three products round.
+    np.testing.assert_allclose(kron[there], (phi * lam)[there], rtol=8 * xp.eps)
+    assert np.isnan(phi[~there]).all() and np.isfinite(kron).all()
+    for q, d, c in zip(
+        quadratic, (factors.u, factors.v), (factors.c_delta, factors.c_a), strict=True
+    ):
+        expected = np.einsum("mk,ml,lk->k", d, c, d)
+        assert np.all(np.abs(q - expected) <= rounding.of_quadratic_forms(xp.eps, d, c))
+
+
+NAMES = ("alpha", "beta", "phi", "kappa", "nu", "phi_delta", "phi_a", "full_alignment")
+
+
+def decompose(sigma, h, ggn, *factors):
+    s = sc.spectral_alignment(*factors)
+    d = sc.decompose_exponent(sigma, h, ggn, s)
+    return (*(getattr(d, name).exponent for name in NAMES), d.closure, d.chi, s.kron, s.lam,
+            s.rho_delta, s.rho_a, d.alpha.n)  # fmt: skip
+
+
+@st.composite
+def chains(draw, few=False):
+    """Factors, and σ, h and h^GGN along their directions, some of h negative."""
+    factors = draw(factor_pairs(few, kinds=("power-law", "tied")))
+    k = factors.u.shape[1]
+    rng = np.random.default_rng(draw(seeds))
+    sigma = np.sort(np.exp(2 * rng.normal(size=k)))[::-1] * (1 + 0.01 * np.arange(k, 0, -1))
+    h, ggn = np.exp(3 * rng.normal(size=(2, k)))
+    return factors, sigma, np.where(rng.random(k) < draw(st.floats(0, 0.3)), -h, h), ggn
+
+
+class Chain:
+    """A decomposition as found in a namespace, and what rounding may do to each slope."""
+
+    def __init__(self, xp, data):
+        factors, *spectra = data
+        self.factors = precise(xp, factors)
+        self.sigma, self.h, self.ggn = map(xp.precise, spectra)
+        found = xp.run(decompose, *arrays(xp, self.factors, self.sigma, self.h, self.ggn))
+        found = [xp.numpy(a).astype(float) for a in found]
+        self.slopes = dict(zip(NAMES, found, strict=False))
+        self.closure, self.chi, self.kron, self.lam, self.rho_delta, self.rho_a = found[8:14]
+        self.kept = self.h > 0
+        assert found[14] == self.kept.sum()
+        assume(self.kept.sum() >= 3)
+
+    def error(self, eps, *terms):
+        """Of a sum of slopes of these terms on σ, as they were found."""
+        kept = self.kept
+        return sum(rounding.of_slope(eps, self.sigma[kept], values[kept]) for values in terms)
+
+
+@holds(data=chains)
+def test_5_3_the_chain_is_exact(xp, data):
+    c = Chain(xp, data)
+    assert (np.isfinite(c.chi) == c.kept).all()
+    # χ = exp(log h − log h^Kron): the logarithms are off by 4 ε of themselves.
+    h, kron = c.h[c.kept], c.kron[c.kept]
+    error = rounding.SLACK * 4 * xp.eps * (2 + np.abs(np.log(h)) + np.abs(np.log(kron)))
+    assert np.all(np.abs(kron * c.chi[c.kept] / h - 1) <= error)
+    own = fit_power_law(c.sigma[c.kept], c.chi[c.kept]).exponent
+    total = c.slopes["kappa"] + c.slopes["nu"]
+    assert abs(total - own) <= 2 * c.error(xp.eps, c.h, c.ggn, c.kron)
+
+
+@holds(data=chains)
+def test_5_5_the_slopes_add_up(xp, data):
+    c = Chain(xp, data)
+    s = c.slopes
+    error = c.error(xp.eps, c.h, c.lam, c.rho_delta, c.rho_a, c.ggn, c.kron, c.ggn, c.h)
+    assert abs(s["alpha"] - s["beta"] - s["phi"] - s["kappa"] - s["nu"]) <= error
+    assert abs(c.closure) <= error
+    assert abs(s["phi_delta"] + s["phi_a"] - s["phi"]) <= 2 * c.error(xp.eps, c.rho_delta, c.rho_a)
+
+
+@holds(data=chains)
+def test_5_6_alpha_is_2_and_the_slope_of_the_full_alignment(xp, data):
+    c = Chain(xp, data)
+    error = 2 * c.error(xp.eps, c.h) + 2 * c.error(xp.eps, c.sigma)
+    assert abs(2 + c.slopes["full_alignment"] - c.slopes["alpha"]) <= error
 
 
 @given(seeds, sizes, st.floats(-20, 20).map(np.exp))
-def test_alignment_is_free_of_scale_and_basis(seed, shape, c):
+def test_5_1_alignment_is_free_of_scale_and_basis(seed, shape, c):
     rng = np.random.default_rng(seed)
     u, v, c_delta, c_a = setting(rng, *shape)
-    p = orthogonal(rng, shape[0])
+    p = orthonormal(rng, shape[0])
     base = sc.spectral_alignment(u, v, c_delta, c_a)
     moved = sc.spectral_alignment(p @ u, v, c * p @ c_delta @ p.T, c_a)
     np.testing.assert_allclose(moved.phi, base.phi, rtol=1e-8)
     np.testing.assert_allclose(moved.kron, c * base.kron, rtol=1e-8)
 
 
-@given(seeds, sizes)
-def test_5_7_perfect_alignment(seed, shape):
+@holds(factors=lambda few: factor_pairs(few, kinds=("power-law",)))
+def test_5_7_perfect_alignment(xp, factors):
     """Directions that are the eigenvectors give Φ = 1, and with h = h^Kron all of α is β."""
-    rng = np.random.default_rng(seed)
-    m, n, k = shape
-    c_delta, c_a = covariance(rng, m, 1.5), covariance(rng, n, 0.7)
-    u, v = (linalg.eigh(c)[1][:, ::-1][:, :k] for c in (c_delta, c_a))
-    s = sc.spectral_alignment(u, v, c_delta, c_a)
-    np.testing.assert_allclose(s.phi, 1, rtol=1e-10)
+    factors = precise(xp, factors)
+    k = factors.u.shape[1]
+    relative = 0.0
+    u, v = (np.linalg.eigh(c)[1][:, ::-1][:, :k] for c in (factors.c_delta, factors.c_a))
+    factors = precise(xp, FactorPair(u, v, factors.c_delta, factors.c_a))
+    for d, c in ((factors.u, factors.c_delta), (factors.v, factors.c_a)):
+        values = np.linalg.eigvalsh(c)[::-1][:k]
+        # Directions are rounded: a form moves by 2 ε √m ‖C‖ for that, at most.
+        off = rounding.of_quadratic_forms(xp.eps, d, c) + rounding.of_eigenvalues(xp.eps, c)
+        off = off + 2 * np.sqrt(len(c)) * xp.eps * values[0]
+        relative = relative + off / values
+    kron, phi, lam, *_ = (xp.numpy(a).astype(float) for a in xp.run(align, *arrays(xp, factors)))
+    assert np.all(np.abs(phi - 1) <= relative)
     # independent factors: σ² = Λ
-    d = sc.decompose_exponent(np.sqrt(s.lam), s.kron, s.kron, s)
+    sigma = xp.precise(np.sqrt(lam))
+    found = xp.run(decompose, *arrays(xp, factors, sigma, kron, kron))
+    slopes = {name: float(xp.numpy(a)) for name, a in zip(NAMES, found, strict=False)}
+    # log h^Kron is off by what Φ is from 1, and each logarithm by its rounding.
+    _, x = rounding.centred(sigma)
+    error = np.linalg.norm(relative) / np.linalg.norm(x)
+    error += rounding.of_slope(xp.eps, sigma, kron) + rounding.of_slope(xp.eps, sigma, lam)
     for term, value in (("alpha", 2), ("beta", 2), ("phi", 0), ("kappa", 0), ("nu", 0)):
-        assert abs(getattr(d, term).exponent - value) < 1e-8
+        assert abs(slopes[term] - value) <= error
 
 
 def test_only_the_symmetric_part_counts():
@@ -78,7 +184,7 @@ def test_5_1_which_sign_to_expect(seed, m):
     """Ky Fan: ρ_1 ≤ 1, and so for sums; Hadamard: over a complete basis the ρ multiply to ≥ 1."""
     rng = np.random.default_rng(seed)
     s = sc.spectral_alignment(
-        orthogonal(rng, m), orthogonal(rng, m), covariance(rng, m, 1.5), np.eye(m)
+        orthonormal(rng, m), orthonormal(rng, m), falling(rng, m, 1.5), np.eye(m)
     )
     sums = np.cumsum(s.delta.quadratic), np.cumsum(s.delta.eigenvalues)
     assert np.all(sums[0] <= sums[1] * (1 + 1e-12))
@@ -86,30 +192,10 @@ def test_5_1_which_sign_to_expect(seed, m):
     assert s.rho_delta[0] <= 1 + 1e-12
 
 
-@given(seeds, sizes)
-def test_5_5_and_5_6_close(seed, shape):
-    rng = np.random.default_rng(seed)
-    k = shape[2]
-    sigma = np.sort(np.exp(2 * rng.normal(size=k)))[::-1]
-    h, ggn = np.exp(3 * rng.normal(size=(2, k)))
-    h = np.where(rng.random(k) < 0.1, -h, h)
-    d = sc.decompose_exponent(sigma, h, ggn, sc.spectral_alignment(*setting(rng, *shape)))
-    if d.alpha.reason:
-        assert d.alpha.n < 3
-        return
-    terms = [d.beta.exponent, d.phi.exponent, d.kappa.exponent, d.nu.exponent]
-    scale = 1 + sum(map(abs, terms)) + abs(d.alpha.exponent)
-    assert abs(d.closure) < 1e-12 * scale * (1 + 1 / np.var(np.log(sigma)))
-    assert abs(d.phi_delta.exponent + d.phi_a.exponent - d.phi.exponent) < 1e-9 * scale
-    assert abs(2 + d.full_alignment.exponent - d.alpha.exponent) < 1e-9 * scale
-    kept = h > 0
-    np.testing.assert_array_equal(np.isfinite(d.chi), kept)
-
-
-def test_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
+def test_5_1_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 8))  # three samples: rank 3
-    u, v = orthogonal(rng, 8)[:, :5], orthogonal(rng, 6)[:, :5]
+    u, v = orthonormal(rng, 8)[:, :5], orthonormal(rng, 6)[:, :5]
     s = sc.spectral_alignment(u, v, x.T @ x, np.eye(6))
     assert s.delta.rank == 3 and np.isnan(s.rho_delta[3:]).all() and np.isfinite(s.kron).all()
     assert s.a.tied.all() and s.a.condition == 1 and not s.delta.tied[:3].any()
@@ -117,12 +203,12 @@ def test_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
     assert d.alpha.n == 3 and d.alpha.n_dropped == 2
 
 
-def test_order_inside_a_tie_does_not_matter():
+def test_5_1_order_inside_a_tie_does_not_matter():
     """Any basis of a degenerate eigenspace gives the same ρ: it divides by the eigenvalue alone."""
     rng = np.random.default_rng(1)
     values = np.asarray([4.0, 2.0, 2.0, 2.0, 1.0, 0.5])
-    q, turn = orthogonal(rng, 6), linalg.block_diag(1, orthogonal(rng, 3), 1, 1)
-    u, v = orthogonal(rng, 6)[:, :4], orthogonal(rng, 6)[:, :4]
+    q, turn = orthonormal(rng, 6), linalg.block_diag(1, orthonormal(rng, 3), 1, 1)
+    u, v = orthonormal(rng, 6)[:, :4], orthonormal(rng, 6)[:, :4]
     one, other = (sc.spectral_alignment(u, v, (b * values) @ b.T, np.eye(6)) for b in (q, q @ turn))
     np.testing.assert_allclose(one.rho_delta, other.rho_delta, rtol=1e-12)
     np.testing.assert_array_equal(one.delta.tied, [False, True, True, True])

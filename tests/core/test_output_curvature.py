@@ -129,7 +129,7 @@ LOGITS = {
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_columns_make_the_hessian_of_a_cross_entropy(xp, name):
+def test_4_4_columns_make_the_hessian_of_a_cross_entropy(xp, name):
     logits = np.asarray(LOGITS[name], float)
     given = loss(xp, logits, cross_entropy(1, np.ones((len(logits), 1)).tolist()))
     form = form_of(given, xp)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import spectral_core as sc
@@ -56,39 +56,6 @@ def test_extreme_scales_neither_overflow_nor_underflow(xp, scale, alpha):
             expected = float(exact(s, alpha, d))
             if 1e-36 < expected < 1e38:
                 assert abs(float(value) - expected) <= 600 * xp.eps * expected
-
-
-@given(alphas, dampings, st.floats(-3, 3).map(lambda x: 10.0**x))
-def test_9_5_the_bound_holds_and_is_attained(alpha, damping, sigma_max):
-    for mode in ("spectral", "absolute"):
-        bound = sc.transfer_bound(alpha, damping, damping_mode=mode, sigma_max=sigma_max)
-        grid = np.geomspace(1e-7, 1, 20001) * sigma_max
-        values = sc.transfer(grid, alpha, damping, damping_mode=mode)
-        assert np.max(values) <= bound * (1 + 1e-10)
-        assert np.max(values) >= bound * (1 - 1e-4)
-
-
-@given(st.floats(1.01, 4), st.floats(-6, -2.1).map(lambda x: 10.0**x))
-def test_9_5_closed_form(alpha, damping):
-    if damping < alpha - 1:
-        formula = (alpha - 1) ** (1 - 1 / alpha) / alpha * damping ** (1 / alpha - 1)
-        assert sc.transfer_bound(alpha, damping) == pytest.approx(formula, rel=1e-12)
-    assert sc.transfer_bound(2.0, damping) == pytest.approx(0.5 / np.sqrt(damping), rel=1e-12)
-    assert sc.transfer_bound(alpha, 10.0) == pytest.approx(1 / 11, rel=1e-12)  # beyond σ_max
-
-
-@given(alphas, dampings, st.floats(-6, 6).map(lambda x: 10.0**x))
-def test_9_4_scale_law(alpha, damping, c):
-    sigma = np.asarray([1.0, 0.2, 1e-4, 0.0])
-    absolute = sc.transfer(c * sigma, alpha, damping, damping_mode="absolute")
-    other = c ** (1 - alpha) * sc.transfer(
-        sigma, alpha, damping / c**alpha, damping_mode="absolute"
-    )
-    np.testing.assert_allclose(absolute, other, rtol=1e-11)
-    spectral = sc.transfer(c * sigma, alpha, damping)
-    np.testing.assert_allclose(
-        spectral, c ** (1 - alpha) * sc.transfer(sigma, alpha, damping), rtol=1e-11
-    )
 
 
 def test_without_damping(xp):

@@ -75,6 +75,8 @@ def conv_rows(params: Mapping[str, Any], kernel: tuple[int, ...], groups: int) -
         key: params[key]
         for key in ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
     }
+    if isinstance(same["precision"], tuple):  # of both operands; patches take one for the first
+        same["precision"] = max(same["precision"], key=lambda precision: precision.value)
     # Channels last, as rows have them: what lies so already is not moved, column by column.
     space = tuple(range(1, len(kernel) - 1))
     last = len(space) + 1

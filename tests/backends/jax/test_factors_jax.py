@@ -70,7 +70,7 @@ def targets_of(kind):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_output_factor_of_a_head_is_the_mean_hessian_in_its_outputs(name):
+def test_4_4_output_factor_of_a_head_is_the_mean_hessian_in_its_outputs(name):
     loss, kind, count = LOSSES[name]
     new, y = Numbers(1), targets_of(kind)
     params, x = perceptron_params(new), 3 * new(8, 5)

@@ -44,7 +44,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("size", [9, 2])
 @pytest.mark.parametrize("name", LOSSES)
-def test_output_factor_of_a_head_is_the_mean_hessian_in_its_outputs(name, size):
+def test_4_4_output_factor_of_a_head_is_the_mean_hessian_in_its_outputs(name, size):
     torch.manual_seed(0)
     loss, make = LOSSES[name]
     model, x, y = mlp(5, 6, 4), 3 * random(9, 5), make()
@@ -102,7 +102,7 @@ def test_5_4_without_sharing_from_raw_per_sample_gradients(layer, name, size):
     close(problem.curvatures(layer, u, v, "ggn"), torch.from_numpy((ggn**2).sum((0, 1)) / terms))
 
 
-def test_one_sample_without_sharing_is_exact():
+def test_4_5_one_sample_without_sharing_is_exact():
     torch.manual_seed(0)
     problem = CurvatureProblem(
         mlp(5, 6, 7, 4), F.cross_entropy, [(random(1, 5), torch.tensor([2]))]
@@ -125,7 +125,7 @@ def test_linear_network_with_squared_error_has_no_residual():
 
 
 @pytest.mark.parametrize(("sharing", "pooled"), [("expand", False), ("reduce", True)])
-def test_sharing_is_exact_where_it_must_be(sharing, pooled):
+def test_4_3_sharing_is_exact_where_it_must_be(sharing, pooled):
     """Deep linear networks (Eschenhagen et al. 2023): a loss per position, or one of their mean."""
     torch.manual_seed(0)
     x, y = random(8, 6, 4), random(8, 3) if pooled else random(8, 6, 3)

@@ -27,7 +27,7 @@ from spectral_backends.torch import CurvatureProblem
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tangents_against_dense_second_derivatives(name):
+def test_5_9_tangents_against_dense_second_derivatives(name):
     torch.manual_seed(0)
     case = CASES[name]()
     expected = expected_of(case)
@@ -43,7 +43,7 @@ def test_tangents_against_dense_second_derivatives(name):
 
 
 @pytest.mark.parametrize("name", PIECEWISE)
-def test_columns_are_the_hessian_of_a_piecewise_linear_network(name):
+def test_5_8_columns_are_the_hessian_of_a_piecewise_linear_network(name):
     torch.manual_seed(1)
     problem, expected = check_case(PIECEWISE[name](), ("columns", "auto"))
     for found in by_engine(problem, given_by(expected), engine="columns").values():

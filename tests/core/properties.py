@@ -1,0 +1,64 @@
+"""Properties in every namespace: hypothesis draws the data, the fixture `xp` says where they go."""
+
+import functools
+import inspect
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+
+ALL = tuple(Phase)
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
+def holds(*, share=1.0, **drawn):
+    """Let hypothesis draw the keyword arguments of ``test(xp, …)``, in every namespace.
+
+    Parameters
+    ----------
+    share : float
+        Of the namespace's number of examples: less than 1 for a property that takes long.
+    **drawn
+        By argument, a strategy, or a function that returns one given whether arrays are compiled
+        by shape, so that shapes should be few.
+    """
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run(xp, record_property):
+            count = 0
+
+            @settings(
+                deadline=None,
+                max_examples=max(2, int(share * xp.examples)),
+                # To shrink an example that failed may compile for minutes.
+                phases=QUICK if xp.compiles else ALL,
+            )
+            @given(**{
+                name: each if isinstance(each, SearchStrategy) else each(xp.compiles)
+                for name, each in drawn.items()
+            })  # fmt: skip
+            @named_after(test)
+            def check(**values):
+                nonlocal count
+                count += 1
+                test(xp, **values)
+
+            check()
+            record_property("examples", count)
+
+        own = inspect.signature(lambda xp, record_property: None)
+        run.__signature__ = own
+        return pytest.mark.both_precisions(run)
+
+    return decorate
+
+
+def named_after(test):
+    """Give a function the name of another: hypothesis keeps examples that failed by name."""
+
+    def rename(function):
+        function.__name__, function.__qualname__ = test.__name__, test.__qualname__
+        return function
+
+    return rename
