@@ -1,0 +1,207 @@
+"""How work lies on many devices: read off the shardings of parameters and batches.
+
+Samples stay where they are. The axes of the mesh that split the first sharded axis of a batch are
+its *sample axes*; everything else that is computed lies on all devices. Parameters are copied along
+the sample axes, where each device needs them whole for its own samples, and stay split along
+others, as for tensor parallelism. jit does the rest: it keeps samples apart and adds their sums up,
+as long as it is told where the samples of what has no other origin belong (`split_samples`), and
+except for the operations in `sample_shares`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spectral_backends.jax.batches import common_length
+
+__all__ = ["Placement", "ambient", "find_placement", "split_samples", "traced_under"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Devices, and which axes of their mesh split the samples.
+
+    Parameters
+    ----------
+    mesh : Mesh
+        Of all devices; its axes are of type Auto, so that jit places what is computed.
+    samples : tuple of str
+        Axes that split samples; empty where only parameters are sharded.
+    """
+
+    mesh: Mesh
+    samples: tuple[str, ...]
+
+    @property
+    def shares(self) -> int:
+        """Return the number of shares that samples are split into."""
+        return prod(self.mesh.shape[axis] for axis in self.samples)
+
+    @property
+    def split(self) -> NamedSharding:
+        """Return the sharding of arrays with samples along their first axis."""
+        return NamedSharding(self.mesh, PartitionSpec(self.samples))
+
+    def everywhere(self, array: jax.Array) -> jax.Array:
+        """Copy an array to all devices."""
+        found: jax.Array = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
+        return found
+
+    def on_one(self, array: jax.Array) -> jax.Array:
+        """Bring an array, which must not grow with the samples, to the first device."""
+        found: jax.Array = jax.device_put(array, self.mesh.devices.flat[0])
+        return found
+
+    def weights(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return parameters on the mesh, whole along the sample axes."""
+        return [self._on_mesh(value, without=self.samples) for value in values]
+
+    def batch(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return a batch on the mesh; arrays beside sharded ones are split like them."""
+        lengths = [leaf.shape[0] for leaf in leaves if _first_axes(leaf)[0] == 0]
+        length = lengths[0] if lengths else common_length(leaves)
+        return [
+            jax.device_put(leaf, self.split)
+            if leaf.ndim and leaf.shape[0] == length and self.divides(length)
+            else self._on_mesh(leaf)
+            for leaf in leaves
+        ]
+
+    def divides(self, length: int) -> bool:
+        """Say whether an axis of samples can be split."""
+        return self.shares > 1 and length % self.shares == 0
+
+    def halves(self, arrays: Sequence[jax.Array]) -> list[list[jax.Array]]:
+        """Cut arrays in two where samples lie on different devices: nothing is moved.
+
+        What is not split by samples is in both halves.
+        """
+        axis = next(a for a in self.samples if self.mesh.shape[a] > 1)
+        place = self.mesh.axis_names.index(axis)
+        devices = np.split(self.mesh.devices, [self.mesh.shape[axis] // 2], axis=place)
+        return [
+            [_part(array, Mesh(own, self.mesh.axis_names), axis) for array in arrays]
+            for own in devices
+        ]
+
+    def first_samples(self, array: jax.Array, count: int) -> jax.Array:
+        """Return the first samples, on all devices."""
+        if not _first_axes(array)[1]:
+            return array[:count]
+        shares = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        parts = [share[:count] for _, share in sorted(shares.items())[:count]]
+        return self.everywhere(jnp.concatenate([self.on_one(part) for part in parts])[:count])
+
+    def _on_mesh(self, array: jax.Array, without: Sequence[str] = ()) -> jax.Array:
+        """Keep an array's sharding but for some axes; copy one of other devices to all."""
+        own = array.sharding
+        if not isinstance(own, NamedSharding) or not np.array_equal(
+            own.mesh.devices.flat, self.mesh.devices.flat
+        ):
+            return self.everywhere(array)
+        if not without or own.mesh.axis_names == self.mesh.axis_names:
+            spec = PartitionSpec(*(_left(entry, without) for entry in own.spec))
+        else:  # axes of another mesh of the same devices
+            spec = PartitionSpec()
+        found: jax.Array = jax.device_put(array, NamedSharding(_auto(own.mesh), spec))
+        return found
+
+
+def find_placement(
+    leaves: Sequence[jax.Array], values: Sequence[jax.Array]
+) -> Placement | None:
+    """Read the placement off a batch and the parameters; None where nothing is sharded."""
+    split = [leaf for leaf in leaves if _first_axes(leaf)[1]]
+    if split:
+        return Placement(_auto(split[0].sharding.mesh), _first_axes(split[0])[1])  # type: ignore[union-attr]
+    for array in [*values, *leaves]:
+        if isinstance(array.sharding, NamedSharding) and array.sharding.num_devices > 1:
+            return Placement(_auto(array.sharding.mesh), ())
+    return None
+
+
+_AMBIENT: ContextVar[Placement | None] = ContextVar("placement", default=None)
+
+
+def ambient() -> Placement | None:
+    """Return the placement of what is being traced, as JAX has an ambient mesh."""
+    return _AMBIENT.get()
+
+
+def traced_under(placement: Placement | None, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, with a placement about it whenever it is traced."""
+
+    def run(*arguments: Any) -> Any:
+        with _under(placement):
+            return function(*arguments)
+
+    return run
+
+
+def split_samples(array: Any) -> Any:
+    """Say that the first axis counts samples, which stay on their devices; may be traced."""
+    placement = ambient()
+    if placement is None or not array.ndim or not placement.divides(array.shape[0]):
+        return array
+    rest = [PartitionSpec.UNCONSTRAINED] * (array.ndim - 1)
+    spec = PartitionSpec(placement.samples, *rest)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(placement.mesh, spec))
+
+
+@contextmanager
+def _under(placement: Placement | None) -> Iterator[None]:
+    token = _AMBIENT.set(placement)
+    try:
+        yield
+    finally:
+        _AMBIENT.reset(token)
+
+
+def _first_axes(array: jax.Array) -> tuple[int, tuple[str, ...]]:
+    """Return the first axis of an array that is split, and the axes of the mesh that split it."""
+    sharding = array.sharding
+    if isinstance(sharding, NamedSharding):
+        for place, entry in enumerate(sharding.spec):
+            axes = tuple(a for a in _names(entry) if sharding.mesh.shape[a] > 1)
+            if axes:
+                return place, axes
+    return -1, ()
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """Return the axes of the mesh in one entry of a specification."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _left(entry: Any, without: Sequence[str]) -> tuple[str, ...]:
+    return tuple(axis for axis in _names(entry) if axis not in without)
+
+
+def _auto(mesh: Any) -> Mesh:
+    """Return the mesh with axes of type Auto, whatever they were."""
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _part(array: jax.Array, mesh: Mesh, axis: str) -> jax.Array:
+    """Return what lies on a part of the mesh, cut along one of its axes."""
+    sharding = array.sharding
+    assert isinstance(sharding, NamedSharding)
+    own = NamedSharding(mesh, sharding.spec)
+    cut = [axis in _names(entry) for entry in sharding.spec]
+    shape = tuple(
+        n * mesh.shape[axis] // sharding.mesh.shape[axis] if i < len(cut) and cut[i] else n
+        for i, n in enumerate(array.shape)
+    )
+    devices = set(mesh.devices.flat)
+    shards = [shard.data for shard in array.addressable_shards if shard.device in devices]
+    return jax.make_array_from_single_device_arrays(shape, own, shards)
