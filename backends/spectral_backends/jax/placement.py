@@ -115,9 +115,7 @@ class Placement:
         return found
 
 
-def find_placement(
-    leaves: Sequence[jax.Array], values: Sequence[jax.Array]
-) -> Placement | None:
+def find_placement(leaves: Sequence[jax.Array], values: Sequence[jax.Array]) -> Placement | None:
     """Read the placement off a batch and the parameters; None where nothing is sharded."""
     split = [leaf for leaf in leaves if _first_axes(leaf)[1]]
     if split:

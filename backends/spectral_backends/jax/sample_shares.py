@@ -8,7 +8,7 @@ joins directions and samples to one axis; the derivatives of a maximum over wind
 left as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec
 
 from spectral_backends.jax.placement import Placement, ambient
 
-__all__ = ["in_shares", "is_in_shares"]
+__all__ = ["in_shares", "is_in_shares", "on_own_samples"]
 
-Run = Callable[..., list[Any]]
+Run = Callable[..., Any]
 
 
 def is_in_shares(equation: JaxprEqn) -> bool:
@@ -29,28 +29,42 @@ def is_in_shares(equation: JaxprEqn) -> bool:
 
 
 def in_shares(equation: JaxprEqn, run: Run) -> Run:
-    """Return what computes an equation: `run`, by each device for its own samples where need be.
+    """Return what computes an equation: `run`, by each device for its own samples where need be."""
+    placement = ambient()
+    axes = None if placement is None else _axes(equation, placement)
+    return run if axes is None else on_own_samples(run, *axes)
+
+
+def on_own_samples(run: Run, taken: int = 0, given: int = 0) -> Run:
+    """Let each device compute a function of its own samples, where they are split.
 
     Parameters
     ----------
-    equation : JaxprEqn
-        Whose first operand and results hold the samples, others belong to all.
     run : callable
-        Of its operands: the list of its results.
+        Of arrays: the first holds samples along its axis `taken`, the others belong to all. Its
+        results hold them along their axis `given`.
+    taken, given : int
+        Axes.
     """
     placement = ambient()
-    axes = None if placement is None else _axes(equation, placement)
-    if placement is None or axes is None:
-        return run
-    taken, given = (_split(placement, axis) for axis in axes)
-    return jax.shard_map(
-        run,
-        mesh=placement.mesh,
-        in_specs=(taken, *[PartitionSpec()] * (len(equation.invars) - 1)),
-        out_specs=[given] * len(equation.outvars),
-        axis_names=set(placement.samples),
-        check_vma=False,
-    )
+
+    def split(axis: int) -> PartitionSpec:
+        assert placement is not None
+        return PartitionSpec(*[None] * axis, placement.samples)
+
+    def run_split(first: Any, *others: Any) -> Any:
+        if placement is None or not placement.divides(first.shape[taken]):
+            return run(first, *others)
+        return jax.shard_map(
+            run,
+            mesh=placement.mesh,
+            in_specs=(split(taken), *[PartitionSpec()] * len(others)),
+            out_specs=split(given),
+            axis_names=set(placement.samples),
+            check_vma=False,
+        )(first, *others)
+
+    return run_split
 
 
 def _axes(equation: JaxprEqn, placement: Placement) -> tuple[int, int] | None:
@@ -76,10 +90,6 @@ def _of_window(equation: JaxprEqn) -> tuple[int, int] | None:
 def _of_last_axes(equation: JaxprEqn) -> tuple[int, int] | None:
     aval: Any = equation.invars[0].aval
     return (0, 0) if aval.ndim > len(equation.params.get("fft_lengths", (1,))) else None
-
-
-def _split(placement: Placement, axis: int) -> PartitionSpec:
-    return PartitionSpec(*[None] * axis, placement.samples)
 
 
 _FIND: dict[str, Callable[[JaxprEqn], tuple[int, int] | None]] = {
