@@ -309,12 +309,12 @@ class Objective:
 
         Its seeds are cut too, unless they are the parameters.
         """
-        cut = leaves if whole_seeds else [*seeds, *leaves]
+        whole, cut = (seeds, leaves) if whole_seeds else ([], [*seeds, *leaves])
         length = common_length(cut)
         if self.placement is not None and length is not None and self.placement.divides(length):
-            return self.placement.halves([*seeds, *leaves])
+            return self.placement.halves(whole, cut)
         parts = halves(cut)
-        return parts and [[*seeds, *part] if whole_seeds else part for part in parts]
+        return parts and [[*whole, *part] for part in parts]
 
 
 @dataclass(frozen=True)

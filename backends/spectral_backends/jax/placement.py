@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spectral_backends.jax.batches import common_length
+from spectral_core.errors import InputError
 
 __all__ = ["Placement", "ambient", "find_placement", "split_samples", "traced_under"]
 
@@ -45,11 +46,6 @@ class Placement:
         """Return the number of shares that samples are split into."""
         return prod(self.mesh.shape[axis] for axis in self.samples)
 
-    @property
-    def split(self) -> NamedSharding:
-        """Return the sharding of arrays with samples along their first axis."""
-        return NamedSharding(self.mesh, PartitionSpec(self.samples))
-
     def everywhere(self, array: jax.Array) -> jax.Array:
         """Copy an array to all devices."""
         found: jax.Array = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
@@ -65,25 +61,32 @@ class Placement:
         return [self._on_mesh(value, without=self.samples) for value in values]
 
     def batch(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-        """Return a batch on the mesh; arrays beside sharded ones are split like them."""
+        """Return a batch on the mesh; arrays beside sharded ones are split like them.
+
+        Raises
+        ------
+        InputError
+            Inside of ``jax.set_mesh``, which would place what is computed as well.
+        """
+        if not jax.sharding.get_abstract_mesh().empty:
+            raise InputError(_SET_MESH)
         lengths = [leaf.shape[0] for leaf in leaves if _first_axes(leaf)[0] == 0]
         length = lengths[0] if lengths else common_length(leaves)
-        return [
-            jax.device_put(leaf, self.split)
-            if leaf.ndim and leaf.shape[0] == length and self.divides(length)
-            else self._on_mesh(leaf)
-            for leaf in leaves
-        ]
+
+        def placed(leaf: jax.Array) -> jax.Array:
+            mate = leaf.ndim > 0 and leaf.shape[0] == length and self.divides(leaf.shape[0])
+            there = self._holds(leaf) and _first_axes(leaf)[0] == 0
+            return self._split(leaf) if mate and not there else self._on_mesh(leaf)
+
+        return [placed(leaf) for leaf in leaves]
 
     def divides(self, length: int) -> bool:
         """Say whether an axis of samples can be split."""
         return self.shares > 1 and length % self.shares == 0
 
-    def halves(self, arrays: Sequence[jax.Array]) -> list[list[jax.Array]]:
-        """Cut arrays in two where samples lie on different devices: nothing is moved.
-
-        What is not split by samples is in both halves.
-        """
+    def halves(self, whole: Sequence[jax.Array], cut: Sequence[jax.Array]) -> list[list[jax.Array]]:
+        """Cut arrays of samples in two, between devices: nothing is moved. Others are in both."""
+        arrays = [*whole, *map(self._split, cut)]
         axis = next(a for a in self.samples if self.mesh.shape[a] > 1)
         place = self.mesh.axis_names.index(axis)
         devices = np.split(self.mesh.devices, [self.mesh.shape[axis] // 2], axis=place)
@@ -93,19 +96,31 @@ class Placement:
         ]
 
     def first_samples(self, array: jax.Array, count: int) -> jax.Array:
-        """Return the first samples, on all devices."""
-        if not _first_axes(array)[1]:
+        """Return the first samples, on all devices; others are not touched."""
+        if _first_axes(array)[0] != 0:
             return array[:count]
-        shares = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        shards = self._split(array).addressable_shards
+        shares = {shard.index[0].start or 0: shard.data for shard in shards}
         parts = [share[:count] for _, share in sorted(shares.items())[:count]]
         return self.everywhere(jnp.concatenate([self.on_one(part) for part in parts])[:count])
+
+    def _split(self, array: jax.Array) -> jax.Array:
+        """Split an array by samples along its first axis."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.samples))
+        found: jax.Array = jax.device_put(array, sharding)
+        return found
+
+    def _holds(self, array: jax.Array) -> bool:
+        """Say whether an array is sharded over the same devices."""
+        own = array.sharding
+        return isinstance(own, NamedSharding) and np.array_equal(
+            own.mesh.devices.flat, self.mesh.devices.flat
+        )
 
     def _on_mesh(self, array: jax.Array, without: Sequence[str] = ()) -> jax.Array:
         """Keep an array's sharding but for some axes; copy one of other devices to all."""
         own = array.sharding
-        if not isinstance(own, NamedSharding) or not np.array_equal(
-            own.mesh.devices.flat, self.mesh.devices.flat
-        ):
+        if not isinstance(own, NamedSharding) or not self._holds(array):
             return self.everywhere(array)
         if not without or own.mesh.axis_names == self.mesh.axis_names:
             spec = PartitionSpec(*(_left(entry, without) for entry in own.spec))
@@ -188,6 +203,12 @@ def _left(entry: Any, without: Sequence[str]) -> tuple[str, ...]:
 def _auto(mesh: Any) -> Mesh:
     """Return the mesh with axes of type Auto, whatever they were."""
     return Mesh(mesh.devices, mesh.axis_names)
+
+
+_SET_MESH = (
+    "params, batches: they are sharded, and jax.set_mesh is in force, which would place what is "
+    "computed as well; build the problem and measure outside of it: the shardings say enough."
+)
 
 
 def _part(array: jax.Array, mesh: Mesh, axis: str) -> jax.Array:

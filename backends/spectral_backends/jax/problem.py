@@ -74,8 +74,8 @@ class CurvatureProblem:
     chunk_size : int, optional
         Directions differentiated together. By default what fits `memory_budget`.
     memory_budget : int, optional
-        Bytes that one chunk may take on each device. By default 8 MiB on a CPU, where larger chunks fall out of
-        the caches and were measured slower, and 1 GiB elsewhere.
+        Bytes that one chunk may take on each device. By default 8 MiB on a CPU, where larger chunks
+        fall out of the caches and were measured slower, and 1 GiB elsewhere.
     check_deterministic : bool
         Refuse a loader that gives other data in its second pass. A list or tuple is not asked.
 
