@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 CASES = (
-    "mlp batch decomposed", "mlp params decomposed", "mlp both ggn one by one",
-    "mlp both tangents", "mlp targets elsewhere", "cnn batch decomposed", "cnn both tangents",
-    "cnn two axes one by one", "cnn explicit columns", "transformer both ggn columns",
-    "spectral batch one by one", "uneven batches", "one sample a device, loss alone",
-    "loss of no independent terms",
+    "mlp batch decomposed", "mlp params one by one", "mlp both tangents",
+    "mlp targets elsewhere", "cnn batch decomposed", "cnn both tangents",
+    "cnn two axes columns", "mlp explicit tangents", "transformer both ggn columns",
+    "spectral batch one by one", "uneven batches", "weights larger than the batch",
+    "one sample a device, loss alone", "loss of no independent terms",
 )  # fmt: skip
 
 
