@@ -88,7 +88,8 @@ def bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
             results = primitive.bind(*functions, *given, **params)
         return list(results) if primitive.multiple_results else [results]
 
-    return in_shares(equation, run)(*operands)
+    results: list[Any] = in_shares(equation, run)(*operands)
+    return results
 
 
 def _bound(equation: JaxprEqn, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], None]:

@@ -25,6 +25,9 @@ from spectral_core.errors import InputError
 
 __all__ = ["Placement", "ambient", "find_placement", "split_samples", "traced_under"]
 
+_spec: Any = PartitionSpec  # has no types
+_constrained: Any = jax.lax.with_sharding_constraint  # has none either
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -48,7 +51,7 @@ class Placement:
 
     def everywhere(self, array: jax.Array) -> jax.Array:
         """Copy an array to all devices."""
-        found: jax.Array = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
+        found: jax.Array = jax.device_put(array, NamedSharding(self.mesh, _spec()))
         return found
 
     def on_one(self, array: jax.Array) -> jax.Array:
@@ -106,7 +109,7 @@ class Placement:
 
     def _split(self, array: jax.Array) -> jax.Array:
         """Split an array by samples along its first axis."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.samples))
+        sharding = NamedSharding(self.mesh, _spec(self.samples))
         found: jax.Array = jax.device_put(array, sharding)
         return found
 
@@ -123,21 +126,20 @@ class Placement:
         if not isinstance(own, NamedSharding) or not self._holds(array):
             return self.everywhere(array)
         if not without or own.mesh.axis_names == self.mesh.axis_names:
-            spec = PartitionSpec(*(_left(entry, without) for entry in own.spec))
+            spec = _spec(*(_left(entry, without) for entry in own.spec))
         else:  # axes of another mesh of the same devices
-            spec = PartitionSpec()
+            spec = _spec()
         found: jax.Array = jax.device_put(array, NamedSharding(_auto(own.mesh), spec))
         return found
 
 
 def find_placement(leaves: Sequence[jax.Array], values: Sequence[jax.Array]) -> Placement | None:
     """Read the placement off a batch and the parameters; None where nothing is sharded."""
-    split = [leaf for leaf in leaves if _first_axes(leaf)[1]]
-    if split:
-        return Placement(_auto(split[0].sharding.mesh), _first_axes(split[0])[1])  # type: ignore[union-attr]
-    for array in [*values, *leaves]:
-        if isinstance(array.sharding, NamedSharding) and array.sharding.num_devices > 1:
-            return Placement(_auto(array.sharding.mesh), ())
+    for arrays, hold_samples in ((leaves, True), (values, False)):
+        for array in arrays:
+            sharding, axes = array.sharding, _first_axes(array)[1]
+            if isinstance(sharding, NamedSharding) and axes:
+                return Placement(_auto(sharding.mesh), axes if hold_samples else ())
     return None
 
 
@@ -165,8 +167,8 @@ def split_samples(array: Any) -> Any:
     if placement is None or not array.ndim or not placement.divides(array.shape[0]):
         return array
     rest = [PartitionSpec.UNCONSTRAINED] * (array.ndim - 1)
-    spec = PartitionSpec(placement.samples, *rest)
-    return jax.lax.with_sharding_constraint(array, NamedSharding(placement.mesh, spec))
+    spec = _spec(placement.samples, *rest)
+    return _constrained(array, NamedSharding(placement.mesh, spec))
 
 
 @contextmanager

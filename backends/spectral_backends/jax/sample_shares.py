@@ -21,6 +21,8 @@ __all__ = ["in_shares", "is_in_shares", "on_own_samples"]
 
 Run = Callable[..., Any]
 
+_spec: Any = PartitionSpec  # has no types
+
 
 def is_in_shares(equation: JaxprEqn) -> bool:
     """Say whether an equation is computed by each device for its own samples."""
@@ -48,9 +50,9 @@ def on_own_samples(run: Run, taken: int = 0, given: int = 0) -> Run:
     """
     placement = ambient()
 
-    def split(axis: int) -> PartitionSpec:
+    def split(axis: int) -> Any:
         assert placement is not None
-        return PartitionSpec(*[None] * axis, placement.samples)
+        return _spec(*[None] * axis, placement.samples)
 
     def run_split(first: Any, *others: Any) -> Any:
         if placement is None or not placement.divides(first.shape[taken]):
@@ -58,7 +60,7 @@ def on_own_samples(run: Run, taken: int = 0, given: int = 0) -> Run:
         return jax.shard_map(
             run,
             mesh=placement.mesh,
-            in_specs=(split(taken), *[PartitionSpec()] * len(others)),
+            in_specs=(split(taken), *[_spec()] * len(others)),
             out_specs=split(given),
             axis_names=set(placement.samples),
             check_vma=False,
