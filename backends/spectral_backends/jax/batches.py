@@ -1,7 +1,7 @@
 """The user's batches: checks, and their arrays on the device."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from spectral_core.errors import InputError
 __all__ = [
     "Signature",
     "common_length",
-    "count_nan",
+    "count_where",
     "flat_batch",
     "halves",
     "signature",
@@ -53,10 +53,11 @@ def halves(leaves: list[jax.Array]) -> list[list[jax.Array]] | None:
     return [[leaf[: size // 2] for leaf in leaves], [leaf[size // 2 :] for leaf in leaves]]
 
 
-def count_nan(array: jax.Array) -> int:
-    """Return how many values are NaN; on a CPU without compiling anything."""
-    on_host = all(device.platform == "cpu" for device in array.devices())
-    return int(np.isnan(np.asarray(array)).sum() if on_host else jnp.isnan(array).sum())
+def count_where(test: Literal["isnan", "isfinite"], array: jax.Array) -> int:
+    """Return how many values pass a test; on one CPU without compiling anything."""
+    on_host = [device.platform for device in array.devices()] == ["cpu"]
+    found = getattr(np, test)(np.asarray(array)) if on_host else getattr(jnp, test)(array)
+    return int(found.sum())
 
 
 def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
@@ -80,7 +81,7 @@ def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
         return array
     array = array if array.dtype == dtype else array.astype(dtype)
     # Infinities may be meant, as in an additive attention mask.
-    if bad := count_nan(array):
+    if bad := count_where("isnan", array):
         raise InputError(
             f"batches: batch {index} holds {bad} NaN values in an array of shape {array.shape}; "
             "clean the data."

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from spectral_backends.jax.dependence import dependents
+from spectral_backends.jax.inner_product import inner_product
 from spectral_backends.jax.jaxpr_interpreter import (
     Site,
     aval_of,
@@ -58,7 +59,7 @@ class CurvedEquation:
         if len(self.moving) == 2 and self.equation.primitive.name in _PRODUCTS:
             (weight,) = adjoints
             product = _over(self.depth, lambda pair: bind(self.equation, pair)[0])
-            return lambda tangents: 2 * jnp.vdot(weight, product(list(tangents)))
+            return lambda tangents: 2 * inner_product(weight, product(list(tangents)))
 
         def back(moving: list[Any], fixed: Sequence[Any], given: Sequence[Any]) -> list[Any]:
             found: list[Any] = jax.vjp(lambda x: self._results(x, fixed), moving)[1](list(given))[0]
@@ -67,7 +68,7 @@ class CurvedEquation:
         gradient = _over(self.depth, back)
         start = [operands[i] for i in self.moving]
         _, bent = jax.linearize(lambda x: gradient(x, list(operands), list(adjoints)), start)
-        return lambda tangents: sum(map(jnp.vdot, tangents, bent(list(tangents))))
+        return lambda tangents: sum(map(inner_product, tangents, bent(list(tangents))))
 
     def _results(self, moving: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
         """Return the results that move; `operands` give those that do not."""

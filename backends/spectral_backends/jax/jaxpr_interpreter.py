@@ -31,6 +31,8 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from spectral_backends.jax.sample_shares import in_shares, is_in_shares
+
 __all__ = [
     "Handler",
     "Site",
@@ -78,7 +80,10 @@ def evaluate(
     kept : dict of site to pytree
         What the handlers kept; inside scans with their iterations as leading axes.
     """
-    return _evaluate(jaxpr.jaxpr, jaxpr.consts, inputs, dict(handlers or {}), dict(feeds or {}))
+    shared = {site: _bound for site, equation in walk(jaxpr) if is_in_shares(equation)}
+    every = {**shared, **(handlers or {})}
+    outputs, kept = _evaluate(jaxpr.jaxpr, jaxpr.consts, inputs, every, dict(feeds or {}))
+    return outputs, {site: kept[site] for site in handlers or ()}
 
 
 def bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -87,9 +92,18 @@ def bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     found = primitive.get_bind_params(equation.params)
     # Up to JAX 0.9 the functions of custom rules come apart from the parameters.
     functions, params = found if isinstance(found, tuple) else ((), found)
-    with equation.ctx.manager:
-        results = primitive.bind(*functions, *operands, **params)
-    return list(results) if primitive.multiple_results else [results]
+
+    def run(*given: Any) -> list[Any]:
+        with equation.ctx.manager:
+            results = primitive.bind(*functions, *given, **params)
+        return list(results) if primitive.multiple_results else [results]
+
+    results: list[Any] = in_shares(equation, run)(*operands)
+    return results
+
+
+def _bound(equation: JaxprEqn, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], None]:
+    return bind(equation, operands), None
 
 
 def aval_of(atom: Any) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax.discovery import Layer
+from spectral_backends.jax.inner_product import inner_product
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.scattered import scattered
 from spectral_backends.jax.second_derivatives import second_derivative
@@ -62,9 +63,11 @@ def _shares(batch: Batch, layers: Sequence[Layer]) -> Callable[..., Any]:
             bend = second_derivative(outputs, at, steps)
             slope = jax.grad(lambda y: program.loss_of([y], leaves))(z)
             ggn = second_derivative(lambda y: program.loss_of([y], leaves), z, tangent)
-            bare = jnp.abs(jnp.vdot(scattered(z.shape, z.dtype, 0), bend))
-            own = jnp.abs(jnp.vdot(slope, bend))
-            return jnp.maximum(_share(own, jnp.abs(ggn)), _share(bare, jnp.vdot(tangent, tangent)))
+            bare = jnp.abs(inner_product(scattered(z.shape, z.dtype, 0), bend))
+            own = jnp.abs(inner_product(slope, bend))
+            return jnp.maximum(
+                _share(own, jnp.abs(ggn)), _share(bare, inner_product(tangent, tangent))
+            )
 
         return jax.lax.map(share, jnp.eye(len(layers), dtype=values[0].dtype))
 

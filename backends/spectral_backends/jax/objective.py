@@ -12,6 +12,7 @@ from spectral_backends.jax.batches import Signature, common_length, flat_batch, 
 from spectral_backends.jax.compilation import compile_exactly, exact_products
 from spectral_backends.jax.loss_terms import Reading, Reduction, count_terms, readings
 from spectral_backends.jax.parameters import Parameters
+from spectral_backends.jax.placement import Placement, find_placement, traced_under
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
 from spectral_backends.jax.work import multiply_adds
 from spectral_core.backend_checks import checked_count
@@ -81,6 +82,9 @@ class Objective:
         Multiply-adds of all that was computed so far by functions of `compiled`.
     work_of_a_pass : float
         Those of one forward pass over all batches that have terms; set by `evaluate`.
+    placement : Placement or None
+        How the work lies on the devices, read off the parameters and the first batch that is
+        sharded; None where nothing is.
     """
 
     def __init__(
@@ -103,12 +107,14 @@ class Objective:
         self.terms: list[Terms] = []
         self.known = True
         self.work = self.work_of_a_pass = 0.0
+        self.placement: Placement | None = None
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield the batches, on the device."""
         count = 0
         for index, raw in enumerate(self._batches):
             leaves, structure = flat_batch(index, raw, self.parameters.dtype)
+            leaves = self._placed(leaves)
             key = signature(leaves, structure)
             if key not in self._programs:
                 self._programs[key] = trace(self._loss_fn, self.parameters, leaves, structure)
@@ -119,6 +125,14 @@ class Objective:
                 f"batches: the first pass had {len(self.terms)} batches, a later one {count}; pass "
                 "a list, or a loader that repeats itself."
             )
+
+    def _placed(self, leaves: list[jax.Array]) -> list[jax.Array]:
+        """Return a batch where it is to lie; the first one says so for the parameters too."""
+        if self.placement is None:
+            self.placement = find_placement(leaves, self.parameters.values)
+            if self.placement is not None:
+                self.parameters.values = self.placement.weights(self.parameters.values)
+        return leaves if self.placement is None else self.placement.batch(leaves)
 
     def weighted(self) -> Iterator[tuple[Batch, Terms]]:
         """Yield the batches that have terms, with them."""
@@ -139,7 +153,10 @@ class Objective:
         length = common_length(batch.leaves)
         if length is None or length <= count:
             return batch
-        leaves = [leaf[:count] for leaf in batch.leaves]
+        if self.placement is None:
+            leaves = [leaf[:count] for leaf in batch.leaves]
+        else:
+            leaves = [self.placement.first_samples(leaf, count) for leaf in batch.leaves]
         key = signature(leaves, batch.key[0])
         try:
             if key not in self._programs:
@@ -152,8 +169,9 @@ class Objective:
 
     def compiled(self, key: Any, make: Callable[[], Compiled]) -> Compiled:
         """Return a compiled function, made once for each key, that adds to `work`."""
+        key = (self.placement, key)
         if key not in self._compiled:
-            self._compiled[key] = self._counted(jax.jit(make()))
+            self._compiled[key] = self._counted(jax.jit(traced_under(self.placement, make())))
         return self._compiled[key]
 
     def _counted(self, run: Any) -> Compiled:
@@ -283,20 +301,20 @@ class Objective:
             run = self.compiled((batch.key, "outputs"), lambda: program.outputs)
             seeds = run(self.parameters.values, batch.leaves)
         whole = _Piece.of(self._readings(batch), program.loss, [*seeds, *batch.leaves])
-        cut = halves([*seeds, *batch.leaves] if program.forward is not None else batch.leaves)
+        cut = self._cut(seeds, batch.leaves, program.forward is None)
         if cut is None:
             return whole, None
         parts = []
         try:
-            for leaves in cut:
+            for inputs in cut:
+                n_seeds = len(seeds)
+                leaves = inputs[n_seeds:]
                 if program.forward is None:
                     half = trace(self._loss_fn, self.parameters, leaves, structure).loss
-                    n_seeds, inputs = len(seeds), [*seeds, *leaves]
                 else:
-                    n_seeds, inputs = len(seeds), leaves
                     half = trace_loss(
-                        self._loss_fn[1], program.structure, leaves[:n_seeds],  # type: ignore[index]
-                        leaves[n_seeds:], structure,
+                        self._loss_fn[1], program.structure, inputs[:n_seeds],  # type: ignore[index]
+                        leaves, structure,
                     )  # fmt: skip
                 length = leaves[-1].shape[0]
                 found = list(readings(half, n_seeds, length))
@@ -306,6 +324,20 @@ class Objective:
         except Exception:  # a loss for batches of one size only: nothing to compare
             return whole, None
         return whole, parts
+
+    def _cut(
+        self, seeds: list[Any], leaves: list[jax.Array], whole_seeds: bool
+    ) -> list[list[Any]] | None:
+        """Return what a loss takes of each half of a batch; None if it cannot be cut.
+
+        Its seeds are cut too, unless they are the parameters.
+        """
+        whole, cut = (seeds, leaves) if whole_seeds else ([], [*seeds, *leaves])
+        length = common_length(cut)
+        if self.placement is not None and length is not None and self.placement.divides(length):
+            return self.placement.halves(whole, cut)
+        parts = halves(cut)
+        return parts and [[*whole, *part] for part in parts]
 
 
 @dataclass(frozen=True)

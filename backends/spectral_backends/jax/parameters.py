@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_backends.jax.batches import count_where
 from spectral_backends.jax.discovery import path_name
 from spectral_core.errors import InputError
 
@@ -60,7 +61,7 @@ class Parameters:
         self.shapes = [value.shape for value in self.values]
         for name, value in zip(self.names, self.values, strict=True):
             _check_traced(name, value)
-            if bad := int(np.sum(~np.isfinite(np.asarray(value)))):
+            if bad := value.size - count_where("isfinite", value):
                 raise InputError(
                     f"params: {name!r} holds {bad} NaN or infinite values; load weights from "
                     "before they diverged."

@@ -74,8 +74,8 @@ class CurvatureProblem:
     chunk_size : int, optional
         Directions differentiated together. By default what fits `memory_budget`.
     memory_budget : int, optional
-        Bytes that one chunk may take. By default 8 MiB on a CPU, where larger chunks fall out of
-        the caches and were measured slower, and 1 GiB elsewhere.
+        Bytes that one chunk may take on each device. By default 8 MiB on a CPU, where larger chunks
+        fall out of the caches and were measured slower, and 1 GiB elsewhere.
     check_deterministic : bool
         Refuse a loader that gives other data in its second pass. A list or tuple is not asked.
 
@@ -106,9 +106,11 @@ class CurvatureProblem:
         self._parameters = Parameters(params, dtype)
         self._seed, self._chunk_size = seed, chunk_size
         self._device = next(iter(self._parameters.values[0].devices()))
-        self._memory_budget = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
         self._objective = Objective(loss_fn, self._parameters, batches, weight, reduction, seed)
         _check_differentiable(self._objective)
+        each = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
+        placement = self._objective.placement
+        self._memory_budget = each * (1 if placement is None else placement.shares)
         self._objective.evaluate(check=check_deterministic)
         self._layers, self._skipped = self._objective.first().program.found
         self._reversed: set[int] = set()
@@ -130,12 +132,18 @@ class CurvatureProblem:
             "versions": {"jax": str(jax.__version__)},
             "dtype": str(self._parameters.dtype),
             "model_dtype": str(self._parameters.stored_dtype),
-            "device": f"{self._device.platform}:{self._device.id}",
+            "device": self._devices(),
             "seed": self._seed,
             "loss": objective.loss,
             "n_terms": int(count) if count is not None and count == int(count) else count,
             "n_batches": len(objective.terms),
         }
+
+    def _devices(self) -> str:
+        placement = self._objective.placement
+        if placement is None:
+            return f"{self._device.platform}:{self._device.id}"
+        return f"{self._device.platform}, {placement.mesh.size} devices, {placement.shares} shares"
 
     def gradients(self, layers: Sequence[str]) -> dict[str, jax.Array]:
         """Return ``G = ∂L/∂W`` of shape ``(m, n)`` for each named layer, in one pass.
@@ -153,7 +161,10 @@ class CurvatureProblem:
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
         places = [(layer.parameter, layer.family.view, layer.starts) for layer in located]
         read = self._objective.compiled(("matrices", *layers), lambda: _matrices(places))
-        return dict(zip(layers, read(totals, self._objective.n_terms), strict=True))
+        found = read(totals, self._objective.n_terms)
+        if self._objective.placement is not None:
+            found = [self._objective.placement.on_one(matrix) for matrix in found]
+        return dict(zip(layers, found, strict=True))
 
     def curvatures(self, layer: str, u: Any, v: Any, kind: CurvatureKind = "hessian") -> jax.Array:
         """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, exactly, in one pass.
@@ -343,7 +354,9 @@ class CurvatureProblem:
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[jax.Array, jax.Array]:
         u, v = (jnp.asarray(d if isinstance(d, jax.Array) else np.asarray(d)) for d in (u, v))
         check_direction_shapes(layer.info, u.shape, v.shape)
-        return u.astype(self._parameters.dtype), v.astype(self._parameters.dtype)
+        u, v = u.astype(self._parameters.dtype), v.astype(self._parameters.dtype)
+        placement = self._objective.placement
+        return (u, v) if placement is None else (placement.everywhere(u), placement.everywhere(v))
 
 
 def _gradient(batch: Batch) -> Callable[..., Any]:

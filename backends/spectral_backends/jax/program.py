@@ -13,6 +13,7 @@ from spectral_backends.jax.compilation import exact_products
 from spectral_backends.jax.discovery import Layer, find_layers
 from spectral_backends.jax.jaxpr_interpreter import evaluate
 from spectral_backends.jax.parameters import Parameters
+from spectral_backends.jax.placement import split_samples
 from spectral_backends.jax.work import multiply_adds
 from spectral_core.errors import InputError
 
@@ -72,7 +73,8 @@ class Program:
     def outputs(self, values: Sequence[Any], batch: Sequence[Any]) -> list[Any]:
         """Return the arrays that the loss is computed from."""
         assert self.forward is not None
-        return evaluate(self.forward, [*values, *batch])[0]
+        found = evaluate(self.forward, [*values, *batch])[0]
+        return [split_samples(z) for z in found] if self.single_output else found
 
     def loss_of(self, outputs: Sequence[Any], batch: Sequence[Any]) -> Any:
         """Return the loss of outputs (or of parameters, where they are not told)."""

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spectral_backends.jax.sample_shares import on_own_samples
+
 __all__ = ["Rows", "conv_rows", "dot_rows", "lookup_rows"]
 
 Array = jax.Array
@@ -94,21 +96,26 @@ def conv_rows(params: Mapping[str, Any], kernel: tuple[int, ...], groups: int) -
         return jnp.moveaxis(y.reshape(*y.shape[:-1], groups, -1), -2, 0)
 
     def inputs(a: Array) -> Array:
-        found = lax.conv_general_dilated_patches(
-            channels_behind(a, numbers.lhs_spec), kernel[2:], dimension_numbers=channels_last,
-            **same,
-        )  # fmt: skip
-        return grouped(found)
+        def patches(a: Array) -> Array:
+            return lax.conv_general_dilated_patches(
+                a, kernel[2:], dimension_numbers=channels_last, **same
+            )
+
+        return grouped(on_own_samples(patches)(channels_behind(a, numbers.lhs_spec)))
 
     def outputs(y: Array) -> Array:
         return grouped(channels_behind(y, numbers.out_spec))
 
     def project(a: Array, v: Array) -> Array:
         kernels = jnp.swapaxes(v, -1, -2).reshape(-1, *kernel[1:])
-        found = lax.conv_general_dilated(
-            channels_behind(a, numbers.lhs_spec), jnp.moveaxis(kernels, (0, 1), (-1, -2)),
-            feature_group_count=groups, dimension_numbers=channels_last, **same,
-        )  # fmt: skip
+        kernels = jnp.moveaxis(kernels, (0, 1), (-1, -2))
+
+        def convolved(a: Array, kernels: Array) -> Array:
+            return lax.conv_general_dilated(
+                a, kernels, feature_group_count=groups, dimension_numbers=channels_last, **same
+            )
+
+        found = on_own_samples(convolved)(channels_behind(a, numbers.lhs_spec), kernels)
         return grouped(found)
 
     return Rows(0, inputs, outputs, project)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from spectral_backends.jax.chunks import in_chunks
 from spectral_backends.jax.discovery import Layer
+from spectral_backends.jax.inner_product import inner_product
 from spectral_backends.jax.program import Program
 from spectral_core.problem import CurvatureKind
 
@@ -94,7 +95,7 @@ def _hessian(loss: Scalar, weight: Any) -> Scalar:
 def _hessian_reversed(loss: Scalar, weight: Any) -> Scalar:
     """Return the form by two derivatives backwards, for which every rule serves."""
     _, back = jax.vjp(jax.grad(loss), weight)
-    return lambda direction: jnp.vdot(direction, back(direction)[0])
+    return lambda direction: inner_product(direction, back(direction)[0])
 
 
 def _push(outputs: Scalar, weight: Any) -> Scalar:
@@ -116,7 +117,7 @@ def _gauss_newton(loss_of: Scalar, z: Any, push: Scalar, *, reverse: bool) -> Sc
 
     def form(direction: Any) -> Any:
         tangent = push(direction)
-        products = jax.tree_util.tree_map(jnp.vdot, tangent, back(tangent)[0])
+        products = jax.tree_util.tree_map(inner_product, tangent, back(tangent)[0])
         return sum(jax.tree_util.tree_leaves(products))
 
     return form

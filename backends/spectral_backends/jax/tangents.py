@@ -24,6 +24,7 @@ import numpy.typing as npt
 from spectral_backends.jax.chunks import in_chunks
 from spectral_backends.jax.curved_equations import CurvedEquation, CurvedEquations
 from spectral_backends.jax.discovery import Layer
+from spectral_backends.jax.inner_product import inner_product
 from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, bind, evaluate, walk
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.program import Program
@@ -233,9 +234,9 @@ def curvatures_forward(
 
         def along(pair: tuple[Any, Any]) -> tuple[Any, Any, Any]:
             forth, tangents = push(view.embed(jnp.outer(*pair), starts))
-            ggn = sum(map(jnp.vdot, forth, bent(forth)))
+            ggn = sum(map(inner_product, forth, bent(forth)))
             h = ggn + sum(form(tangents[site]) for site, form in forms.items())
-            return h, ggn, sum(map(jnp.vdot, forth, slope))
+            return h, ggn, sum(map(inner_product, forth, slope))
 
         found: tuple[Any, Any, Any] = in_chunks(along, (u.T, v.T), chunk)
         return found

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from spectral_backends.jax.jaxpr_interpreter import Site, bind, evaluate, walk
 from spectral_backends.jax.parameter_uses import Family, Use
+from spectral_backends.jax.placement import split_samples
 from spectral_backends.jax.program import Program
 
 __all__ = ["SampleAxis", "TapRows", "Tapped", "sample_axes", "tap"]
@@ -78,11 +79,11 @@ def tap(
 
     def forward(feeds: dict[Site, Any]) -> tuple[Any, dict[Site, Any]]:
         found, kept = evaluate(program.forward, [*values, *batch], handlers, feeds)  # type: ignore[arg-type]
-        return found[0], kept
+        return split_samples(found[0]), kept
 
     zeros = _zero_feeds(program, wanted)
     outputs, back, kept = jax.vjp(forward, zeros, has_aux=True)
-    return Tapped(outputs, kept, lambda cotangent: back(cotangent)[0])
+    return Tapped(outputs, kept, lambda cotangent: back(split_samples(cotangent))[0])
 
 
 class TapRows:

@@ -31,7 +31,17 @@ def _work(equation: JaxprEqn) -> float:
         return max(inside)
     if name == "while":
         return nan if any(inside) else 0.0
-    return sum(inside) * (equation.params["length"] if is_scan(equation) else 1)
+    return sum(inside) * _times(equation)
+
+
+def _times(equation: JaxprEqn) -> int:
+    """Return how often the jaxprs inside an equation run, on all devices together."""
+    params = equation.params
+    if is_scan(equation):
+        return int(params["length"])
+    if equation.primitive.name == "shard_map":
+        return prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    return 1
 
 
 def _of_product(equation: JaxprEqn) -> float:
