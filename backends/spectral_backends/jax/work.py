@@ -40,7 +40,8 @@ def _times(equation: JaxprEqn) -> int:
     if is_scan(equation):
         return int(params["length"])
     if equation.primitive.name == "shard_map":
-        return prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+        return prod(params["mesh"].shape[axis] for axis in axes)
     return 1
 
 
