@@ -9,10 +9,9 @@
 import json
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "properties.md"
@@ -24,7 +23,7 @@ STATEMENTS = {
     "2.4": "A fit has a Student t interval, or a reason below three points.",
     "2.5": "Scales leave α and γ; h σ^p adds p to α.",
     "3.1": "s = αγ + τ exactly, τ = −⟨ε, x⟩/⟨x, x⟩.",
-    "3.2": "|τ| ≤ (‖z‖/‖x‖) √((1 − R²_α)(1 − R²_γ)), and this is attained.",
+    "3.2": "τ is at most (‖z‖/‖x‖) √((1 − R²_α)(1 − R²_γ)) in size, and this is attained.",
     "3.3": "s − αγ is τ, an ordering term and a window term.",
     "4.1": "Per-term gradients are un-reduced: C_δ = N Σ g gᵀ, however the data are cut.",
     "4.2": "Without weight sharing C_A is the mean of a aᵀ, and G that of δ aᵀ.",
@@ -99,25 +98,33 @@ the same tests where there is a GPU.
 """
 
 
-def read(paths: Iterable[Path]) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Return versions of libraries, and the records of tests that passed."""
+Examples = dict[tuple[str, str], dict[str, int]]
+
+
+def read(paths: Iterable[Path]) -> tuple[dict[str, str], Examples]:
+    """Return versions of libraries, and examples by statement and test, and by where it passed.
+
+    Cases of one test add up; a test that several runs have is that of the run with most.
+    """
     versions: dict[str, str] = {}
-    records = []
+    examples: Examples = defaultdict(dict)
     for path in paths:
+        own: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if "versions" in record:
                 versions |= record["versions"]
             else:
-                records.append(record)
-    return versions, records
+                place = own[record["statement"], record["test"]]
+                place[record["where"]] += record["examples"]
+        for test, places in own.items():
+            for place, count in places.items():
+                examples[test][place] = max(count, examples[test].get(place, 0))
+    return versions, examples
 
 
-def page(versions: Mapping[str, str], records: Iterable[Mapping[str, Any]]) -> str:
+def page(versions: Mapping[str, str], examples: Examples) -> str:
     """Return the page."""
-    examples: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for record in records:
-        examples[record["statement"], record["test"]][record["where"]] += record["examples"]
     told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     lines = [HEADER.format(versions=told)]
     titles = dict(re.findall(r"^## (\d+) (.*)$", theory(), flags=re.MULTILINE))

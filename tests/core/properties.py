@@ -41,8 +41,8 @@ def holds(*, share=1.0, **drawn):
             @named_after(test)
             def check(**values):
                 nonlocal count
-                count += 1
                 test(xp, **values)
+                count += 1
 
             check()
             record_property("examples", count)

@@ -18,7 +18,7 @@ def triangles(shared):
     return {(b["experiment"], r["name"]): r for b in blocks for r in b["results"]}
 
 
-def test_3_3_paper_triangles(triangles):
+def test_paper_triangles(triangles):
     assert len(triangles) == 24
     for layer in triangles.values():
         found = sc.exponent_triangle(layer["sigma"], layer["h_exact"]).to_floats()
@@ -34,7 +34,7 @@ def test_3_3_paper_triangles(triangles):
         assert abs(found.defect) <= found.defect_bound * (1 + 1e-12)
 
 
-def test_8_paper_rank_profiles(triangles, shared):
+def test_paper_rank_profiles(triangles, shared):
     path = shared / "paper-results" / "results_model_fit_comparison.json"
     layers = json.loads(path.read_text())["layers"]
     assert len(layers) == 24

@@ -227,6 +227,9 @@ def test_9_5_normalized_by_its_bound(xp, g, alpha, damping, method):
     (g, alpha, damping), arrays = given(xp, g, alpha, damping)
     found = numbers(xp, xp.run(conditioner(method, "spectral"), *arrays))
     error = 2 * stated_error(method, alpha, damping, g, xp.eps)
+    top = np.linalg.norm(g, 2)
+    expected = oracle(g, alpha, damping)[0] / sc.transfer_bound(alpha, damping, sigma_max=top)
+    assert spectral_error(found, expected) <= error * beyond(g, alpha, damping) + 4 * xp.eps
     assert np.linalg.norm(found, 2) <= 1 + error
     if alpha <= 1:
         assert np.linalg.norm(found, 2) >= 1 - error
