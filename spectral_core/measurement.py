@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
+from spectral_core._checks import check_confidence
 from spectral_core._version import __version__
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.curvature_source import curvatures_of
@@ -303,8 +304,7 @@ def _check_arguments(top_k: int, curvature: str, confidence: float) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
     _check_choice("curvature", curvature, get_args(CurvatureKind))
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
+    check_confidence(confidence)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
