@@ -1,5 +1,6 @@
 """The matrices inside a parameter: convolutions, fused projections, heads, stacks of layers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from math import prod
@@ -309,10 +310,7 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     InputError
         If the shape is no sequence of lengths, the spec is not understood, or they do not fit.
     """
-    try:
-        lengths = tuple(shape)
-    except TypeError:
-        lengths = (shape,)
+    lengths: tuple[Any, ...] = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not all(_is_count(length, 0) for length in lengths):
         raise InputError(f"shape: {shape!r} is no tuple of lengths; pass that of the parameter.")
     shape = tuple(map(int, lengths))
@@ -333,7 +331,7 @@ def _starts(sizes: tuple[int, ...]) -> list[int]:
 
 
 def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _check_array(name: str, array: Any) -> None:

@@ -120,8 +120,7 @@ def _check_options(
 ) -> None:
     for name, value in (("lr", lr), ("beta", beta), ("weight_decay", weight_decay)):
         check_number_or_array(name, value)
-        if not is_number(value):
-            _check_fits(name, tuple(value.shape), shape)
+        _check_fits(name, tuple(getattr(value, "shape", ())), shape)
     if scale not in NORMALIZATIONS:
         raise InputError(f"scale: {scale!r} is none of {', '.join(NORMALIZATIONS)}.")
     if is_number(lr) and not 0 <= lr < float("inf"):

@@ -30,7 +30,7 @@ def student_t_quantile(probability: float, dof: int) -> float:
         centred = 2 * probability - 1
         return centred * math.sqrt(2 / (1 - centred * centred))
     if dof > EXACT_DOF:
-        return sum(c / dof**i for i, c in enumerate(normal_expansion(probability)))
+        return math.fsum(c / float(dof) ** i for i, c in enumerate(normal_expansion(probability)))
     low, high = 0.0, 1.0
     while _central_mass(high, dof) < 2 * probability - 1:
         low, high = high, 2 * high
