@@ -74,7 +74,7 @@ def write_atomically(path: Path, text: str) -> None:
         before is still there.
     """
     # With the permissions that any new file has, which the files of `tempfile` have not.
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}"
     try:
         check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def decode(cls: type[T], data: Any) -> T:
     known = fields(cls)  # type: ignore[arg-type]
     required = (f.name for f in known if f.default is MISSING and f.default_factory is MISSING)
     if missing := [name for name in required if name not in data]:
-        raise KeyError(*missing)
+        raise KeyError(f"a {cls.__name__} without {', '.join(missing)}")
     return cls(**{f.name: _decode(hints[f.name], data[f.name]) for f in known if f.name in data})
 
 

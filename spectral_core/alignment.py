@@ -48,7 +48,7 @@ class FactorSpectrum:
     condition: Array
 
     def to_floats(self) -> Self:
-        """Return the result with NumPy arrays of directions and Python numbers; no batch."""
+        """Return the result with NumPy arrays of directions; raises `InputError` for a batch."""
         return to_floats(self, ("eigenvalues", "quadratic", "rho", "tied"))
 
 
@@ -91,7 +91,7 @@ class SpectralAlignment:
         return self.delta.eigenvalues * self.a.eigenvalues
 
     def to_floats(self) -> Self:
-        """Return the result with NumPy arrays of directions and Python numbers; no batch."""
+        """Return the result with NumPy arrays of directions; raises `InputError` for a batch."""
         return to_floats(self, ("kron",))
 
 

@@ -53,7 +53,7 @@ class ExponentDecomposition:
     closure: Array
 
     def to_floats(self) -> Self:
-        """Return the result with Python numbers, and χ as a NumPy array; it must be no batch."""
+        """Return the result with Python numbers, χ as an array; raises `InputError` for a batch."""
         return to_floats(self, ("chi",))
 
 

@@ -67,7 +67,7 @@ class ExponentTriangle:
         return self.s.exponent - self.predicted_s - explained
 
     def to_floats(self) -> Self:
-        """Return the result with Python numbers; it must not be a batch."""
+        """Return the result with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 

@@ -77,7 +77,7 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
         If `sigma` is not positive and finite or does not vary, or the band is below 1.
     """
     values = _on_the_host("sigma", sigma)
-    if values.ndim != 1 or not _all_positive(values) or np.ptp(values) == 0:
+    if values.ndim != 1 or not _all_positive(values) or len(set(values.tolist())) < 2:
         raise InputError(
             f"sigma: has shape {values.shape}, or values that do not serve; pass one axis of "
             "positive, finite singular values, at least two of them different."

@@ -75,7 +75,7 @@ class PowerLawFit:
         return _explain(to_numpy(self.status).tolist())
 
     def to_floats(self) -> Self:
-        """Return the fit with Python numbers; it must not be a batch."""
+        """Return the fit with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 

@@ -45,7 +45,7 @@ class RankProfile:
     n: Array
 
     def to_floats(self) -> Self:
-        """Return the fit with Python numbers; it must not be a batch."""
+        """Return the fit with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 
@@ -79,7 +79,7 @@ class RankProfileFits:
         return _name(to_numpy(self.winner_code).tolist())
 
     def to_floats(self) -> Self:
-        """Return the fits with Python numbers; they must not be a batch."""
+        """Return the fits with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 

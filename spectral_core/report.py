@@ -108,6 +108,8 @@ class LayerSpectrum:
         """Raise what showing it raises: what can be shown is of the right types all through."""
         _cells(self)
         _row(self)
+        for fit in (self.alpha, self.gamma, self.s):
+            fit.reason  # noqa: B018
         if self.decomposition is not None:
             _term_cells(self)
             _term_row(self.decomposition)
@@ -198,7 +200,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LayerSpectrum:
-        """Return the spectrum of the layer called `name`."""
+        """Return the spectrum of the layer called `name`; `KeyError` says which there are."""
         for spectrum in self.spectra:
             if spectrum.name == name:
                 return spectrum
