@@ -38,7 +38,9 @@ class Case:
         return f"{self.of}: {self.what}"
 
 
-def refused(of: str, what: str, call: Callable[[], Any], *words: str, error: Any = sc.InputError) -> Case:
+def refused(
+    of: str, what: str, call: Callable[[], Any], *words: str, error: Any = sc.InputError
+) -> Case:
     """An error that names the argument, the value seen, and a remedy."""
     assert len(words) == 3, (of, what)
     return Case(of, what, call, error, words)

@@ -26,7 +26,9 @@ def problem():
     layers = [module for _ in range(N_LAYERS - 1) for module in (nn.Linear(12, 12), nn.Tanh())]
     model = nn.Sequential(*layers, nn.Linear(12, 8)).double()
     x, y = torch.randn(64, 12, dtype=torch.float64), torch.randint(8, (64,))
-    return CurvatureProblem(model, nn.functional.cross_entropy, [(x[:40], y[:40]), (x[40:], y[40:])])
+    return CurvatureProblem(
+        model, nn.functional.cross_entropy, [(x[:40], y[:40]), (x[40:], y[40:])]
+    )
 
 
 def measure(folder):

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import signal
 
+import adapter_cases
 import core_cases
 import pytest
 import report_cases
@@ -13,7 +14,12 @@ import torch_cases
 import spectral_core as sc
 
 SECONDS = 20
-CASES = [*core_cases.CASES, *torch_cases.CASES, *report_cases.CASES]
+CASES = [
+    *core_cases.CASES,
+    *torch_cases.CASES,
+    *report_cases.CASES,
+    *adapter_cases.CASES,
+]
 
 
 def documentation(of):
@@ -27,7 +33,11 @@ def documentation(of):
         found = importlib.import_module(module)
         for part in filter(None, name.split(".")):
             found = getattr(found, part)
-    members = [m for _, m in inspect.getmembers(found, inspect.isroutine)] if inspect.isclass(found) else []
+    members = (
+        [m for _, m in inspect.getmembers(found, inspect.isroutine)]
+        if inspect.isclass(found)
+        else []
+    )
     return "\n".join(filter(None, map(inspect.getdoc, (found, *members))))
 
 
@@ -69,7 +79,7 @@ def without_behaviour(value):
     if isinstance(value, str) or (inspect.isclass(value) and issubclass(value, Exception)):
         return True
     own = [n for n, m in vars(value).items() if inspect.isroutine(m) and not n.startswith("_")]
-    return dataclasses.is_dataclass(value) and not own or getattr(value, "_is_protocol", False)
+    return (dataclasses.is_dataclass(value) and not own) or getattr(value, "_is_protocol", False)
 
 
 def test_every_public_name_has_a_case():

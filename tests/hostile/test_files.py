@@ -1,6 +1,7 @@
 """Full disks, folders that cannot be written, and damaged or hostile files: nothing is lost."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spectral_core as sc
+from spectral_adapters.tables import to_rich
 from spectral_backends.torch import CurvatureProblem
 from spectral_core.journal import _line_of
 
@@ -24,7 +26,9 @@ OPTIONS = {"top_k": 3, "engine": "double-backward"}
 
 def problem():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4)
+    ).double()
     x, y = torch.randn(20, 4).double(), torch.arange(20) % 4
     return CurvatureProblem(model, F.cross_entropy, [(x, y)])
 
@@ -74,7 +78,10 @@ class Failing:
 def test_the_disk_is_full_at_every_write_of_a_journal(name, report, whole, tmp_path, monkeypatch):
     for number in range(1, 5):  # a header and three layers
         journal = tmp_path / f"{name}{number}"
-        with monkeypatch.context() as patch, pytest.raises(sc.ReportError, match="No space left.*Free|free"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(sc.ReportError, match="No space left.*Free|free"),
+        ):
             Failing(patch, name, number, errno.ENOSPC)
             measure(journal)
         kept = journal.read_bytes().count(b"\n")
@@ -90,7 +97,10 @@ def test_a_save_that_fails_leaves_the_old_report(name, code, report, tmp_path, m
     path = tmp_path / "run.json"
     report.save(path)
     before = path.read_bytes()
-    with monkeypatch.context() as patch, pytest.raises(sc.ReportError, match="choose another folder"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(sc.ReportError, match="choose another folder"),
+    ):
         Failing(patch, name, 1, code)
         report.save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.json"]
@@ -115,8 +125,12 @@ def test_a_limit_on_the_size_of_files(report, tmp_path):
     for limit in (100, 3000, 5000, 7000):
         folder = tmp_path / str(limit)
         folder.mkdir()
-        done = subprocess.run([sys.executable, script, str(limit)], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.count("cannot be written (File too large)") == 2, done
+        done = subprocess.run(
+            [sys.executable, script, str(limit)], cwd=folder, capture_output=True, text=True
+        )
+        assert (
+            done.returncode == 0 and done.stdout.count("cannot be written (File too large)") == 2
+        ), done
         assert os.listdir(folder) == ["run.journal"]
         kept = max((folder / "run.journal").read_bytes().count(b"\n"), 1)
         resumed, anew = told_layers(folder / "run.journal")
@@ -125,10 +139,16 @@ def test_a_limit_on_the_size_of_files(report, tmp_path):
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_cannot_be_written(code, tmp_path, monkeypatch, report):
-    with monkeypatch.context() as patch, pytest.raises(sc.ReportError, match=r"run\.journal: cannot be written .*another folder"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(sc.ReportError, match=r"run\.journal: cannot be written .*another folder"),
+    ):
         Failing(patch, "open", 1, code)
         measure(tmp_path / "run.journal")
-    with monkeypatch.context() as patch, pytest.raises(sc.ReportError, match=r"run\.json: cannot be written .*another folder"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(sc.ReportError, match=r"run\.json: cannot be written .*another folder"),
+    ):
         Failing(patch, "open", 1, code)
         report.save(tmp_path / "run.json")
     assert os.listdir(tmp_path) == []
@@ -146,7 +166,12 @@ def test_new_files_have_usual_permissions(report, tmp_path):
 def test_journals_cut_at_any_byte(report, whole, tmp_path):
     journal = tmp_path / "run.journal"
     ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]
-    cuts = {*range(0, len(whole), 97), *ends, *(end + 1 for end in ends), *(end - 1 for end in ends)}
+    cuts = {
+        *range(0, len(whole), 97),
+        *ends,
+        *(end + 1 for end in ends),
+        *(end - 1 for end in ends),
+    }
     for cut in sorted(cuts):
         journal.write_bytes(whole[:cut])
         found, anew = told_layers(journal)
@@ -204,7 +229,9 @@ def test_a_pickle_in_a_journal_runs_nothing(report, whole, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     head, *rest = whole.splitlines(keepends=True)
     evil = pickle.dumps(Evil()) + b"\n"
-    Path("run.journal").write_bytes(head + evil + b"!!python/object/apply:os.system ['touch owned']\n" + b"".join(rest))
+    Path("run.journal").write_bytes(
+        head + evil + b"!!python/object/apply:os.system ['touch owned']\n" + b"".join(rest)
+    )
     found, anew = told_layers("run.journal")
     assert anew == [] and found.to_dict() == report.to_dict() and os.listdir() == ["run.journal"]
 
@@ -236,7 +263,9 @@ def test_reports_with_flipped_bits_are_shown_or_refused(report, tmp_path):
     refused = 0
     for _ in range(800):
         place = rng.randrange(len(text))
-        path.write_bytes(text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :])
+        path.write_bytes(
+            text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :]
+        )
         try:
             loaded = sc.SpectralReport.load(path)
         except sc.ReportError as error:
@@ -274,7 +303,7 @@ def test_control_characters_are_spelt_out(report, tmp_path):
     data["skipped"] = {"a": "\x1b[2J"}
     loaded = sc.SpectralReport.from_dict(data)
     assert "\x1b" not in str(loaded) and "\\x1b" in str(loaded) and "[red]name" in str(loaded)
-    assert list(loaded)[0] == data["spectra"][0]["name"]
+    assert next(iter(loaded)) == data["spectra"][0]["name"]
 
 
 def test_a_decomposition_resumes_too(tmp_path):
@@ -286,3 +315,15 @@ def test_a_decomposition_resumes_too(tmp_path):
     assert anew == [] and found.to_dict() == expected.to_dict()
 
 
+def test_names_are_no_markup_and_no_mathematics(report, tmp_path):
+    """Neither in a terminal's table nor in a figure."""
+    data = json.loads(json.dumps(report.to_dict()))
+    data["spectra"][0]["name"], data["spectra"][1]["name"] = "[bold]a[/bold]", r"$\frac{1$"
+    loaded = sc.SpectralReport.from_dict(data)
+    console = pytest.importorskip("rich.console").Console(width=300, file=io.StringIO())
+    console.print(to_rich(loaded))
+    assert "[bold]a[/bold]" in console.file.getvalue()
+    pytest.importorskip("matplotlib").use("agg")
+    from spectral_adapters.plots import save_figures
+
+    assert all(path.stat().st_size for path in save_figures(loaded, tmp_path))

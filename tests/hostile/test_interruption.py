@@ -77,7 +77,9 @@ def check_everything(network, batches, before, folder, expected):
     assert_same(before, snapshot(network, batches))
     found = []
     # In another thread: a lock that is left behind would stop it.
-    thread = threading.Thread(target=lambda: found.append(measure(network, batches, folder)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: found.append(measure(network, batches, folder)), daemon=True
+    )
     thread.start()
     thread.join(60)
     assert found and (folder / "report.json").read_bytes() == expected[0]

@@ -37,7 +37,9 @@ def sparse_model():
 def quantized_model():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return build(function, params={"w": torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)})
+        return build(
+            function, params={"w": torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)}
+        )
 
 
 class Unused(nn.Module):

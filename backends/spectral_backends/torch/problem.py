@@ -93,6 +93,12 @@ class CurvatureProblem:
         If model, loss or data cannot be used; the message says what to change.
     NonDeterministicError
         If the loss is not repeatable and `check_deterministic`.
+
+    Notes
+    -----
+    Threads may measure at once, also one model: passes over the data take turns. Nothing else may
+    use the model, or draw random numbers, meanwhile. An error of the model's own code comes through
+    as it is, with a note that says which batch it was.
     """
 
     def __init__(
