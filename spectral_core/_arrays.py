@@ -60,11 +60,51 @@ def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
         raise InputError(f"the last axes differ in length: {shapes}; pass one value per direction.")
     if len(arrays) == 1:
         return xp, arrays
+    check_broadcast(**dict(zip(arguments, arrays, strict=True)))
+    return xp, list(xp.broadcast_arrays(*arrays))
+
+
+def check_broadcast(**arrays: Array) -> None:
+    """Raise `InputError` unless the shapes of the named arrays broadcast."""
     try:
-        return xp, list(xp.broadcast_arrays(*arrays))
-    except (ValueError, RuntimeError, IndexError) as error:
-        shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in zip(arguments, arrays, strict=True))
-        raise InputError(f"shapes do not broadcast: {shapes}.") from error
+        np.broadcast_shapes(*(tuple(array.shape) for array in arrays.values()))
+    except ValueError as error:
+        shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+        raise InputError(
+            f"shapes do not broadcast: {shapes}; pass equal shapes, or axes of length 1."
+        ) from error
+
+
+def mask_like(xp: Any, where: ArrayLike, like: Array) -> Array:
+    """Return a mask of points, checked, for data of the shape of `like`.
+
+    Raises
+    ------
+    InputError
+        If it is not boolean, of another library, or its shape does not fit.
+    """
+    remedy = f"pass booleans that broadcast against the data, of shape {tuple(like.shape)}."
+    if isinstance(where, (list, tuple, bool)) and array_api_compat.is_numpy_namespace(xp):
+        try:
+            where = np.asarray(where)
+        except ValueError as error:
+            raise InputError(f"where: is no regular sequence ({error}); {remedy}") from error
+    if not array_api_compat.is_array_api_obj(where):
+        raise InputError(f"where: a {type(where).__name__} is no array; {remedy}")
+    try:
+        array_api_compat.array_namespace(where, like)
+    except TypeError as error:
+        raise InputError(
+            f"where: is an array of {type(where).__module__}, the data of "
+            f"{type(like).__module__}; convert them to one."
+        ) from error
+    if where.dtype != xp.bool:
+        raise InputError(f"where: has dtype {where.dtype}; {remedy}")
+    try:
+        np.broadcast_shapes(tuple(where.shape), tuple(like.shape))
+    except ValueError as error:
+        raise InputError(f"where: has shape {tuple(where.shape)}; {remedy}") from error
+    return where
 
 
 def ranks(xp: Any, like: Array) -> Array:
@@ -125,8 +165,9 @@ def _as_array(name: str, value: ArrayLike) -> Array:
     if isinstance(value, (int, float, Sequence)) and not isinstance(value, (str, bytes)):
         try:
             return np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"{name}: is no regular sequence of real numbers ({error})."
+                f"{name}: is no regular sequence of real numbers ({error}); pass numbers, in rows "
+                "of one length."
             ) from error
     raise InputError(f"{name}: a {type(value).__name__} is no array; pass an array or numbers.")

@@ -20,6 +20,13 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "  ".join("─" * width for width in widths), *map(line, rows)])
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters spelt out: a terminal would obey them."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def _width(text: str) -> int:
     return sum(not unicodedata.combining(character) for character in text)
 

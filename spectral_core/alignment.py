@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-from spectral_core._arrays import Array, floating
+from spectral_core._arrays import Array, check_broadcast, floating
+from spectral_core._checks import is_real
 from spectral_core._eigen import eigvalsh
 from spectral_core.errors import InputError
 from spectral_core.participation import entropy_rank
@@ -47,7 +48,7 @@ class FactorSpectrum:
     condition: Array
 
     def to_floats(self) -> Self:
-        """Return the result with NumPy arrays of directions and Python numbers; no batch."""
+        """Return the result with NumPy arrays of directions; raises `InputError` for a batch."""
         return to_floats(self, ("eigenvalues", "quadratic", "rho", "tied"))
 
 
@@ -90,7 +91,7 @@ class SpectralAlignment:
         return self.delta.eigenvalues * self.a.eigenvalues
 
     def to_floats(self) -> Self:
-        """Return the result with NumPy arrays of directions and Python numbers; no batch."""
+        """Return the result with NumPy arrays of directions; raises `InputError` for a batch."""
         return to_floats(self, ("kron",))
 
 
@@ -126,8 +127,15 @@ def spectral_alignment(
     Raises
     ------
     InputError
-        If an array is not real floating point, or shapes do not fit each other.
+        If an array is not real floating point, shapes do not fit each other, or a tolerance is
+        outside [0, 1).
     """
+    for name, tolerance in (
+        ("rtol", 0.0 if rtol is None else rtol),
+        ("gap_tolerance", gap_tolerance),
+    ):
+        if not (is_real(tolerance) and 0 <= tolerance < 1):
+            raise InputError(f"{name}: {tolerance!r} is not in [0, 1); it is relative, say 1e-3.")
     xp, (u, v, c_delta, c_a) = floating(u=u, v=v, c_delta=c_delta, c_a=c_a)
     _check_shapes("u", u, "c_delta", c_delta)
     _check_shapes("v", v, "c_a", c_a)
@@ -135,6 +143,7 @@ def spectral_alignment(
         raise InputError(
             f"u and v hold {u.shape[-1]} and {v.shape[-1]} directions; pass as many of both."
         )
+    check_broadcast(u=u[..., 0, 0], v=v[..., 0, 0], c_delta=c_delta[..., 0, 0], c_a=c_a[..., 0, 0])
     delta = _spectrum(xp, u, c_delta, rtol, gap_tolerance)
     a = _spectrum(xp, v, c_a, rtol, gap_tolerance)
     return SpectralAlignment(delta, a, delta.quadratic * a.quadratic)
@@ -152,6 +161,11 @@ def effective_rank(covariance: Array) -> Array:
     -------
     array, shape (...)
         Between 1 and n; NaN for a matrix of zeros, or one that is not finite.
+
+    Raises
+    ------
+    InputError
+        If it is not real floating point, or no square matrix or batch of them.
     """
     xp, (covariance,) = floating(covariance=covariance)
     _check_square("covariance", covariance)
@@ -186,7 +200,7 @@ def _spectrum(
 
 def _eigenvalues(xp: Any, covariance: Array) -> Array:
     """Return all eigenvalues of the symmetric part, descending; NaN if one entry is not finite."""
-    symmetric = (covariance + xp.matrix_transpose(covariance)) / 2
+    symmetric = covariance / 2 + xp.matrix_transpose(covariance) / 2
     finite = xp.all(xp.isfinite(symmetric), axis=(-2, -1))
     # Some libraries raise on NaN and some do not return.
     safe = xp.where(finite[..., None, None], symmetric, xp.zeros_like(symmetric))

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from spectral_core._arrays import Array, ArrayLike, finite_log, positive, spectra
+from spectral_core._checks import check_confidence
 from spectral_core.alignment import SpectralAlignment
+from spectral_core.errors import InputError
 from spectral_core.power_law import PowerLawFit, fit_line, to_floats
 
 __all__ = ["ExponentDecomposition", "decompose_exponent"]
@@ -51,7 +53,7 @@ class ExponentDecomposition:
     closure: Array
 
     def to_floats(self) -> Self:
-        """Return the result with Python numbers, and χ as a NumPy array; it must be no batch."""
+        """Return the result with Python numbers, χ as an array; raises `InputError` for a batch."""
         return to_floats(self, ("chi",))
 
 
@@ -85,8 +87,15 @@ def decompose_exponent(
     Raises
     ------
     InputError
-        If the arrays are not real floating point or their shapes do not fit.
+        If the arrays are not real floating point or their shapes do not fit, if `alignment` is
+        none, or the confidence is outside (0, 1).
     """
+    check_confidence(confidence)
+    if not isinstance(alignment, SpectralAlignment):
+        raise InputError(
+            f"alignment: a {type(alignment).__name__} was passed; pass what spectral_alignment "
+            "returned for these directions."
+        )
     rho_delta, rho_a = alignment.rho_delta, alignment.rho_a
     xp, arrays = spectra(
         sigma=sigma, curvature=curvature, ggn=ggn, kron=alignment.kron, lam=alignment.lam,

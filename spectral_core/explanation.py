@@ -85,8 +85,12 @@ def explain(layer: LayerSpectrum) -> Explanation:
     Raises
     ------
     InputError
-        If the layer has no decomposition.
+        If it is no layer of a report, or has no decomposition.
     """
+    if not isinstance(layer, LayerSpectrum):
+        raise InputError(
+            f"layer: a {type(layer).__name__} was passed; pass one of a report, report['name']."
+        )
     if layer.decomposition is None or layer.alignment is None or layer.ggn is None:
         raise InputError(
             f"layer {layer.name!r}: has no decomposition; measure it with decompose=True."

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from spectral_core._arrays import Array, ArrayLike, finite_log, positive, ranks, spectra
+from spectral_core._checks import check_confidence
 from spectral_core.errors import InputError
 from spectral_core.power_law import PowerLawFit, centre, fit_line, to_floats
 
@@ -66,7 +67,7 @@ class ExponentTriangle:
         return self.s.exponent - self.predicted_s - explained
 
     def to_floats(self) -> Self:
-        """Return the result with Python numbers; it must not be a batch."""
+        """Return the result with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 
@@ -99,10 +100,12 @@ def exponent_triangle(
     Raises
     ------
     InputError
-        For arrays that are not floating point or do not fit, or an unknown order.
+        For arrays that are not floating point or do not fit, an unknown order, or a confidence
+        outside (0, 1).
     """
     if order not in ("sorted", "index"):
         raise InputError(f"order: {order!r} is unknown; choose 'sorted' or 'index'.")
+    check_confidence(confidence)
     xp, (sigma, curvature) = spectra(sigma=sigma, curvature=curvature)
     on_sigma = positive(xp, sigma)
     window = on_sigma & positive(xp, curvature)

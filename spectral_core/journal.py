@@ -2,11 +2,13 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from spectral_core._json import encode
+from spectral_core._files import append_line, as_path, check_regular, check_size
+from spectral_core._json import UNREADABLE, encode, parse
 from spectral_core.errors import ReportError
 from spectral_core.report import SCHEMA_VERSION, LayerSpectrum, Provenance
 
@@ -16,8 +18,9 @@ __all__ = ["Journal"]
 class Journal:
     """The layers that a measurement has finished, appended and synced one by one.
 
-    The first line says what is measured; a journal is continued only by the same measurement. A
-    last line that was cut short by a crash is dropped, and its layer is measured again. A layer
+    The first line says what is measured; a journal is continued only by the same measurement, and
+    a file that is no journal is never written to. Each other line carries a checksum. One that was
+    cut short by a crash or damaged since is passed over, and its layer is measured again. A layer
     that could not be measured is no finished layer: a resumed run tries again, perhaps with more
     memory.
 
@@ -32,6 +35,8 @@ class Journal:
 
     Raises
     ------
+    InputError
+        If `path` is no path.
     ReportError
         If the file cannot be written, or belongs to another measurement.
     """
@@ -40,21 +45,33 @@ class Journal:
         self, path: str | Path | None, provenance: Provenance, shapes: dict[str, tuple[int, int]]
     ) -> None:
         self.spectra: dict[str, LayerSpectrum] = {}
-        self._path = None if path is None else Path(path)
-        header = {
-            "schema_version": SCHEMA_VERSION,
-            **encode({"provenance": provenance, "layers": shapes}),
-        }
-        self._stream = None if self._path is None else self._open(self._path, header)
+        self._shapes, self._handle = shapes, -1
+        if path is None:
+            return
+        self._path = as_path("resume", path)
+        self._open(
+            {
+                "schema_version": SCHEMA_VERSION,
+                **encode({"provenance": provenance, "layers": shapes}),
+            }
+        )
 
     def __contains__(self, name: str) -> bool:
         """Say whether the layer is finished."""
         return name in self.spectra
 
     def add(self, spectrum: LayerSpectrum) -> None:
-        """Keep a measured layer."""
+        """Keep a measured layer; raises `ReportError` if the file cannot be written."""
         self.spectra[spectrum.name] = spectrum
-        self._append({"spectrum": spectrum.to_dict()})
+        if self._handle < 0:
+            return
+        try:
+            append_line(self._handle, _line_of(spectrum))
+        except OSError as error:
+            raise ReportError(
+                f"{self._path}: cannot be written ({error.strerror}); the layers before this one "
+                "are kept. Free space and run again to resume."
+            ) from error
 
     def __enter__(self) -> Self:
         """Return the journal."""
@@ -67,35 +84,55 @@ class Journal:
         traceback: TracebackType | None,
     ) -> None:
         """Close the file."""
-        if self._stream is not None:
-            self._stream.close()
+        self._close()
 
-    def _open(self, path: Path, header: dict[str, Any]) -> Any:
+    def _close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def _open(self, header: dict[str, Any]) -> None:
+        path = self._path
         try:
+            check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+b")
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._read(header)
         except OSError as error:
+            self._close()
             raise ReportError(
-                f"{path}: cannot be written ({error.strerror}); choose another folder."
+                f"{path}: cannot be written ({error.strerror}); free space or choose "
+                "another folder."
             ) from error
-        try:
-            self._read(stream, header)
         except BaseException:
-            stream.close()
+            self._close()
             raise
-        return stream
 
-    def _read(self, stream: Any, header: dict[str, Any]) -> None:
-        stream.seek(0)
-        whole = [line for line in stream.read().splitlines(keepends=True) if line.endswith(b"\n")]
-        if not whole:
-            stream.truncate(0)
-            self._write(stream, header)
+    def _read(self, header: dict[str, Any]) -> None:
+        check_size(self._path, os.fstat(self._handle).st_size)
+        with os.fdopen(os.dup(self._handle), "rb") as stream:
+            content = stream.read()
+        first = json.dumps(header, allow_nan=False).encode() + b"\n"
+        if first.startswith(content):  # new, or cut short while it was begun
+            os.ftruncate(self._handle, 0)
+            append_line(self._handle, first)
             return
-        self._check_header(_parse(self._path, whole[0]), header)
-        for line in whole[1:]:
-            self._take(_parse(self._path, line))
-        stream.truncate(sum(map(len, whole)))
+        lines = content.split(b"\n")
+        self._check_header(self._parsed_header(lines[0]), header)
+        for line in lines[1:-1]:
+            spectrum = _finished(line)
+            if spectrum is not None and spectrum.name in self._shapes:
+                self.spectra[spectrum.name] = spectrum
+        os.ftruncate(self._handle, len(content) - len(lines[-1]))
+
+    def _parsed_header(self, line: bytes) -> Any:
+        try:
+            return parse(line)
+        except UNREADABLE as error:
+            raise ReportError(
+                f"{self._path}: is no journal, its first line is not JSON ({error}); choose "
+                "another file."
+            ) from error
 
     def _check_header(self, found: Any, expected: dict[str, Any]) -> None:
         if found == expected:
@@ -112,40 +149,20 @@ class Journal:
             "Delete the file or choose another to start anew."
         )
 
-    def _take(self, record: Any) -> None:
-        try:
-            spectrum = LayerSpectrum.from_dict(record["spectrum"])
-            self.spectra[spectrum.name] = spectrum
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ReportError(
-                f"{self._path}: has a line that is no finished layer ({error!r}); delete the file."
-            ) from error
 
-    def _append(self, record: dict[str, Any]) -> None:
-        if self._stream is None:
-            return
-        try:
-            self._write(self._stream, record)
-        except OSError as error:
-            raise ReportError(
-                f"{self._path}: cannot be written ({error.strerror}); the layers before this one "
-                "are kept. Free space and run again to resume."
-            ) from error
-
-    @staticmethod
-    def _write(stream: Any, record: dict[str, Any]) -> None:
-        stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+def _line_of(spectrum: LayerSpectrum) -> bytes:
+    """Return a finished layer as a line with a checksum."""
+    text = json.dumps(spectrum.to_dict(), allow_nan=False)
+    return f'{{"crc32": {zlib.crc32(text.encode())}, "spectrum": {text}}}\n'.encode()
 
 
-def _parse(path: Path | None, line: bytes) -> Any:
+def _finished(line: bytes) -> LayerSpectrum | None:
+    """Return the layer of a line, or None for one that is damaged."""
     try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ReportError(
-            f"{path}: holds a line that is not JSON ({error}); delete the file."
-        ) from error
+        spectrum = LayerSpectrum.from_dict(parse(line)["spectrum"])
+    except UNREADABLE:
+        return None
+    return spectrum if _line_of(spectrum) == line + b"\n" else None
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The matrices inside a parameter: convolutions, fused projections, heads, stacks of layers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from math import prod
+from numbers import Integral
+from typing import Any
 
 import array_api_compat
 
@@ -100,6 +103,8 @@ class MatrixSpec:
         InputError
             If it is no such text.
         """
+        if not isinstance(text, str):
+            raise InputError(f"spec: a {type(text).__name__} is no text; write for instance 'qkv'.")
         kind, *words = text.split() or [""]
         options: dict[str, int | tuple[int, ...]] = {"rows": 3} if kind == "qkv" else {}
         try:
@@ -107,6 +112,8 @@ class MatrixSpec:
                 name, value = word.split("=")
                 sizes = tuple(int(size) for size in value.split(",") if size)
                 options[name] = sizes if "," in value else sizes[0]
+            if len({word.split("=")[0] for word in words}) < len(words):
+                raise ValueError("an option is there twice")
             return cls("matrix" if kind == "qkv" else kind, **options)  # type: ignore[arg-type]
         except (ValueError, TypeError, IndexError) as error:
             raise InputError(
@@ -131,6 +138,15 @@ class MatrixLayout:
     spec: MatrixSpec
 
     def __post_init__(self) -> None:
+        if not isinstance(self.spec, MatrixSpec):
+            raise InputError(
+                f"spec: {self.spec!r} is neither a MatrixSpec nor its text; write for instance "
+                f"{_SHORTHANDS}."
+            )
+        if not isinstance(self.shape, tuple) or not all(_is_count(n, 0) for n in self.shape):
+            raise InputError(
+                f"shape: {self.shape!r} is no tuple of lengths; pass that of the parameter."
+            )
         spec, axes = self.spec, len(self.shape) - self.spec.stack
         if axes < _LEAST_AXES[spec.kind] or (spec.kind == "matrix" and axes > 2):
             needed = "2 axes" if spec.kind == "matrix" else "3 or more axes"
@@ -168,8 +184,9 @@ class MatrixLayout:
         Raises
         ------
         InputError
-            If the array has another shape.
+            If it is no array, or has another shape.
         """
+        _check_array("array", array)
         if tuple(array.shape) != self.shape:
             raise InputError(
                 f"array: has shape {tuple(array.shape)}; this layout is for {self.shape}."
@@ -195,14 +212,25 @@ class MatrixLayout:
         Raises
         ------
         InputError
-            If their number or a shape is another.
+            If they are no arrays of one library, or their number or a shape is another.
         """
+        if not isinstance(matrices, (list, tuple)):
+            raise InputError(
+                f"matrices: a {type(matrices).__name__} was passed; pass the list from split."
+            )
+        for array in matrices:
+            _check_array("matrices", array)
         shapes = tuple(tuple(array.shape) for array in matrices)
         if shapes != self.matrices:
             raise InputError(
                 f"matrices: have shapes {list(shapes)}; this layout is for {list(self.matrices)}."
             )
-        xp = array_api_compat.array_namespace(*matrices)
+        try:
+            xp = array_api_compat.array_namespace(*matrices)
+        except TypeError as error:
+            raise InputError(
+                f"matrices: are arrays of different libraries ({error}); convert them to one."
+            ) from error
         batch = self._whole[0]
         blocks = {}
         for array, places in zip(matrices, self._blocks().values(), strict=True):
@@ -280,9 +308,12 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     Raises
     ------
     InputError
-        If the shape does not fit the spec.
+        If the shape is no sequence of lengths, the spec is not understood, or they do not fit.
     """
-    shape = tuple(int(length) for length in shape)
+    lengths: tuple[Any, ...] = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if not all(_is_count(length, 0) for length in lengths):
+        raise InputError(f"shape: {shape!r} is no tuple of lengths; pass that of the parameter.")
+    shape = tuple(map(int, lengths))
     if isinstance(spec, str):
         if spec == "stack":
             spec = MatrixSpec(stack=max(len(shape) - 2, 0))
@@ -300,7 +331,12 @@ def _starts(sizes: tuple[int, ...]) -> list[int]:
 
 
 def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _check_array(name: str, array: Any) -> None:
+    if not array_api_compat.is_array_api_obj(array):
+        raise InputError(f"{name}: a {type(array).__name__} is no array; pass an array.")
 
 
 def _lone_comma(value: object) -> str:

@@ -1,16 +1,21 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
+import json
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
+from spectral_core._checks import check_confidence
+from spectral_core._json import encode
 from spectral_core._version import __version__
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.curvature_source import curvatures_of
@@ -110,20 +115,23 @@ def measure(
     Raises
     ------
     InputError
-        If an argument is out of range, or a pattern matches no layer.
+        If an argument is out of range, a pattern matches no layer, or `problem` is none or does not
+        keep to its protocol.
     SpectralError
         If not one of the selected layers could be measured.
     ReportError
         If `resume` cannot be written or belongs to another measurement.
     """
-    _check_arguments(top_k, curvature, confidence)
+    _check_problem(problem)
+    _check_arguments(top_k, curvature, confidence, draws, progress)
     _check_choice("engine", engine, get_args(Engine))
     _check_choice("svd", svd, get_args(Decomposition))
     _check_choice("delta", delta, get_args(Delta))
     _check_choice("sharing", sharing, get_args(Sharing))
-    selected = select_layers(problem.layers(), layers)
+    draws = int(draws)
+    selected = select_layers(_layers_of(problem), layers)
     provenance = Provenance(
-        problem=dict(problem.describe()),
+        problem=_description(problem),
         versions={
             "spectral_core": __version__,
             "numpy": np.__version__,
@@ -233,7 +241,8 @@ def _windows(
     windows: dict[str, Window] = {}
     for layer in layers:
         try:
-            windows[layer.name] = top_directions(layer, gradients.pop(layer.name), top_k, svd)
+            gradient = _checked_gradient(layer, gradients.pop(layer.name, None))
+            windows[layer.name] = top_directions(layer, gradient, top_k, svd)
         except LayerError as error:
             skipped[layer.name] = error.reason
     return windows
@@ -299,12 +308,76 @@ def _participation(curvature: npt.NDArray[np.float64], s: float) -> Participatio
     )
 
 
-def _check_arguments(top_k: int, curvature: str, confidence: float) -> None:
+def _check_problem(problem: Any) -> None:
+    needed = ("layers", "skipped", "gradients", "curvatures", "describe")
+    if missing := [name for name in needed if not hasattr(problem, name)]:
+        raise InputError(
+            f"problem: a {type(problem).__name__} has no {', '.join(missing)}; pass a "
+            "CurvatureProblem, for instance that of spectral_backends.torch."
+        )
+
+
+def _layers_of(problem: CurvatureProblem) -> list[LayerInfo]:
+    layers = list(problem.layers())
+    for layer in layers:
+        if not isinstance(layer, LayerInfo):
+            raise InputError(
+                f"problem: layers() returned a {type(layer).__name__}; return LayerInfo."
+            )
+    counts = Counter(layer.name for layer in layers)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise InputError(
+            f"problem: {len(twice)} names are of several layers, {twice[0]!r} first; name each "
+            "layer differently."
+        )
+    return layers
+
+
+def _description(problem: CurvatureProblem) -> dict[str, Any]:
+    description = problem.describe()
+    try:
+        described = dict(description)
+        json.dumps(encode(described), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"problem: describe() returned what is no dict of JSON values ({error}); return "
+            "numbers, texts, and lists and dicts of them."
+        ) from error
+    return described
+
+
+def _checked_gradient(layer: LayerInfo, gradient: Any) -> Any:
+    remedy = f"return a real floating point array of shape {layer.shape}."
+    if not array_api_compat.is_array_api_obj(gradient):
+        found = "nothing" if gradient is None else f"a {type(gradient).__name__}"
+        raise InputError(
+            f"problem: gradients() returned {found} for layer {layer.name!r}; {remedy}"
+        )
+    xp = array_api_compat.array_namespace(gradient)
+    if tuple(gradient.shape) != tuple(layer.shape) or not xp.isdtype(
+        gradient.dtype, "real floating"
+    ):
+        raise InputError(
+            f"problem: gradients() returned an array of {gradient.dtype} of shape "
+            f"{tuple(gradient.shape)} for layer {layer.name!r}; {remedy}"
+        )
+    return gradient
+
+
+def _check_arguments(
+    top_k: int, curvature: str, confidence: float, draws: int, progress: Any
+) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
     _check_choice("curvature", curvature, get_args(CurvatureKind))
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
+    check_confidence(confidence)
+    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 2:
+        raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise InputError(
+            f"progress: a {type(progress).__name__} cannot be called; pass a function of (done, "
+            "total, name), True, False or None."
+        )
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from math import inf, log, sqrt
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spectral_core._arrays import floating, to_numpy
+from spectral_core._checks import is_real
 from spectral_core.errors import InputError
 
 __all__ = [
@@ -38,9 +42,9 @@ def layernorm_band(n: int, batch: int) -> float:
     Raises
     ------
     InputError
-        If a number is not positive.
+        If a number is not positive and finite.
     """
-    if n < 1 or batch < 1:
+    if not all(is_real(number) and 1 <= number < inf for number in (n, batch)):
         raise InputError(f"n and batch: {n!r} and {batch!r}; pass positive numbers.")
     if batch <= n:
         return inf
@@ -70,14 +74,15 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
     Raises
     ------
     InputError
-        If `sigma` is not positive or does not vary, or the band is below 1.
+        If `sigma` is not positive and finite or does not vary, or the band is below 1.
     """
-    values = np.asarray(sigma, dtype=np.float64)
-    if values.ndim != 1 or not np.all(values > 0) or np.ptp(values) == 0:
+    values = _on_the_host("sigma", sigma)
+    if values.ndim != 1 or not _all_positive(values) or len(set(values.tolist())) < 2:
         raise InputError(
-            "sigma: pass one axis of positive singular values, at least two of them different."
+            f"sigma: has shape {values.shape}, or values that do not serve; pass one axis of "
+            "positive, finite singular values, at least two of them different."
         )
-    if not band >= 1:
+    if not (is_real(band) and band >= 1):
         raise InputError(f"band: {band!r} is below 1; pass a condition number.")
     x = np.log(values)
     x = x - x.mean()
@@ -120,17 +125,18 @@ def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> Res
     Raises
     ------
     InputError
-        If shapes do not fit or values are not positive where they must be.
+        If shapes do not fit, or values are not finite, or not positive where they must be.
     """
-    values = np.asarray(eigenvalues, dtype=np.float64)
-    x = np.asarray(sigma, dtype=np.float64)
-    if x.ndim != 1 or values.ndim != 1 or len(values) < len(x) or not np.all(x > 0):
+    values, x = _on_the_host("eigenvalues", eigenvalues), _on_the_host("sigma", sigma)
+    if x.ndim != 1 or values.ndim != 1 or len(values) < len(x) or not _all_positive(x):
         raise InputError(
             f"sigma and eigenvalues: have shapes {x.shape} and {values.shape}; pass (K,) positive "
-            "and (m,), with m of at least K."
+            "and finite, and (m,) with m of at least K."
         )
-    if not np.all(values[: len(x)] > 0):
-        raise InputError("eigenvalues: the first K must be positive; shorten the window.")
+    if not (_all_positive(values[: len(x)]) and np.all(np.isfinite(values))):
+        raise InputError(
+            "eigenvalues: all must be finite and the first K positive; shorten the window."
+        )
     x = np.log(x) - np.log(x).mean()
     if not np.any(x):
         raise InputError("sigma: does not vary, so nothing has a slope on it.")
@@ -153,8 +159,20 @@ def softmax_head_rank(classes: int) -> int:
     Raises
     ------
     InputError
-        If there are fewer than 2 classes.
+        If it is not a whole number of 2 or more.
     """
-    if classes < 2:
-        raise InputError(f"classes: {classes!r}; a softmax over fewer than 2 is constant.")
+    if not isinstance(classes, Integral) or classes < 2:
+        raise InputError(
+            f"classes: {classes!r} is not a whole number of 2 or more; a softmax over fewer is "
+            "constant."
+        )
     return int(classes) - 1
+
+
+def _on_the_host(name: str, values: Any) -> npt.NDArray[np.float64]:
+    _, (array,) = floating(**{name: values})
+    return np.asarray(to_numpy(array), dtype=np.float64)
+
+
+def _all_positive(values: npt.NDArray[np.float64]) -> bool:
+    return bool(np.all((values > 0) & np.isfinite(values)))

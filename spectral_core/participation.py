@@ -2,9 +2,22 @@
 
 from typing import Any
 
-from spectral_core._arrays import Array, ArrayLike, finite_log, floating, positive, ranks, spectra
+from spectral_core._arrays import (
+    Array,
+    ArrayLike,
+    at_least,
+    check_broadcast,
+    finite_log,
+    floating,
+    positive,
+    ranks,
+    spectra,
+)
 from spectral_core.errors import InputError
 from spectral_core.zeta import zeta
+
+MAX_WINDOW = 10**7
+"""Ranks that a sum runs over at most: a gigabyte or less on the way, for one exponent."""
 
 __all__ = [
     "certified_exponent",
@@ -29,6 +42,11 @@ def participation_ratio(h: ArrayLike) -> Array:
     -------
     array, shape (...)
         Between 1 and the number of positive values; NaN if there is none.
+
+    Raises
+    ------
+    InputError
+        If `h` is not real floating point or has no value along its last axis.
     """
     xp, (h,) = spectra(h=h)
     p = _shares(xp, h)
@@ -38,7 +56,8 @@ def participation_ratio(h: ArrayLike) -> Array:
 def entropy_rank(h: ArrayLike) -> Array:
     """Return ``exp(−Σ p log p)`` with ``p = h / Σ h`` over the positive values (Theory 7.1).
 
-    Parameters and result as in `participation_ratio`, which it is never below.
+    Parameters and result as in `participation_ratio`, which it is never below; so are the
+    reasons for which it raises `InputError`.
     """
     xp, (h,) = spectra(h=h)
     p = _shares(xp, h)
@@ -51,7 +70,7 @@ def window_bound(s: ArrayLike, k: int) -> Array:
     Parameters
     ----------
     s : array, any shape
-        Exponent; any real number.
+        Exponent; any real number. Infinity, the limit, gives 1.
     k : int
         Window K, at least 1.
 
@@ -63,10 +82,12 @@ def window_bound(s: ArrayLike, k: int) -> Array:
     Raises
     ------
     InputError
-        If `k` is not a positive integer.
+        If `k` is not a positive integer of at most 10 million, or `s` not real floating point.
     """
     xp, (s,) = floating(s=s)
-    return _profile_ratio(xp, -s[..., None] * _log_ranks(xp, s, k))
+    endless = xp.isinf(s)
+    log_h = -xp.where(endless, xp.zeros_like(s), s)[..., None] * _log_ranks(xp, s, k)
+    return xp.where(endless, xp.ones_like(s), _profile_ratio(xp, log_h))
 
 
 def zeta_bound(s: ArrayLike) -> Array:
@@ -81,6 +102,11 @@ def zeta_bound(s: ArrayLike) -> Array:
     -------
     array
         Shape and dtype of `s`; 2.5 at s = 2.
+
+    Raises
+    ------
+    InputError
+        If `s` is not real floating point.
     """
     xp, (s,) = floating(s=s)
     safe = xp.where(s > 1, s, 2 * xp.ones_like(s))
@@ -104,6 +130,11 @@ def certified_exponent(h: ArrayLike) -> Array:
     -------
     array, shape (...)
         ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0; NaN for fewer than two values.
+
+    Raises
+    ------
+    InputError
+        If `h` is not real floating point or has no value along its last axis.
     """
     xp, (h,) = spectra(h=h)
     usable = positive(xp, h)
@@ -138,11 +169,20 @@ def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     -------
     array
         Shape and dtype of `b`; NaN where b is not positive.
+
+    Raises
+    ------
+    InputError
+        If `k` is not a positive integer of at most 10 million, or `b` not real floating point.
     """
     xp, (b,) = floating(b=b)
-    ratio = 1 / xp.tanh(xp.where(b > 0, b, xp.ones_like(b)) / 2)
+    # Below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
+    rate = xp.where(
+        b > 0, at_least(xp, b, 4 * float(xp.finfo(b.dtype).smallest_normal)), xp.ones_like(b)
+    )
+    ratio = 1 / xp.tanh(rate / 2)
     if k is not None:
-        ratio = ratio * xp.tanh(_window(k) * b / 2)
+        ratio = ratio * xp.tanh(_window(k) * rate / 2)
     return xp.where(b > 0, ratio, xp.full_like(b, float("nan")))
 
 
@@ -155,8 +195,15 @@ def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
         As in the log-normal `fit_rank_profiles`; broadcast against each other.
     k : int
         Window K.
+
+    Raises
+    ------
+    InputError
+        If `k` is not a positive integer of at most 10 million, or `a` and `b` are not real
+        floating point or do not broadcast.
     """
     xp, (a, b) = floating(a=a, b=b)
+    check_broadcast(a=a, b=b)
     log_k = _log_ranks(xp, a, k)
     return _profile_ratio(xp, a[..., None] * log_k + b[..., None] * log_k**2)
 
@@ -183,4 +230,9 @@ def _log_ranks(xp: Any, like: Array, k: int) -> Array:
 def _window(k: int) -> int:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k: {k!r} is not a window; pass a positive whole number of ranks.")
+    if k > MAX_WINDOW:
+        raise InputError(
+            f"k: {k} ranks are too many to add up; pass at most {MAX_WINDOW}, or take the limit "
+            "for a window without end (zeta_bound; no k for an exponential)."
+        )
     return k

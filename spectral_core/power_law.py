@@ -6,9 +6,19 @@ from typing import Any, Self, TypeVar
 
 import array_api_compat
 
-from spectral_core._arrays import Array, ArrayLike, count, finite_log, positive, spectra, to_numpy
+from spectral_core._arrays import (
+    Array,
+    ArrayLike,
+    count,
+    finite_log,
+    mask_like,
+    positive,
+    spectra,
+    to_numpy,
+)
+from spectral_core._checks import check_confidence
 from spectral_core.errors import InputError
-from spectral_core.student_t import student_t_quantile
+from spectral_core.student_t import EXACT_DOF, normal_expansion, student_t_quantile
 
 __all__ = ["PowerLawFit", "fit_power_law"]
 
@@ -65,7 +75,7 @@ class PowerLawFit:
         return _explain(to_numpy(self.status).tolist())
 
     def to_floats(self) -> Self:
-        """Return the fit with Python numbers; it must not be a batch."""
+        """Return the fit with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 
@@ -102,17 +112,17 @@ def fit_power_law(
     Raises
     ------
     InputError
-        For integer or complex arrays, shapes that do not fit, or a confidence outside (0, 1).
+        For integer or complex arrays, shapes that do not fit, a mask that is not boolean, or a
+        confidence outside (0, 1).
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
+    check_confidence(confidence)
     given = {"x": x, "y": y} | ({} if weights is None else {"weights": weights})
     xp, arrays = spectra(**given)
     usable = positive(xp, arrays[0]) & positive(xp, arrays[1])
     if weights is not None:
         usable &= positive(xp, arrays[2])
     if where is not None:
-        usable = usable & where
+        usable = usable & mask_like(xp, where, usable)
     log_x = finite_log(xp, arrays[0], usable)
     log_y = finite_log(xp, arrays[1], usable)
     return fit_line(
@@ -207,9 +217,14 @@ def _rounding(xp: Any, values: Array, mask: Array, weights: Array) -> Array:
 
 
 def _quantiles(xp: Any, dof: Array, n_max: int, probability: float, like: Array) -> Array:
-    """Look the Student t quantile up by degrees of freedom: a host-side table, safe under jit."""
-    table = [student_t_quantile(probability, d) for d in range(1, max(n_max - 1, 2))]
+    """Return the Student t quantile: small degrees of freedom from a table, safe under jit."""
+    largest = max(n_max - 2, 1)
     quantile = xp.zeros_like(like)
+    if largest > EXACT_DOF:
+        inverse = 1 / xp.astype(dof, like.dtype)
+        for coefficient in reversed(normal_expansion(probability)):
+            quantile = quantile * inverse + coefficient
+    table = [student_t_quantile(probability, d) for d in range(1, min(largest, EXACT_DOF) + 1)]
     for d, value in enumerate(table, start=1):
         quantile = xp.where(dof == d, xp.full_like(like, value), quantile)
     return quantile

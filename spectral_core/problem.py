@@ -162,7 +162,7 @@ def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> lis
     Raises
     ------
     InputError
-        If a pattern matches no layer, or the predicate accepts none.
+        If a pattern matches no layer, the predicate accepts none, or `selection` is none of these.
     """
     if callable(selection):
         chosen = [layer for layer in layers if selection(layer)]
@@ -172,7 +172,12 @@ def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> lis
                 f"there are: {_listing([layer.name for layer in layers])}."
             )
         return chosen
-    patterns = [selection] if isinstance(selection, str) else list(selection)
+    patterns = [selection] if isinstance(selection, str) else _as_list(selection)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InputError(
+            f"layers: {selection!r} is neither a glob, nor a list of globs, nor a predicate; pass "
+            "for instance 'layer2.*'."
+        )
     if not patterns:
         raise InputError("layers: the list of patterns is empty; pass '*' for every layer.")
     names = [layer.name for layer in layers]
@@ -184,6 +189,10 @@ def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> lis
                 f"did you mean: {_listing(near)}?"
             )
     return [layer for layer in layers if any(_matches(layer.name, p) for p in patterns)]
+
+
+def _as_list(selection: Any) -> list[Any]:
+    return list(selection) if isinstance(selection, Iterable) else [selection]
 
 
 def _matches(name: str, pattern: str) -> bool:

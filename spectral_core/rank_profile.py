@@ -9,6 +9,7 @@ from spectral_core._arrays import (
     ArrayLike,
     count,
     finite_log,
+    mask_like,
     positive,
     ranks,
     spectra,
@@ -44,7 +45,7 @@ class RankProfile:
     n: Array
 
     def to_floats(self) -> Self:
-        """Return the fit with Python numbers; it must not be a batch."""
+        """Return the fit with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 
@@ -78,7 +79,7 @@ class RankProfileFits:
         return _name(to_numpy(self.winner_code).tolist())
 
     def to_floats(self) -> Self:
-        """Return the fits with Python numbers; they must not be a batch."""
+        """Return the fits with Python numbers; raises `InputError` for a batch."""
         return to_floats(self)
 
 
@@ -104,10 +105,12 @@ def fit_rank_profiles(sigma: ArrayLike, *, where: Array | None = None) -> RankPr
     Raises
     ------
     InputError
-        If `sigma` is not real floating point.
+        If `sigma` is not real floating point, or `where` no boolean array that fits it.
     """
     xp, (sigma,) = spectra(sigma=sigma)
-    usable = positive(xp, sigma) if where is None else positive(xp, sigma) & where
+    usable = positive(xp, sigma)
+    if where is not None:
+        usable = usable & mask_like(xp, where, usable)
     k = xp.broadcast_to(ranks(xp, sigma), sigma.shape)
     log_k, y = xp.log(k), finite_log(xp, sigma, usable)
     forms = (

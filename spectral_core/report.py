@@ -3,16 +3,16 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spectral_core._files import write_atomically
-from spectral_core._json import decode, encode
-from spectral_core._text_table import text_table
+from spectral_core._files import as_path, read_text, write_atomically
+from spectral_core._json import UNREADABLE, decode, encode, parse
+from spectral_core._text_table import printable, text_table
 from spectral_core.alignment import SpectralAlignment
 from spectral_core.certificate import Certificate
 from spectral_core.decomposition import ExponentDecomposition
@@ -104,6 +104,16 @@ class LayerSpectrum:
     decomposition: ExponentDecomposition | None = None
     certificate: Certificate | None = None
 
+    def _check_shown(self) -> None:
+        """Raise what showing it raises: what can be shown is of the right types all through."""
+        _cells(self)
+        _row(self)
+        for fit in (self.alpha, self.gamma, self.s):
+            fit.reason  # noqa: B018
+        if self.decomposition is not None:
+            _term_cells(self)
+            _term_row(self.decomposition)
+
     @property
     def alpha(self) -> PowerLawFit:
         """Fit of ``h ∝ σ^α`` (Theory 2.1)."""
@@ -125,8 +135,23 @@ class LayerSpectrum:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "LayerSpectrum":
-        """Rebuild a spectrum from `to_dict`."""
-        return decode(cls, data)
+        """Rebuild a spectrum from `to_dict`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If the data are none.
+        """
+        spectrum = decode(cls, data)
+        lengths = {len(spectrum.sigma), len(spectrum.curvature)}
+        if (
+            len(lengths) > 1
+            or spectrum.sigma.ndim != 1
+            or (spectrum.ggn is not None and len(spectrum.ggn) not in lengths)
+        ):
+            raise ValueError(f"layer {spectrum.name!r} has unequal numbers of σ and h")
+        spectrum._check_shown()
+        return spectrum
 
 
 @dataclass(frozen=True)
@@ -175,7 +200,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LayerSpectrum:
-        """Return the spectrum of the layer called `name`."""
+        """Return the spectrum of the layer called `name`; `KeyError` says which there are."""
         for spectrum in self.spectra:
             if spectrum.name == name:
                 return spectrum
@@ -217,7 +242,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
             parts.append("notes\n" + "\n".join(notes))
         if self.skipped:
             parts.append("skipped\n" + "\n".join(f"  {n}: {r}" for n, r in self.skipped.items()))
-        return "\n\n".join(parts)
+        return printable("\n\n".join(parts))
 
     def _heading(self) -> str:
         provenance, problem = self.provenance, self.provenance.problem
@@ -248,14 +273,17 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         return {"schema_version": SCHEMA_VERSION, **encode(self)}
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON, atomically.
+        """Write the report as JSON, atomically; a symbolic link is replaced by the file.
 
         Raises
         ------
+        InputError
+            If `path` is no path.
         ReportError
-            If the file cannot be written.
+            If the file cannot be written; what it held before is still there.
         """
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        write_atomically(as_path("path", path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "SpectralReport":
@@ -263,14 +291,15 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
 
         Raises
         ------
+        InputError
+            If `path` is no path.
         ReportError
-            If the file is missing, truncated, not a report, or of a newer schema.
+            If the file is missing, truncated, not a report, over 256 MiB or of a newer schema.
         """
+        text = read_text(as_path("path", path))
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ReportError(f"{path}: cannot be read ({error.strerror}).") from error
-        except ValueError as error:
+            data = parse(text)
+        except UNREADABLE as error:
             raise ReportError(
                 f"{path}: is not JSON or was cut short ({error}); save the report again."
             ) from error
@@ -278,11 +307,18 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "report") -> "SpectralReport":
-        """Rebuild a report from `to_dict`; `source` names it in errors."""
+        """Rebuild a report from `to_dict`; `source` names it in errors.
+
+        Raises
+        ------
+        ReportError
+            If the data are no report, or of a newer schema.
+        """
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(version, int):
+        if isinstance(version, bool) or not isinstance(version, int):
             raise ReportError(
-                f"{source}: holds no 'schema_version'; it is not a spectral-core report."
+                f"{source}: holds no 'schema_version'; it is not a spectral-core report, choose "
+                "a file that `save` wrote."
             )
         if version > SCHEMA_VERSION:
             raise ReportError(
@@ -290,12 +326,13 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
                 "upgrade with: pip install -U spectral-core"
             )
         try:
-            return cls(
-                provenance=decode(Provenance, data["provenance"]),
-                spectra=tuple(LayerSpectrum.from_dict(item) for item in data["spectra"]),
-                skipped=dict(data["skipped"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            report = decode(cls, data | {"spectra": []})
+            spectra = tuple(LayerSpectrum.from_dict(item) for item in data["spectra"])
+            if len({spectrum.name for spectrum in spectra}) < len(spectra):
+                raise ValueError("two layers of one name")
+            report._heading()
+            return replace(report, spectra=spectra)
+        except UNREADABLE as error:
             raise ReportError(
                 f"{source}: is not a complete report ({error!r}); save it again."
             ) from error

@@ -1,9 +1,11 @@
 """One step of Spectral Newton on one matrix or a batch: momentum, T, scaling, weight decay."""
 
+import numpy as np
+
 from spectral_core._arrays import Array, as_like, floating
 from spectral_core.errors import InputError
 from spectral_core.preconditioner import NORMALIZATIONS, precondition
-from spectral_core.transfer import is_number
+from spectral_core.transfer import check_number_or_array, is_number
 
 __all__ = ["spectral_newton_step"]
 
@@ -71,11 +73,11 @@ def spectral_newton_step(
     Raises
     ------
     InputError
-        If an argument is out of range, or the three shapes differ.
+        If an argument is out of range or no number, or shapes do not fit.
     """
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
-    _check_options(lr, beta, weight_decay, scale)
+    _check_options(lr, beta, weight_decay, scale, tuple(weight.shape))
     lr, beta, weight_decay = (
         value if is_number(value) else as_like(xp, value, momentum)
         for value in (lr, beta, weight_decay)
@@ -110,13 +112,35 @@ def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
 
 
 def _check_options(
-    lr: float | Array, beta: float | Array, weight_decay: float | Array, scale: str
+    lr: float | Array,
+    beta: float | Array,
+    weight_decay: float | Array,
+    scale: str,
+    shape: tuple[int, ...],
 ) -> None:
+    for name, value in (("lr", lr), ("beta", beta), ("weight_decay", weight_decay)):
+        check_number_or_array(name, value)
+        _check_fits(name, tuple(getattr(value, "shape", ())), shape)
     if scale not in NORMALIZATIONS:
         raise InputError(f"scale: {scale!r} is none of {', '.join(NORMALIZATIONS)}.")
     if is_number(lr) and not 0 <= lr < float("inf"):
-        raise InputError(f"lr: {lr} is not a learning rate of 0 or more.")
+        raise InputError(f"lr: {lr} is not a learning rate of 0 or more; 1e-3 is usual.")
     if is_number(beta) and not 0 <= beta < 1:
         raise InputError(f"beta: {beta} is outside [0, 1); 0.95 is the default.")
     if is_number(weight_decay) and not 0 <= weight_decay < float("inf"):
-        raise InputError(f"weight_decay: {weight_decay} is not a number of 0 or more.")
+        raise InputError(
+            f"weight_decay: {weight_decay} is not a number of 0 or more; 0.01 is usual."
+        )
+
+
+def _check_fits(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raise `InputError` unless an option broadcasts against the weight."""
+    try:
+        fits = np.broadcast_shapes(given, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{name}: has shape {given}, the weight {shape}; pass a number, or an array that "
+            "broadcasts against it."
+        )

@@ -2,16 +2,20 @@
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 
-__all__ = ["student_t_quantile"]
+__all__ = ["EXACT_DOF", "normal_expansion", "student_t_quantile"]
+
+EXACT_DOF = 200
+"""Degrees of freedom up to which a quantile is a root; its cost goes with their number."""
 
 
 @lru_cache(maxsize=4096)
 def student_t_quantile(probability: float, dof: int) -> float:
     """Return t with ``P(T <= t) = probability``.
 
-    Newton's method on the closed-form distribution function of whole degrees of freedom
-    (Abramowitz & Stegun 26.7.3 and 26.7.4), from the normal limit's side of the root.
+    By bisection of the closed-form distribution function of whole degrees of freedom (Abramowitz
+    & Stegun 26.7.3 and 26.7.4), and beyond `EXACT_DOF` by `normal_expansion`.
 
     Parameters
     ----------
@@ -25,6 +29,8 @@ def student_t_quantile(probability: float, dof: int) -> float:
     if dof == 2:
         centred = 2 * probability - 1
         return centred * math.sqrt(2 / (1 - centred * centred))
+    if dof > EXACT_DOF:
+        return math.fsum(c / float(dof) ** i for i, c in enumerate(normal_expansion(probability)))
     low, high = 0.0, 1.0
     while _central_mass(high, dof) < 2 * probability - 1:
         low, high = high, 2 * high
@@ -37,6 +43,23 @@ def student_t_quantile(probability: float, dof: int) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+@lru_cache(maxsize=64)
+def normal_expansion(probability: float) -> tuple[float, ...]:
+    """Return c with ``t ≈ Σ_i c_i / dof^i`` (Abramowitz & Stegun 26.7.5).
+
+    From 200 degrees of freedom on within 1e-10 for probabilities up to 0.9995, relatively.
+    """
+    x = NormalDist().inv_cdf(probability)
+    y = x * x
+    return (
+        x,
+        x * (y + 1) / 4,
+        x * ((5 * y + 16) * y + 3) / 96,
+        x * (((3 * y + 19) * y + 17) * y - 15) / 384,
+        x * ((((79 * y + 776) * y + 1482) * y - 1920) * y - 945) / 92160,
+    )
 
 
 def _central_mass(t: float, dof: int) -> float:

@@ -4,6 +4,8 @@ import math
 from numbers import Real
 from typing import Any, TypeGuard
 
+import array_api_compat
+
 from spectral_core._arrays import Array, ArrayLike, as_like, floating
 from spectral_core.errors import InputError
 
@@ -27,7 +29,7 @@ def transfer(
     Parameters
     ----------
     sigma : array, shape (..., K)
-        Singular values, not negative, in any order.
+        Singular values, in any order.
     alpha : float or 0-d array
         In [0, 4]. The values of an array are not checked: it may be traced.
     damping : float or 0-d array
@@ -38,9 +40,11 @@ def transfer(
     Returns
     -------
     array, shape (..., K)
-        In the dtype of `sigma`. ``T(0) = 0``, also without damping. No intermediate value over- or
-        underflows where T itself does not. Relative error a few roundings, with absolute damping
-        ``1 + 4 |log σ| + |log d|`` of them. Runs under `jax.jit`.
+        In the dtype of `sigma`. ``T(0) = 0``, also without damping. A σ that is negative or not
+        finite gives NaN, with spectral damping for all that share its σ_max. No intermediate value
+        over- or underflows where T itself does not; where T does, it is infinite or 0. Relative
+        error a few roundings, with absolute damping ``1 + 4 |log σ| + |log d|`` of them. Runs under
+        `jax.jit`.
 
     Raises
     ------
@@ -53,13 +57,19 @@ def transfer(
         raise InputError(
             f"sigma: has shape {tuple(sigma.shape)}; pass the singular values along the last axis."
         )
+    nan = xp.full_like(sigma, float("nan"))
+    usable = xp.isfinite(sigma) & (sigma >= 0)
     if damping_mode == "absolute":
-        return _absolute(xp, sigma, alpha, damping)
+        safe = xp.where(usable, sigma, xp.ones_like(sigma))
+        return xp.where(usable, _absolute(xp, safe, alpha, damping), nan)
+    usable = usable & xp.all(usable, axis=-1, keepdims=True)
+    sigma = xp.where(usable, sigma, xp.ones_like(sigma))
     top = xp.max(sigma, axis=-1, keepdims=True)
     safe = xp.where(top > 0, top, xp.ones_like(top))
     # In two halves: σ_max^(1−α) can leave the range of the dtype where its product with T does not.
     half = power(xp, safe, (1 - alpha) / 2)
-    return damped_ratio(xp, sigma / safe, alpha, 1.0, damping) * half * half
+    values = damped_ratio(xp, sigma / safe, alpha, 1.0, damping) * half * half
+    return xp.where(usable, values, nan)
 
 
 def transfer_bound(
@@ -84,24 +94,38 @@ def transfer_bound(
     Returns
     -------
     float
+        Infinite or 0 where it leaves the range of a float.
 
     Raises
     ------
     InputError
-        If an argument is out of range.
+        If an argument is out of range, or no number.
     """
     check_exponent(alpha, damping, damping_mode)
+    for name, value in (("alpha", alpha), ("damping", damping), ("sigma_max", sigma_max)):
+        if not is_number(value):
+            raise InputError(f"{name}: a {type(value).__name__} was passed; pass a number.")
     if not 0 < sigma_max < float("inf"):
-        raise InputError(f"sigma_max: {sigma_max} is not positive and finite.")
-    delta = damping if damping_mode == "spectral" else damping / sigma_max**alpha
-    return float(sigma_max ** (1 - alpha) * _unit_bound(alpha, delta))
+        raise InputError(f"sigma_max: {sigma_max} is not positive and finite; pass 1 for σ/σ_max.")
+    log_sigma = math.log(sigma_max)
+    log_delta = math.log(damping) if damping > 0 else -math.inf
+    if damping_mode == "absolute":
+        log_delta -= alpha * log_sigma
+    try:
+        return math.exp((1 - alpha) * log_sigma + _log_unit_bound(alpha, log_delta))
+    except OverflowError:
+        return math.inf
 
 
-def _unit_bound(alpha: float, delta: float) -> float:
-    """Return the bound for σ_max = 1."""
-    if alpha <= 1 or delta >= alpha - 1:
-        return 1 / (1 + delta)
-    return float((alpha - 1) ** (1 - 1 / alpha) / alpha * delta ** (1 / alpha - 1))
+def _log_unit_bound(alpha: float, log_delta: float) -> float:
+    """Return the logarithm of the bound for σ_max = 1."""
+    if alpha <= 1 or log_delta >= math.log(alpha - 1):
+        return (
+            -math.log1p(math.exp(log_delta))
+            if log_delta < 0
+            else (-log_delta - math.log1p(math.exp(-log_delta)))
+        )
+    return (1 - 1 / alpha) * (math.log(alpha - 1) - log_delta) - math.log(alpha)
 
 
 def peak(
@@ -162,14 +186,32 @@ def is_number(value: float | Array) -> TypeGuard[float]:
     return isinstance(value, Real)
 
 
+def check_number_or_array(name: str, value: Any, axes: int | None = None) -> None:
+    """Raise `InputError` unless it is a real number, or an array of them with so many axes."""
+    if is_number(value):
+        return
+    if not array_api_compat.is_array_api_obj(value):
+        raise InputError(f"{name}: {value!r} is no number; pass one, or an array of the standard.")
+    xp = array_api_compat.array_namespace(value)
+    if not xp.isdtype(value.dtype, ("real floating", "integral")):
+        raise InputError(f"{name}: has dtype {value.dtype}; pass real numbers.")
+    if axes is not None and value.ndim != axes:
+        raise InputError(
+            f"{name}: has shape {tuple(value.shape)}; pass a number, or an array of shape (), and "
+            "call once for each where they differ."
+        )
+
+
 def check_exponent(alpha: float | Array, damping: float | Array, damping_mode: str) -> None:
-    """Check α, damping and its mode; arrays are taken as they are.
+    """Check α, damping and its mode; the values of arrays are taken as they are.
 
     Raises
     ------
     InputError
-        If one is out of range.
+        If one is out of range, or neither a number nor an array without axes.
     """
+    check_number_or_array("alpha", alpha, 0)
+    check_number_or_array("damping", damping, 0)
     if damping_mode not in DAMPING_MODES:
         raise InputError(f"damping_mode: {damping_mode!r} is none of {', '.join(DAMPING_MODES)}.")
     if is_number(alpha) and not 0 <= alpha <= 4:

@@ -15,6 +15,7 @@ from spectral_adapters.alpha_values import Alpha
 from spectral_adapters.array_routing import Overrides, route_arrays
 from spectral_adapters.routing_table import Route, RoutingTable
 from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
+from spectral_core._checks import check_mapping
 from spectral_core.adamw import adamw_step
 from spectral_core.batched_newton import spectral_newton_steps
 from spectral_core.transfer import is_number
@@ -118,6 +119,7 @@ class SpectralNewton:
             "nesterov": nesterov, "scale": scale, "method": method, "tolerance": tolerance,
             "precision": precision,
         }  # fmt: skip
+        check_mapping("route", route or {})
         self._alpha, self._overrides = alpha, dict(route or {})
         self._adamw = _adamw_options(adamw or {}, scale)
         self._check_options()
@@ -171,6 +173,8 @@ class SpectralNewton:
         named = _by_name("params", params)
         routes = self._routes(named, isinstance(params, Mapping))
         found = _gradients(gradients, named)
+        if not isinstance(state, SpectralNewtonState):
+            raise InputError(f"state: a {type(state).__name__} was passed; call init for one.")
         held = state.momentum.keys() | state.mean.keys()
         if held != named.keys():
             raise InputError(
@@ -303,6 +307,7 @@ def _layout(shape: tuple[int, ...], spec: str) -> MatrixLayout:
 
 
 def _adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    check_mapping("adamw", given)
     if unknown := set(given) - set(_ADAMW_OPTIONS):
         raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_ADAMW_OPTIONS)}.")
     return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)

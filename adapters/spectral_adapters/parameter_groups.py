@@ -133,7 +133,14 @@ def check_options(group: Mapping[str, Any]) -> None:
     lr = 0.0 if isinstance(group["lr"], Tensor) else group["lr"]
     if group["rule"] == "adamw":
         options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
-        torch.optim.AdamW([torch.zeros(1)], lr=lr, **options)
+        try:
+            _, _ = options["betas"]
+            torch.optim.AdamW([torch.zeros(1)], lr=lr, **options)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"adamw: {options | {'lr': lr}} are refused by AdamW ({error}); usual are betas of "
+                "(0.9, 0.999) and an eps of 1e-8."
+            ) from error
         return
     matrix = torch.zeros(1, 2, 2)
     for alpha in set(each_value(group, "alpha")):

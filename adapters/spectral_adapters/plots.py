@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectral_core._extras import require
+from spectral_core._text_table import printable
 from spectral_core.errors import ReportError
 from spectral_core.report import LayerSpectrum, SpectralReport
 
@@ -297,4 +298,5 @@ def _short(name: str, most: int = 28) -> str:
     while len(parts) > 1 and len(".".join(parts)) >= most:
         parts = parts[1:]
     kept = ".".join(parts)[-most:]
-    return kept if kept == name else f"…{kept}"
+    shown = kept if kept == name else f"…{kept}"
+    return printable(shown).replace("$", r"\$")  # no mathematics, however it is named

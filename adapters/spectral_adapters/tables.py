@@ -5,6 +5,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from spectral_core._extras import require
+from spectral_core._text_table import printable
 from spectral_core.report import SpectralReport
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def to_rich(report: SpectralReport, *, terms: bool = False) -> "Table":
     for column in header:
         words = column in ("layer", "kind", "profile")
         table.add_column(column, justify="left" if words else "right", no_wrap=True)
+    escape: Any = require("rich.markup", "cli", "A rich table").escape
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(printable(cell)) for cell in row))
     return table
 
 

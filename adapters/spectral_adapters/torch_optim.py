@@ -24,6 +24,7 @@ from spectral_adapters.parameter_groups import (
 from spectral_adapters.parameter_routing import Overrides, Route, RoutingTable, route_parameters
 from spectral_adapters.recorded_update import RecordedUpdate, update_key
 from spectral_core import CurvatureProblem, InputError
+from spectral_core._checks import check_mapping
 
 __all__ = ["SpectralNewton"]
 
@@ -85,7 +86,8 @@ class SpectralNewton(torch.optim.Optimizer):
     Raises
     ------
     InputError
-        If an option is out of range, or a parameter is sparse, complex or a shard of a matrix.
+        If an option or `params` cannot be used, or a parameter is sparse, complex or a shard of a
+        matrix.
 
     Notes
     -----
@@ -133,6 +135,7 @@ class SpectralNewton(torch.optim.Optimizer):
         self._routes: dict[Tensor, Route] = {}
         self._measurement = None
         self._recorded: dict[tuple[int, ...], tuple[Hashable, RecordedUpdate]] = {}
+        check_mapping("route", route or {})
         if isinstance(params, nn.Module):
             routes = choose_alphas(alpha, route_parameters(params, route))
             self._routes = {route.parameter: route for route in routes}
@@ -141,6 +144,10 @@ class SpectralNewton(torch.optim.Optimizer):
             groups: Iterable[Any] = [{"params": members, "routes": routed}] if routed else []
         elif route is not None:
             raise InputError("route: it is for a model; of parameter groups say 'rule' in each.")
+        elif not isinstance(params, Iterable):
+            raise InputError(
+                f"params: a {type(params).__name__} was passed; pass a model, or its parameters."
+            )
         else:
             groups = params
         if alpha == "auto":
@@ -362,6 +369,7 @@ def _adamw_state(parameter: Tensor, capturable: bool) -> dict[str, Tensor]:
 
 
 def _adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    check_mapping("adamw", given)
     if unknown := set(given) - set(_ADAMW_OPTIONS):
         raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_ADAMW_OPTIONS)}.")
     return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)

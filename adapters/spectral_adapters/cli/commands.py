@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import spectral_core as sc
 from spectral_adapters.cli.factory import load_problem
 from spectral_adapters.tables import to_csv, to_markdown, to_rich
+from spectral_core._text_table import printable
 from spectral_core.certificate import Engine
 from spectral_core.progress import ProgressCallback
 from spectral_core.window import Decomposition
@@ -182,7 +183,7 @@ def explain(report: str, debug: bool) -> None:
             f"{report}: no layer has a decomposition; measure again with --decompose."
         )
     for spectrum in decomposed:
-        print(sc.explain(spectrum))
+        print(printable(str(sc.explain(spectrum))))
 
 
 @cli.command()

@@ -23,6 +23,7 @@ from spectral_backends.arrays.differences import (
 from spectral_backends.arrays.gradient_function import GradientFunction, Params
 from spectral_backends.arrays.places import Place
 from spectral_core._arrays import Array, device_of
+from spectral_core._exclusive import exclusively
 from spectral_core.errors import InputError
 
 __all__ = ["ComplexStep"]
@@ -156,6 +157,6 @@ def _complex_dtype(xp: Any, dtype: Any) -> Any:
 @contextmanager
 def _casts_refused() -> Iterator[None]:
     """Make an error of NumPy's warning that a cast drops imaginary parts."""
-    with warnings.catch_warnings():
+    with exclusively(), warnings.catch_warnings():
         warnings.simplefilter("error", np.exceptions.ComplexWarning)
         yield

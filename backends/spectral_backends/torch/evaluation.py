@@ -1,5 +1,7 @@
 """One pass over all data: its loss, and the checks of everything that goes into it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from spectral_backends.torch.graph import node_names
 from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.nested import tensors_in
 from spectral_backends.torch.objective import Objective
-from spectral_core.errors import InputError
+from spectral_core.errors import InputError, SpectralError
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -63,7 +65,7 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
         before = {name: buffer.clone() for name, buffer in objective.model.buffers.items()}
         for index, batch in enumerate(batches):
             check_batch(index, batch)
-            with watch:
+            with watch, _noting(index):
                 loss, terms = objective.loss(objective.matrix_leaves(), batch)
             _check_graph(loss)
             if terms.count and not torch.isfinite(loss):
@@ -87,6 +89,21 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
         batch_statistics=watch.batch_statistics,
         depends_on_count=len(counted) > 1 or counted[0].reduction == "sum",
     )
+
+
+@contextmanager
+def _noting(index: int) -> Iterator[None]:
+    """Say of an error of the user's own code which batch it was; the error stays as it is."""
+    try:
+        yield
+    except SpectralError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"batches: raised by the model or its loss on batch {index}; see that all batches are "
+            "of one structure, and of the shapes and dtypes that the model takes."
+        )
+        raise
 
 
 def _count(counted: list[LossTerms]) -> float:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spectral_backends.torch.state import put_back
+from spectral_core._exclusive import exclusively
 from spectral_core.errors import InputError
 
 __all__ = ["FunctionalModel"]
@@ -58,13 +60,14 @@ class FunctionalModel:
         device: torch.device | None,
     ) -> None:
         self._model, self._forward = _unwrapped(model), forward
-        parameters, buffers, self.frozen = _tensors_of(self._model, params)
-        _check_finite(parameters)
-        self.device = device or _only_device(parameters)
-        self.stored_dtype = _widest_dtype(parameters)
-        self.dtype = dtype or torch.promote_types(self.stored_dtype, torch.float32)
-        self.parameters = {name: self.cast(p, copy=True) for name, p in parameters.items()}
-        self.buffers = {name: self.cast(b, copy=True) for name, b in buffers.items()}
+        with exclusively():  # in a pass of another thread a module holds parameters of that pass
+            parameters, buffers, self.frozen = _tensors_of(self._model, params)
+            _check_finite(parameters)
+            self.device = device or _only_device(parameters)
+            self.stored_dtype = _widest_dtype(parameters)
+            self.dtype = dtype or torch.promote_types(self.stored_dtype, torch.float32)
+            self.parameters = {name: self.cast(p, copy=True) for name, p in parameters.items()}
+            self.buffers = {name: self.cast(b, copy=True) for name, b in buffers.items()}
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Any:
         """Run the user's forward with these parameters (the others keep their copies)."""
@@ -99,18 +102,27 @@ class FunctionalModel:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Undo what forward passes write: to the buffers copied here, and to module attributes."""
+        """Undo what forward passes write: to the buffers copied here, and to module attributes.
+
+        Among them are the module's own parameters, for which `hold` lends it others.
+        """
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         modules = self._model.modules() if isinstance(self._model, nn.Module) else ()
-        attributes = [(vars(module), dict(vars(module))) for module in modules]
-        try:
-            yield
-        finally:
+        held = [
+            (written, dict(written))
+            for module in modules
+            for written in (module._parameters, module._buffers, vars(module))
+        ]
+
+        def undo() -> None:
             self.buffers.update(buffers)
-            for current, before in attributes:
+            for current, before in held:
                 for name in current.keys() - before.keys():
                     del current[name]
                 current.update(before)
+
+        with put_back(undo):
+            yield
 
     def is_training(self) -> bool:
         """Say whether any module of the model is in training mode."""
@@ -165,6 +177,13 @@ def _tensors_of(
         buffers: dict[str, Tensor] = dict(model.named_buffers())
     else:
         named, frozen, buffers = _checked_params(model, params), frozenset(), {}
+    for name, parameter in named.items():
+        if parameter.layout != torch.strided or parameter.is_quantized:
+            kind = "quantized" if parameter.is_quantized else "sparse"
+            raise InputError(
+                f"model: parameter {name!r} is {kind}; measure a copy with "
+                f"{'dequantize' if parameter.is_quantized else 'to_dense'}() of it."
+            )
     parameters = {n: p for n, p in named.items() if p.is_floating_point() or p.is_complex()}
     buffers |= {n: p for n, p in named.items() if n not in parameters}  # integers have no curvature
     if not parameters:
@@ -189,7 +208,13 @@ def _checked_params(
             "params: the model is a function; pass its parameters as params={name: tensor}, "
             "it is called as model(params, *inputs)."
         )
+    if not isinstance(params, Mapping):
+        raise InputError(
+            f"params: a {type(params).__name__} has no names; pass a dict {{name: tensor}}."
+        )
     for name, parameter in params.items():
+        if not isinstance(name, str):
+            raise InputError(f"params: {name!r} is a {type(name).__name__}; pass names as text.")
         if not isinstance(parameter, Tensor):
             raise InputError(
                 f"params: {name!r} is a {type(parameter).__name__}; pass a flat dict of tensors."

@@ -13,6 +13,7 @@ from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRe
 from spectral_backends.torch.nested import map_tensors
 from spectral_backends.torch.state import differentiable_operations, seeded
 from spectral_backends.torch.term_check import check_additive
+from spectral_core._exclusive import exclusively
 from spectral_core.backend_checks import checked_count
 from spectral_core.errors import InputError
 
@@ -46,8 +47,12 @@ class Objective:
 
     @contextmanager
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:
-        """Yield the batches, moved and cast, with every side effect undone afterwards."""
+        """Yield the batches, moved and cast, with every side effect undone afterwards.
+
+        Passes of other threads wait: a module holds the parameters of one, the process its seed.
+        """
         with (
+            exclusively(),
             seeded(seed, self.model.device, self._batches),
             differentiable_operations(self.model.device),
             torch.inference_mode(False),

@@ -93,6 +93,12 @@ class CurvatureProblem:
         If model, loss or data cannot be used; the message says what to change.
     NonDeterministicError
         If the loss is not repeatable and `check_deterministic`.
+
+    Notes
+    -----
+    Threads may measure at once, also one model: passes over the data take turns. Nothing else may
+    use the model, or draw random numbers, meanwhile. An error of the model's own code comes through
+    as it is, with a note that says which batch it was.
     """
 
     def __init__(
@@ -113,10 +119,8 @@ class CurvatureProblem:
         check_deterministic: bool = True,
     ) -> None:
         check_reiterable(batches)
-        _check_options(loss_fn, forward, reduction, dtype, chunk_size, seed)
-        self._model = FunctionalModel(
-            model, params, forward, dtype, None if device is None else torch.device(device)
-        )
+        _check_options(loss_fn, forward, weight, reduction, dtype, chunk_size, memory_budget, seed)
+        self._model = FunctionalModel(model, params, forward, dtype, _checked_device(device))
         if not any(p.ndim >= 2 for p in self._model.parameters.values()):
             raise InputError("model: it has no parameter with two or more axes, so no matrix.")
         self._seed, self._chunk_size = seed, chunk_size
@@ -387,7 +391,7 @@ class CurvatureProblem:
         return find_layer(name, self._layers, self._skipped)
 
     def _directions(self, layer: Layer, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        u, v = (d if isinstance(d, Tensor) else torch.as_tensor(d) for d in (u, v))
+        u, v = _as_directions("u", u), _as_directions("v", v)
         check_direction_shapes(layer.info, u.shape, v.shape)
         return self._model.cast(u), self._model.cast(v)
 
@@ -399,20 +403,68 @@ def _whole_if_whole(count: float | None) -> float | int | None:
 def _check_options(
     loss_fn: Any,
     forward: Any,
+    weight: Any,
     reduction: Any,
     dtype: torch.dtype | None,
     chunk_size: Any,
+    memory_budget: Any,
     seed: Any,
 ) -> None:
     if loss_fn is None and forward is None:
         raise InputError("loss_fn: None is for a forward that returns the loss; pass one of both.")
     if loss_fn is not None and not callable(loss_fn):
-        raise InputError(f"loss_fn: a {type(loss_fn).__name__} cannot be called.")
+        raise InputError(
+            f"loss_fn: a {type(loss_fn).__name__} cannot be called; pass a function of outputs and "
+            "targets."
+        )
+    for name, function in (("forward", forward), ("weight", weight)):
+        if function is not None and not callable(function):
+            raise InputError(
+                f"{name}: a {type(function).__name__} cannot be called; pass a function, or None."
+            )
     check_reduction(reduction)
     if dtype not in (None, torch.float32, torch.float64):
         raise InputError(f"dtype: {dtype} is too coarse to measure in; choose float32 or float64.")
     check_chunk_size(chunk_size)
+    if memory_budget is not None and (
+        isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 1
+    ):
+        raise InputError(
+            f"memory_budget: {memory_budget!r} is not a positive number of bytes; pass for "
+            "instance 2**30."
+        )
     check_seed(seed)
+
+
+def _checked_device(device: torch.device | str | None) -> torch.device | None:
+    """Return a device that this build of PyTorch can put a tensor on."""
+    if device is None:
+        return None
+    try:
+        made = torch.device(device)
+        torch.empty(1, device=made).to("cpu")
+    except Exception as error:  # each kind of device has its own
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"device: {device!r} cannot be measured on ({first}); choose 'cpu' or one that is here."
+        ) from error
+    return made
+
+
+def _as_directions(name: str, directions: Any) -> Tensor:
+    try:
+        tensor = directions if isinstance(directions, Tensor) else torch.as_tensor(directions)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name}: a {type(directions).__name__} is no array ({error}); pass unit columns."
+        ) from error
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"{name}: has dtype {tensor.dtype}; pass unit columns of real floating point numbers."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name}: holds NaN or infinite values; pass unit columns.")
+    return tensor
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable_operations", "seeded"]
+__all__ = ["differentiable_operations", "put_back", "seeded"]
 
 Setting = TypeVar("Setting")
 
@@ -19,6 +19,19 @@ _CPU: Any = torch.backends.mkldnn
 _PRODUCTS = (
     torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _CPU.matmul, _CPU.conv, _CPU.rnn
 )  # fmt: skip
+
+
+@contextmanager
+def put_back(undo: Callable[[], None]) -> Iterator[None]:
+    """Run `undo` in the end, once more if Ctrl-C cuts it off: it may be run any number of times."""
+    try:
+        try:
+            yield
+        finally:
+            undo()
+    except KeyboardInterrupt:
+        undo()
+        raise
 
 
 @contextmanager
@@ -33,19 +46,25 @@ def seeded(seed: int, device: torch.device, batches: Any) -> Iterator[None]:
     own = _generators(batches)
     own_states = [generator.get_state() for generator in own]
     devices = [device] if device.type not in ("cpu", "meta") else []
-    try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            for generator in own:
-                generator.manual_seed(seed)
-            yield
-    finally:
+    torch_state = torch.get_rng_state()
+
+    def undo() -> None:
+        torch.set_rng_state(torch_state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         for generator, state in zip(own, own_states, strict=True):
             generator.set_state(state)
+
+    with (
+        put_back(undo),
+        torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
+    ):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        for generator in own:
+            generator.manual_seed(seed)
+        yield
 
 
 def _generators(batches: Any) -> list[torch.Generator]:
@@ -72,8 +91,8 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
     on a GPU unless told otherwise. All are as before afterwards.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with put_back(lambda: torch.backends.mha.set_fastpath_enabled(fast)):
+        torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(_products_in_float32())
@@ -83,8 +102,6 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
             yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
@@ -95,17 +112,19 @@ def _products_in_float32() -> Iterator[None]:
     """
     older = _without_error(lambda: (_CUDNN.allow_tf32, torch.get_float32_matmul_precision()))
     newer = [kind.fp32_precision for kind in _PRODUCTS]
-    try:
+
+    def undo() -> None:
+        if older is not None:
+            _set_older(*older)
+        for kind, precision in zip(_PRODUCTS, newer, strict=True):
+            kind.fp32_precision = precision
+
+    with put_back(undo):
         _set_older(False, "highest")
         for kind in _PRODUCTS:
             if kind.fp32_precision not in ("none", "ieee"):
                 kind.fp32_precision = "ieee"
         yield
-    finally:
-        if older is not None:
-            _set_older(*older)
-        for kind, precision in zip(_PRODUCTS, newer, strict=True):
-            kind.fp32_precision = precision
 
 
 def _set_older(convolutions: bool, products: str) -> None:

@@ -1,0 +1,140 @@
+"""Ctrl-C at any moment: the model as before, a journal that resumes, and no lock left behind."""
+
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from test_side_effects import assert_same, snapshot
+from test_threads import Net, loader
+from torch.nn import functional as F
+
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+
+OPTIONS = {"top_k": 3, "engine": "double-backward"}
+# Where the model and the process are changed and put back, and files are written.
+WATCHED = ("torch/state.py", "torch/functional_model.py", "torch/objective.py",
+           "spectral_core/journal.py", "spectral_core/_files.py", "spectral_core/_exclusive.py")  # fmt: skip
+
+
+def setting():
+    network = Net().double().eval()
+    network.norm.train()  # modes that differ
+    network.norm.track_running_stats = True
+    F.cross_entropy(network(torch.ones(6, 5).double()), torch.arange(6) % 4).backward()
+    network.last.weight.grad = None
+    network.first.bias.requires_grad_(False)
+    network.first.register_forward_hook(lambda *arguments: None)
+    return network, loader()
+
+
+def measure(network, batches, folder):
+    problem = CurvatureProblem(network, F.cross_entropy, batches, check_deterministic=False)
+    report = sc.measure(problem, resume=folder / "run.journal", **OPTIONS)
+    report.save(folder / "report.json")
+    return report
+
+
+class InterruptedLine:
+    """Raises KeyboardInterrupt at the n-th line that runs in the watched files."""
+
+    def __init__(self, number):
+        self.number, self.seen = number, 0
+
+    def __enter__(self):
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(None)
+
+    def _enter(self, frame, event, argument):
+        return self._line if frame.f_code.co_filename.endswith(WATCHED) else None
+
+    def _line(self, frame, event, argument):
+        if event == "line":
+            self.seen += 1
+            if self.seen == self.number:
+                raise KeyboardInterrupt
+        return self._line
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The bytes of an uninterrupted report, and the number of lines that make it."""
+    network, batches = setting()
+    folder = tmp_path_factory.mktemp("whole")
+    with InterruptedLine(-1) as trace:
+        measure(network, batches, folder)
+    return (folder / "report.json").read_bytes(), trace.seen
+
+
+def check_everything(network, batches, before, folder, expected):
+    assert_same(before, snapshot(network, batches))
+    found = []
+    # In another thread: a lock that is left behind would stop it.
+    thread = threading.Thread(
+        target=lambda: found.append(measure(network, batches, folder)), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert found and (folder / "report.json").read_bytes() == expected[0]
+    assert_same(before, snapshot(network, batches))
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_at_lines(part, expected, tmp_path):
+    rng = np.random.default_rng(part)
+    for number in rng.integers(1, expected[1] + 1, 10):
+        network, batches = setting()
+        before = snapshot(network, batches)
+        folder = tmp_path / str(number)
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(KeyboardInterrupt), InterruptedLine(number):
+            measure(network, batches, folder)
+        check_everything(network, batches, before, folder, expected)
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_by_a_signal(moment, expected, tmp_path):
+    network, batches = setting()
+    before = snapshot(network, batches)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.02 + 0.03 * moment, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                measure(network, batches, tmp_path)
+                (tmp_path / "run.journal").unlink()
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, handler)
+    check_everything(network, batches, before, tmp_path, expected)
+
+
+def test_what_is_finished_is_a_report(tmp_path):
+    """What the journal holds after Ctrl-C can be had as a report of these layers."""
+    network, batches = setting()
+
+    def stop(done, total, name):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    def problem():
+        return CurvatureProblem(network, F.cross_entropy, batches, check_deterministic=False)
+
+    journal = tmp_path / "run.journal"
+    with pytest.raises(KeyboardInterrupt):
+        sc.measure(problem(), resume=journal, progress=stop, **OPTIONS)
+    lines = journal.read_bytes().splitlines()
+    assert len(lines) == 3 and all(line.endswith(b"}") for line in lines)
+    told = []
+    report = sc.measure(
+        problem(), resume=journal, progress=lambda done, total, name: told.append(done), **OPTIONS
+    )
+    assert min(told) == 2 and len(report) == 3
