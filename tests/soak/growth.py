@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ OBJECTS = 10
 """More of one type, or more graph nodes or hooks, than this are a leak, however long the soak."""
 
 BYTES = 64
-"""Of memory in use a run may add: an empty tensor takes over 300, an empty array of NumPy 112."""
+"""In use by C code that a run may add: an empty tensor takes over 300, one of NumPy 32."""
 
-SLACK = 2**16
-"""Bytes beside those: tables of the interpreter that double, caches that end."""
+BLOCKS = 1 / 4
+"""In use by Python that a run may add: an array of NumPy is one, a list of numbers two."""
 
 RESIDENT = 2**23
 """Bytes that a process may grow by: free memory between pieces in use goes back in its own time."""
+
+PARTS = 4
+"""Of a soak. A leak adds to each of them; a cache that fills, or a table that doubles, does not."""
 
 
 class _Heap(ctypes.Structure):
@@ -112,7 +116,11 @@ def held() -> Held:
     tensors = [o for o in everything if torch and issubclass(type(o), torch.Tensor)]
     modules = [o for o in everything if torch and issubclass(type(o), torch.nn.Module)]
     return Held(
-        objects=Counter(f"{type(o).__module__}.{type(o).__qualname__}" for o in everything),
+        objects=Counter(
+            f"{type(o).__module__}.{type(o).__qualname__}"
+            for o in everything
+            if type(o).__module__ != __name__
+        ),
         graph_nodes=graph_nodes(tensors),
         hooks=hooks(modules, tensors) if torch else 0,
         jax_arrays=len(jax.live_arrays()) if jax else 0,
@@ -121,17 +129,19 @@ def held() -> Held:
 
 @dataclass(frozen=True)
 class Growth:
-    """What was added between two counts.
+    """What was added by many runs.
 
     Attributes
     ----------
     runs : int
-        Between the counts.
+        How many.
     resident, heap, traced : int
-        Bytes: of the process, in use by C code, and in use by Python, the last of a tenth of the
+        Bytes: of the process, in use by C code, and in use by Python, the last by a tenth of the
         runs.
     blocks, graph_nodes, hooks, jax_arrays : int
         Numbers.
+    steady_heap, steady_blocks : int
+        What they would be if all parts of the soak had added as much as the one that added least.
     objects : dict of str to int
         By type, where there are more than before.
     lines : list of str
@@ -141,27 +151,26 @@ class Growth:
     runs: int
     resident: int
     heap: int
-    traced: int
+    steady_heap: int
     blocks: int
+    steady_blocks: int
+    traced: int
+    lines: list[str]
     graph_nodes: int
     hooks: int
     jax_arrays: int
     objects: dict[str, int]
-    lines: list[str]
 
     def leaks(self) -> list[str]:
         """Return what grew beyond the bounds, in words."""
         numbers = {**self.objects, "nodes of graphs": self.graph_nodes, "hooks": self.hooks}
         numbers["arrays of JAX"] = self.jax_arrays
         found = [f"{count} more {name}" for name, count in numbers.items() if count > OBJECTS]
-        allowed = SLACK + BYTES * self.runs
-        if self.heap > allowed:
-            found.append(f"{self.heap} more bytes in use by C code")
-        if self.traced > SLACK + BYTES * (self.runs // 10):
-            found.append(f"{self.traced} more bytes in use by Python: {self.lines}")
-        if self.blocks > OBJECTS + self.runs // 4:
-            found.append(f"{self.blocks} more blocks of Python")
-        if self.resident > RESIDENT + allowed:
+        if self.steady_heap > BYTES * self.runs:
+            found.append(f"{self.steady_heap} more bytes in use by C code")
+        if self.steady_blocks > OBJECTS + BLOCKS * self.runs:
+            found.append(f"{self.steady_blocks} more blocks of Python, of {self.lines}")
+        if self.resident > RESIDENT:
             found.append(f"{self.resident} more bytes in memory")
         return found
 
@@ -178,26 +187,30 @@ def growth(run: Callable[[int], Any], runs: int, warm_up: int) -> Growth:
     run : callable
         Gets the number of the run.
     """
-    held()  # what counting itself leaves
     for index in range(warm_up):
         run(index)
-    memory()
-    alive, used = held(), memory()
-    for index in range(warm_up, warm_up + runs):
-        run(index)
-    used_after, alive_after = memory(), held()
+    held(), memory()  # what counting itself leaves
+    alive, used = held(), [memory()]
+    for part in range(PARTS):
+        for index in range(part * runs // PARTS, (part + 1) * runs // PARTS):
+            run(warm_up + index)
+        used.append(memory())
+    alive_after = held()
     traced, lines = _traced(run, runs // 10, warm_up + runs)
+    pairs = list(pairwise(used))
     return Growth(
         runs=runs,
-        resident=used_after.resident - used.resident,
-        heap=used_after.heap - used.heap,
+        resident=used[-1].resident - used[0].resident,
+        heap=used[-1].heap - used[0].heap,
+        steady_heap=PARTS * min(after.heap - before.heap for before, after in pairs),
+        blocks=used[-1].blocks - used[0].blocks,
+        steady_blocks=PARTS * min(after.blocks - before.blocks for before, after in pairs),
         traced=traced,
-        blocks=used_after.blocks - used.blocks,
+        lines=lines,
         graph_nodes=alive_after.graph_nodes - alive.graph_nodes,
         hooks=alive_after.hooks - alive.hooks,
         jax_arrays=alive_after.jax_arrays - alive.jax_arrays,
         objects=dict(alive_after.objects - alive.objects),  # those with more
-        lines=lines,
     )
 
 

@@ -260,7 +260,7 @@ def count_compilations() -> list[str]:
 
 def soak(name: str, steps: int, measurements: int) -> tuple[Growth, dict[str, Any]]:
     """Return what a soak left behind, and its figures."""
-    runs, warm_up = (steps, 205) if name in STEPS else (measurements, 61)
+    runs, warm_up = (steps, 505) if name in STEPS else (measurements, 61)
     started = time.perf_counter()
     run = SOAKS[name]()
     compiled = count_compilations()
