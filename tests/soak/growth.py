@@ -5,12 +5,14 @@ import gc
 import resource
 import sys
 import tracemalloc
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 OBJECTS = 10
 """More of one type, or more graph nodes or hooks, than this are a leak, however long the soak."""
@@ -83,20 +85,19 @@ def hooks(modules: list[Any], tensors: list[Any]) -> int:
     return sum(own) + sum(len(each) for each in held if each)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of the process and in use by C code, and blocks in use by Python."""
-
-    resident: int
-    heap: int
-    blocks: int
-
-
-def memory() -> Memory:
-    """Return what is in use once all garbage is gone."""
+def clean() -> None:
+    """Collect all garbage, and the names by which attributes were looked up."""
     for _ in range(3):  # finalizers free others
         gc.collect()
-    return Memory(resident(), heap(), sys.getallocatedblocks())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of 3.13, not of 3.11
+        sys._clear_type_cache()
+
+
+def memory() -> tuple[int, int, int]:
+    """Return bytes of the process, bytes in use by C code, and blocks in use by Python."""
+    clean()
+    return resident(), heap(), sys.getallocatedblocks()
 
 
 @dataclass(frozen=True)
@@ -190,21 +191,24 @@ def growth(run: Callable[[int], Any], runs: int, warm_up: int) -> Growth:
     for index in range(warm_up):
         run(index)
     held(), memory()  # what counting itself leaves
-    alive, used = held(), [memory()]
+    alive = held()
+    used = np.zeros((PARTS + 1, 3), np.int64)  # made now: the counts themselves take no memory
+    used[0] = memory()
     for part in range(PARTS):
         for index in range(part * runs // PARTS, (part + 1) * runs // PARTS):
             run(warm_up + index)
-        used.append(memory())
+        used[part + 1] = memory()
     alive_after = held()
     traced, lines = _traced(run, runs // 10, warm_up + runs)
-    pairs = list(pairwise(used))
+    more = np.diff(used, axis=0)
+    total, steady = np.sum(more, axis=0).tolist(), (PARTS * np.min(more, axis=0)).tolist()
     return Growth(
         runs=runs,
-        resident=used[-1].resident - used[0].resident,
-        heap=used[-1].heap - used[0].heap,
-        steady_heap=PARTS * min(after.heap - before.heap for before, after in pairs),
-        blocks=used[-1].blocks - used[0].blocks,
-        steady_blocks=PARTS * min(after.blocks - before.blocks for before, after in pairs),
+        resident=total[0],
+        heap=total[1],
+        steady_heap=steady[1],
+        blocks=total[2],
+        steady_blocks=steady[2],
         traced=traced,
         lines=lines,
         graph_nodes=alive_after.graph_nodes - alive.graph_nodes,
@@ -221,11 +225,11 @@ def _traced(run: Callable[[int], Any], runs: int, start: int) -> tuple[int, list
         first = start + max(runs // 2, 1)  # what is replaced in each run was not traced before
         for index in range(start, first):
             run(index)
-        gc.collect()
+        clean()
         before = tracemalloc.take_snapshot()
         for index in range(first, first + runs):
             run(index)
-        gc.collect()
+        clean()
         after = tracemalloc.take_snapshot()
     finally:
         tracemalloc.stop()
