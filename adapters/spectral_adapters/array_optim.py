@@ -184,7 +184,7 @@ class SpectralNewton:
         spectral = [r for r in routes if r.rule == "spectral" and r.name in found]
         others = [r.name for r in routes if r.rule == "adamw" and r.name in found]
         steps, momentum = self._spectral_steps(spectral, named, found, state, rate)
-        count, mean, square = state.count + 1, dict(state.mean), dict(state.square)
+        count, mean, square = _number(state.count) + 1, dict(state.mean), dict(state.square)
         options: dict[str, Any] = {"lr": rate, "weight_decay": self._weight_decay} | self._adamw
         for name in others:
             steps[name], mean[name], square[name] = adamw_step(
@@ -232,6 +232,14 @@ class SpectralNewton:
         _check_arrays(params)
         shapes = {name: tuple(array.shape) for name, array in params.items()}
         return route_arrays(shapes, self._alpha, self._overrides, named)
+
+
+def _number(count: Any) -> Any:
+    """Return a count that NumPy loaded as the number that was saved.
+
+    Its integers are no weak types: powers of β would be float64, and wider than a float32 moment.
+    """
+    return int(count) if isinstance(count, (np.integer, np.ndarray)) else count
 
 
 def _by_name(argument: str, arrays: Any) -> dict[str, Any]:

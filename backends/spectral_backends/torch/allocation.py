@@ -26,7 +26,14 @@ class AllocationPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self._held = 0
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.finalize[..., Any]] = {}
+
+    def __exit__(self, *raised: Any) -> None:
+        """Stop following: finalizers of what lives on, such as the model's weights, go."""
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        for finalizer in self._known.values():
+            finalizer.detach()
+        self._known.clear()
 
     def __torch_dispatch__(
         self,
@@ -47,13 +54,14 @@ class AllocationPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, tensor: Tensor, size: int) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
-            self._known.add(storage._cdata)
             self._held += size
             self.bytes = max(self.bytes, self._held)
-            weakref.finalize(storage, self._free, storage._cdata, size)
+            self._known[storage._cdata] = weakref.finalize(
+                storage, self._free, storage._cdata, size
+            )
 
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._known.pop(key, None)
         self._held -= size
 
 
