@@ -90,7 +90,11 @@ def array_steps() -> Run:
         if index % 50 == 0:
             file = io.BytesIO()
             count, *parts = held[1]
-            np.savez(file, count=count, **{f"{i} {n}": a for i, p in enumerate(parts) for n, a in p.items()})
+            np.savez(
+                file,
+                count=count,
+                **{f"{i} {n}": a for i, p in enumerate(parts) for n, a in p.items()},
+            )
             file.seek(0)
             with np.load(file) as saved:
                 loaded = [{n: saved[f"{i} {n}"] for n in p} for i, p in enumerate(parts)]
@@ -198,9 +202,7 @@ def jax_measurements() -> Run:
         return jax.nn.gelu(x @ params["0"]) @ params["1"]
 
     def loss(outputs: Any, targets: Any) -> Any:
-        return -jax.numpy.take_along_axis(
-            jax.nn.log_softmax(outputs), targets[:, None], 1
-        ).mean()
+        return -jax.numpy.take_along_axis(jax.nn.log_softmax(outputs), targets[:, None], 1).mean()
 
     problem = CurvatureProblem((forward, loss), params, batches)
 

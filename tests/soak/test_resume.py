@@ -237,10 +237,10 @@ def test_optax(name, stops, seed):
                 host = jax.tree.map(np.asarray, (params, state))
                 params, state = pickle.loads(pickle.dumps(host))
                 _, step = optax_step(name, 1)
-            gradients = {
-                n: gradient_at(n, np.asarray(p), seed, index) for n, p in params.items()
+            gradients = {n: gradient_at(n, np.asarray(p), seed, index) for n, p in params.items()}
+            filled = {
+                n: np.zeros(SHAPES[n], np.float32) if g is None else g for n, g in gradients.items()
             }
-            filled = {n: np.zeros(SHAPES[n], np.float32) if g is None else g for n, g in gradients.items()}
             params, state = step(params, state, filled)
         return params, state
 
