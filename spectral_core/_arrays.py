@@ -39,6 +39,28 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     return xp, list(arrays.values())
 
 
+_LINEAR_ALGEBRA = ("eigh", "svd", "solve", "inv", "diagonal", "trace")
+
+
+def linear_algebra(name: str, array: Array) -> Any:
+    """Return the namespace of an array of a library that has the standard's linear algebra.
+
+    Raises
+    ------
+    InputError
+        If it lacks some, as MLX does.
+    """
+    xp = array_api_compat.array_namespace(array)
+    missing = [need for need in _LINEAR_ALGEBRA if not hasattr(getattr(xp, "linalg", None), need)]
+    if missing:
+        library = type(array).__module__.partition(".")[0]
+        raise InputError(
+            f"{name}: is an array of {library}, which lacks {', '.join(missing)} of the standard's "
+            "linear algebra; convert it, for instance with numpy.asarray."
+        )
+    return xp
+
+
 def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     """Like `floating`, for arrays whose last axis runs over directions.
 

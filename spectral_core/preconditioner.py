@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from spectral_core._arrays import Array, floating
+from spectral_core._arrays import Array, floating, linear_algebra
 from spectral_core._factorize import on_cpu
 from spectral_core._gram import Coefficients, Gram, ScaledMatrix
 from spectral_core._gram_functions import (
@@ -124,6 +124,7 @@ def precondition(
     up to 256 rows, where overhead decides, "eigh" comes before "shifts".
     """
     xp, (gradient,) = floating(gradient=gradient)
+    linear_algebra("gradient", gradient)
     _check(gradient, alpha, damping, damping_mode, method, tolerance, normalize)
     _check_precision(xp, precision)
     scaled = ScaledMatrix.of(xp, gradient, solved=method != "polynomial" and precision == "working")

@@ -15,6 +15,7 @@ from spectral_adapters.alpha_values import Alpha
 from spectral_adapters.array_routing import Overrides, route_arrays
 from spectral_adapters.routing_table import Route, RoutingTable
 from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
+from spectral_core._arrays import linear_algebra
 from spectral_core._checks import check_mapping
 from spectral_core.adamw import adamw_step
 from spectral_core.batched_newton import spectral_newton_steps
@@ -26,7 +27,6 @@ Array: TypeAlias = Any
 Arrays = TypeVar("Arrays", bound="Mapping[str, Any] | Sequence[Any]")
 
 _ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay")
-_NEEDED = ("eigh", "svd", "solve", "inv")
 
 
 class SpectralNewtonState(NamedTuple):
@@ -293,14 +293,7 @@ def _check_library(argument: str, name: str, array: Any) -> Any:
             f"{argument}: {name!r} is a {type(array).__name__} of {library}, which does not follow "
             "the array API standard; convert it, for instance with numpy.asarray."
         )
-    xp = array_api_compat.array_namespace(array)
-    missing = [need for need in _NEEDED if not hasattr(getattr(xp, "linalg", None), need)]
-    if missing:
-        raise InputError(
-            f"{argument}: {name!r} is an array of {library}, which lacks {', '.join(missing)} of "
-            "the standard's linear algebra; convert it, for instance with numpy.asarray."
-        )
-    return xp
+    return linear_algebra(f"{argument}: {name!r}", array)
 
 
 def _wide_zeros(array: Array) -> Array:

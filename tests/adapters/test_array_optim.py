@@ -1,5 +1,7 @@
 """`SpectralNewton` for arrays: PyTorch's over 50 steps, the textbook, every library, what is refused."""
 
+from types import SimpleNamespace
+
 import array_api_compat
 import numpy as np
 import pytest
@@ -249,9 +251,20 @@ def test_alpha_from_a_report():
 
 
 class Foreign:
-    """An array as MLX's are: no namespace of the standard."""
+    """An array without a namespace of the standard."""
 
     shape, dtype = (2, 2), "float32"
+
+
+class Incomplete:
+    """An array as MLX's are: with a namespace of the standard that lacks linear algebra."""
+
+    shape, ndim, dtype = (2, 2), 2, "float32"
+    size, T, device = 4, None, "cpu"
+
+    def __array_namespace__(self, api_version=None):
+        own = SimpleNamespace(eigh=0, svd=0, solve=0, inv=0)
+        return SimpleNamespace(linalg=own, isdtype=lambda dtype, kind: True)
 
 
 W = np.ones((3, 4))
@@ -273,6 +286,12 @@ REFUSED = {
     "an array": (lambda: SpectralNewton().init(W), "a ndarray was passed"),
     "integers": (lambda: SpectralNewton().init([np.ones((2, 2), int)]), "dtype int"),
     "foreign": (lambda: SpectralNewton().init([Foreign()]), "a Foreign of .*numpy.asarray"),
+    "incomplete": (
+        lambda: SpectralNewton().init([Incomplete()]), "'0': .* lacks diagonal, trace .*numpy.asarray"
+    ),
+    "incomplete gradient": (
+        lambda: sc.precondition(Incomplete()), "gradient: .* lacks diagonal, trace .*numpy.asarray"
+    ),
     "numbers": (lambda: SpectralNewton().init([[1.0, 2.0]]), "a list of builtins"),
     "shape": (
         lambda: SpectralNewton().update([W], [W.T], SpectralNewton().init([W])), r"shape \(4, 3\)"
@@ -311,3 +330,11 @@ def test_arrays_of_the_strict_library_meet_in_one_namespace():
     params = [xp.asarray(W), xp.asarray(W[0])]
     new, _ = SpectralNewton().update(params, params, SpectralNewton().init(params))
     assert array_api_compat.array_namespace(*new) is xp
+
+
+def test_mlx_is_refused_by_name():
+    mx = pytest.importorskip("mlx.core")
+    weight = mx.array([[1.0, 2.0], [3.0, 4.0]])
+    for call in (lambda: SpectralNewton().init([weight]), lambda: sc.precondition(weight)):
+        with pytest.raises(sc.InputError, match="an array of mlx, which lacks diagonal, trace"):
+            call()

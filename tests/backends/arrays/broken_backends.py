@@ -242,7 +242,7 @@ SUMS = ("batch sizes", "sample weights", "batch without terms", "repetition", "n
 
 BROKEN = {
     "members": Broken(of(NoSkipped), ("no side effects", "measure", "resumption")),
-    "layers": Broken(of(InputsByOutputs)),
+    "layers": Broken(of(InputsByOutputs), ("no side effects", "measure", "resumption")),
     "description": Broken(of(OneTermTooMany)),
     "gradients": Broken(of(NamesInAnotherOrder)),
     "hessian": Broken(
