@@ -264,7 +264,7 @@ class Incomplete:
 
     def __array_namespace__(self, api_version=None):
         own = SimpleNamespace(eigh=0, svd=0, solve=0, inv=0)
-        return SimpleNamespace(linalg=own, isdtype=lambda dtype, kind: True)
+        return SimpleNamespace(__name__="incomplete", linalg=own, isdtype=lambda dtype, kind: True)
 
 
 W = np.ones((3, 4))
@@ -290,7 +290,7 @@ REFUSED = {
         lambda: SpectralNewton().init([Incomplete()]), "'0': .* lacks diagonal, trace .*numpy.asarray"
     ),
     "incomplete gradient": (
-        lambda: sc.precondition(Incomplete()), "gradient: .* lacks diagonal, trace .*numpy.asarray"
+        lambda: sc.precondition(Incomplete(), 2.0), "gradient: .* lacks diagonal, trace .*numpy.asarray"
     ),
     "numbers": (lambda: SpectralNewton().init([[1.0, 2.0]]), "a list of builtins"),
     "shape": (
@@ -335,6 +335,6 @@ def test_arrays_of_the_strict_library_meet_in_one_namespace():
 def test_mlx_is_refused_by_name():
     mx = pytest.importorskip("mlx.core")
     weight = mx.array([[1.0, 2.0], [3.0, 4.0]])
-    for call in (lambda: SpectralNewton().init([weight]), lambda: sc.precondition(weight)):
+    for call in (lambda: SpectralNewton().init([weight]), lambda: sc.precondition(weight, 2.0)):
         with pytest.raises(sc.InputError, match="an array of mlx, which lacks diagonal, trace"):
             call()
