@@ -24,7 +24,7 @@ def script():
 MAKE = script()
 
 
-def tests_of_statements():
+def statement_tests():
     found = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -46,7 +46,7 @@ def page():
 
 
 def test_the_page_names_the_tests_that_there_are(page):
-    named, there = {test for test, _ in rows(page)}, tests_of_statements()
+    named, there = {test for test, _ in rows(page)}, statement_tests()
     assert not named - there, f"on the page, but gone: {sorted(named - there)}{REMEDY}"
     assert not there - named, f"not on the page: {sorted(there - named)}{REMEDY}"
 
@@ -55,7 +55,7 @@ def test_every_statement_has_a_property_or_a_reason():
     numbers = set(MAKE.numbered())
     assert set(MAKE.STATEMENTS) | set(MAKE.WITHOUT) == numbers
     assert not set(MAKE.STATEMENTS) & set(MAKE.WITHOUT)
-    held = {statement_of(test.partition("::")[2]) for test in tests_of_statements()}
+    held = {statement_of(test.partition("::")[2]) for test in statement_tests()}
     assert held == set(MAKE.STATEMENTS)
     assert set(MAKE.EVERYWHERE) <= held
 

@@ -201,7 +201,7 @@ def networks(draw, few=False, activations=ACTIVATIONS, losses=LOSSES, shared=Fal
     """Random depth, widths, activation, loss and data; with `shared`, positions and convolutions."""
     if few:
         kinds = draw(st.sampled_from([("dense",), ("dense", "dense")]))
-        widths = (4, *(5 for _ in kinds), 3)
+        widths = (4,) * (len(kinds) + 2)  # so that all layers share what is compiled
         count = samples[1]
     else:
         kinds = draw(st.lists(st.just("dense"), max_size=3).map(tuple))
