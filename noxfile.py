@@ -90,6 +90,7 @@ def tests(session: nox.Session, backend: str) -> None:
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
         suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
+        suites += ["tests/soak"]
     elif backend == "cupy":
         session.install(*TEST, ".[cupy]")
     elif backend == "array-api-strict":
@@ -98,6 +99,7 @@ def tests(session: nox.Session, backend: str) -> None:
         session.install(*TEST, *OLDEST, ".")
     else:
         session.install(*TEST, ".")
+        suites += ["tests/soak"]
     namespace = "numpy" if backend == "oldest" else backend
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
@@ -146,6 +148,14 @@ def parity(session: nox.Session) -> None:
     session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
     env = {"OMP_NUM_THREADS": "1"}
     session.run("pytest", "tests/backends/parity", *session.posargs, env=env)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Make 10,000 steps and 200 measurements a process; nothing may grow. Linux."""
+    session.install(TORCH)
+    session.install(".[torch,optax]")
+    session.run("python", "tests/soak/soaks.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -28,6 +28,9 @@ from spectral_core._checks import check_mapping
 
 __all__ = ["SpectralNewton"]
 
+RECORDINGS = 8
+"""Kept for each group: sets of its parameters that have had gradients together."""
+
 _ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay")
 
 
@@ -291,10 +294,13 @@ class SpectralNewton(torch.optim.Optimizer):
     def _recording(self, update: Update, gradients: list[Tensor]) -> RecordedUpdate:
         """Return the recording of an update, made anew where it no longer holds."""
         members, key = tuple(map(id, update.parameters)), update_key(update, gradients)
-        held = self._recorded.get(members)
+        held = self._recorded.pop(members, None)
         if held is None or held[0] != key:
-            self._recorded.pop(members, None)  # its memory can serve the next
-            held = self._recorded[members] = key, RecordedUpdate(update, gradients)
+            held = None  # its memory can serve the next
+            while len(self._recorded) >= RECORDINGS * len(self.param_groups):
+                del self._recorded[next(iter(self._recorded))]
+            held = key, RecordedUpdate(update, gradients)
+        self._recorded[members] = held  # at the end: the first was not used for longest
         return held[1]
 
     def _adamw_step(self, group: dict[str, Any]) -> None:

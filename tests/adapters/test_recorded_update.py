@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spectral_adapters import recorded_update
-from spectral_adapters.torch_optim import SpectralNewton
+from spectral_adapters.torch_optim import RECORDINGS, SpectralNewton
 from spectral_core import InputError
 
 
@@ -111,6 +111,25 @@ def test_recorded_for_each_set_of_parameters_that_have_gradients(recordings):
             parameter.grad = None if step % 2 and i < 2 else torch.ones_like(parameter)
         optimizer.step()
     assert len(recordings) == 2
+
+
+def test_few_recordings_are_kept(recordings):
+    """Each holds memory of the GPU; experts that are chosen at random have many sets of gradients."""
+    model = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(7))  # the last is the head
+    optimizer = SpectralNewton(model, lr=0.01, cuda_graph=True)
+
+    def step(chosen):
+        for i, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.ones_like(parameter) if chosen >> i & 1 else None
+        optimizer.step()
+        return len(recordings)
+
+    for chosen in range(1, 64):
+        step(chosen)
+        step(1)  # what is used again and again is kept
+        assert len(optimizer._recorded) <= RECORDINGS * len(optimizer.param_groups)
+    assert len(recordings) == 63
+    assert step(62) == 63 and step(2) == 64  # the last one is there, an old one no more
 
 
 def test_copies_record_for_themselves(recordings):

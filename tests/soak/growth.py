@@ -2,7 +2,7 @@
 
 import ctypes
 import gc
-import resource
+import os
 import sys
 import tracemalloc
 import warnings
@@ -54,7 +54,7 @@ def heap() -> int:
 def resident() -> int:
     """Return the bytes of this process that are in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def graph_nodes(tensors: list[Any]) -> int:

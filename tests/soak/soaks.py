@@ -90,15 +90,12 @@ def array_steps() -> Run:
         if index % 50 == 0:
             file = io.BytesIO()
             count, *parts = held[1]
-            np.savez(
-                file,
-                count=count,
-                **{f"{i} {n}": a for i, p in enumerate(parts) for n, a in p.items()},
-            )
+            flat = {f"{i} {n}": a for i, part in enumerate(parts) for n, a in part.items()}
+            np.savez(file, count=count, **flat)
             file.seek(0)
             with np.load(file) as saved:
-                loaded = [{n: saved[f"{i} {n}"] for n in p} for i, p in enumerate(parts)]
-                held[1] = SpectralNewtonState(int(saved["count"]), *loaded)
+                loaded = [{n: saved[f"{i} {n}"] for n in part} for i, part in enumerate(parts)]
+                held[1] = SpectralNewtonState(saved["count"], *loaded)
 
     return run
 
@@ -262,7 +259,7 @@ def count_compilations() -> list[str]:
 
 def soak(name: str, steps: int, measurements: int) -> tuple[Growth, dict[str, Any]]:
     """Return what a soak left behind, and its figures."""
-    runs, warm_up = (steps, 505) if name in STEPS else (measurements, 61)
+    runs, warm_up = (steps, 205) if name in STEPS else (measurements, 61)
     started = time.perf_counter()
     run = SOAKS[name]()
     compiled = count_compilations()

@@ -237,11 +237,13 @@ def test_optax(name, stops, seed):
                 host = jax.tree.map(np.asarray, (params, state))
                 params, state = pickle.loads(pickle.dumps(host))
                 _, step = optax_step(name, 1)
-            gradients = {n: gradient_at(n, np.asarray(p), seed, index) for n, p in params.items()}
-            filled = {
-                n: np.zeros(SHAPES[n], np.float32) if g is None else g for n, g in gradients.items()
+            gradients = {
+                name: gradient_at(name, np.asarray(parameter), seed, index)
+                for name, parameter in params.items()
             }
-            params, state = step(params, state, filled)
+            zeros = {name: np.zeros(SHAPES[name], np.float32) for name in params}
+            known = {name: g for name, g in gradients.items() if g is not None}
+            params, state = step(params, state, zeros | known)
         return params, state
 
     whole, resumed = train(set()), train(stops)

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ from torch.nn import functional as F
 from spectral_backends.torch import CurvatureProblem
 from spectral_backends.torch.allocation import AllocationPeak
 from spectral_backends.torch.tangent_pass import TangentPass
+
+
+def test_nothing_hangs_on_what_lives_on():
+    """The model's weights are seen in every measurement."""
+    weight = torch.ones(4, 4)
+    with AllocationPeak() as peak:
+        assert (weight @ weight).sum() == 64
+    assert peak.bytes > 0
+    gone = weakref.ref(peak)
+    del peak
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_peak_of_what_tensors_hold():
@@ -72,6 +85,7 @@ def test_memory_of_the_process():
     """Kernels and the allocator take their part too: within twice the budget, and with it small."""
     script = """
 import sys
+import weakref
 import torch
 from torch import nn
 from torch.nn import functional as F
