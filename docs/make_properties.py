@@ -94,7 +94,7 @@ where a test draws nothing. `read-only` arrays cannot be written to, `restricted
 indexing and data-dependent shapes, `device` is a second device; all three are float64. CuPy runs
 the same tests where there is a GPU.
 
-`nox -s properties` made this page of what passed in one run ({versions}).
+`nox -s properties` makes this page of what passed ({versions}).
 """
 
 
