@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-import report_cases
-from report_cases import MAKES, NEEDS, report, reports
+import seed_cases
+from seed_cases import MAKES, NEEDS, report, reports
 
 
 @pytest.mark.parametrize("backend", MAKES)
@@ -22,7 +22,7 @@ def test_same_seed_same_report(backend):
         library.manual_seed(5)
     ours = reports(backend, 3)
     done = subprocess.run(
-        [sys.executable, report_cases.__file__, backend],
+        [sys.executable, seed_cases.__file__, backend],
         capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "77"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
