@@ -11,6 +11,7 @@ from spectral_core._arrays import to_numpy
 from spectral_core.certificate import Certificate, Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import CurvatureKind, CurvatureProblem, LayerInfo, ManyLayers
+from spectral_core.problem_checks import check_values
 from spectral_core.window import Window
 
 __all__ = ["curvatures_of"]
@@ -55,7 +56,7 @@ def curvatures_of(
         if isinstance(found, LayerError):
             yield found
             continue
-        _check_values(problem, found.name, found.values, directions)
+        check_values(problem, found.name, found.values, directions)
         window = windows[found.name]
         sigma = window.sigma
         # Far above rounding, far below what an overlooked use would make.
@@ -90,26 +91,9 @@ def _one_layer(
         values = problem.curvatures(name, *directions[name], kind)
     except LayerError as error:
         return error
-    _check_values(problem, name, values, directions)
+    check_values(problem, name, values, directions)
     found = LayerCurvature(name, values, Certificate("double-backward", reason=reason))
     return _on_the_host(found if kind == "hessian" else replace(found, ggn=values))
-
-
-def _check_values(
-    problem: CurvatureProblem, name: str, values: Any, directions: Mapping[str, tuple[Any, Any]]
-) -> None:
-    """Raise `InputError` unless there is one real curvature for each direction of the layer."""
-    count = int(directions[name][0].shape[1])
-    known = array_api_compat.is_array_api_obj(values)
-    real = known and array_api_compat.array_namespace(values).isdtype(values.dtype, "real floating")
-    if not real or tuple(values.shape) != (count,):
-        found = (
-            f"{values.dtype} and shape {tuple(values.shape)}" if known else type(values).__name__
-        )
-        raise InputError(
-            f"problem: a {type(problem).__name__} returned curvatures of {found} for layer "
-            f"{name!r}; return a real floating point array of shape ({count},)."
-        )
 
 
 def _on_the_host(found: LayerCurvature) -> LayerCurvature:

@@ -1,21 +1,17 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
-import json
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
-import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
 from spectral_core._checks import check_confidence
-from spectral_core._json import encode
 from spectral_core._version import __version__
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.curvature_source import curvatures_of
@@ -39,6 +35,12 @@ from spectral_core.problem import (
     LayerSelection,
     Sharing,
     select_layers,
+)
+from spectral_core.problem_checks import (
+    check_problem,
+    checked_description,
+    checked_gradient,
+    checked_layers,
 )
 from spectral_core.progress import ProgressCallback, reporting
 from spectral_core.rank_profile import fit_rank_profiles
@@ -122,16 +124,16 @@ def measure(
     ReportError
         If `resume` cannot be written or belongs to another measurement.
     """
-    _check_problem(problem)
+    check_problem(problem)
     _check_arguments(top_k, curvature, confidence, draws, progress)
     _check_choice("engine", engine, get_args(Engine))
     _check_choice("svd", svd, get_args(Decomposition))
     _check_choice("delta", delta, get_args(Delta))
     _check_choice("sharing", sharing, get_args(Sharing))
     draws = int(draws)
-    selected = select_layers(_layers_of(problem), layers)
+    selected = select_layers(checked_layers(problem), layers)
     provenance = Provenance(
-        problem=_description(problem),
+        problem=checked_description(problem),
         versions={
             "spectral_core": __version__,
             "numpy": np.__version__,
@@ -241,7 +243,7 @@ def _windows(
     windows: dict[str, Window] = {}
     for layer in layers:
         try:
-            gradient = _checked_gradient(layer, gradients.pop(layer.name, None))
+            gradient = checked_gradient(layer, gradients.pop(layer.name, None))
             windows[layer.name] = top_directions(layer, gradient, top_k, svd)
         except LayerError as error:
             skipped[layer.name] = error.reason
@@ -306,62 +308,6 @@ def _participation(curvature: npt.NDArray[np.float64], s: float) -> Participatio
         certified_exponent=certified,
         certified_bound=float(window_bound(np.asarray(certified, dtype=np.float64), max(count, 1))),
     )
-
-
-def _check_problem(problem: Any) -> None:
-    needed = ("layers", "skipped", "gradients", "curvatures", "describe")
-    if missing := [name for name in needed if not hasattr(problem, name)]:
-        raise InputError(
-            f"problem: a {type(problem).__name__} has no {', '.join(missing)}; pass a "
-            "CurvatureProblem, for instance that of spectral_backends.torch."
-        )
-
-
-def _layers_of(problem: CurvatureProblem) -> list[LayerInfo]:
-    layers = list(problem.layers())
-    for layer in layers:
-        if not isinstance(layer, LayerInfo):
-            raise InputError(
-                f"problem: layers() returned a {type(layer).__name__}; return LayerInfo."
-            )
-    counts = Counter(layer.name for layer in layers)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise InputError(
-            f"problem: {len(twice)} names are of several layers, {twice[0]!r} first; name each "
-            "layer differently."
-        )
-    return layers
-
-
-def _description(problem: CurvatureProblem) -> dict[str, Any]:
-    description = problem.describe()
-    try:
-        described = dict(description)
-        json.dumps(encode(described), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"problem: describe() returned what is no dict of JSON values ({error}); return "
-            "numbers, texts, and lists and dicts of them."
-        ) from error
-    return described
-
-
-def _checked_gradient(layer: LayerInfo, gradient: Any) -> Any:
-    remedy = f"return a real floating point array of shape {layer.shape}."
-    if not array_api_compat.is_array_api_obj(gradient):
-        found = "nothing" if gradient is None else f"a {type(gradient).__name__}"
-        raise InputError(
-            f"problem: gradients() returned {found} for layer {layer.name!r}; {remedy}"
-        )
-    xp = array_api_compat.array_namespace(gradient)
-    if tuple(gradient.shape) != tuple(layer.shape) or not xp.isdtype(
-        gradient.dtype, "real floating"
-    ):
-        raise InputError(
-            f"problem: gradients() returned an array of {gradient.dtype} of shape "
-            f"{tuple(gradient.shape)} for layer {layer.name!r}; {remedy}"
-        )
-    return gradient
 
 
 def _check_arguments(
