@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent
 # Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
 # wheels offers one; a range would pull the newest build with gigabytes of GPU libraries.
 TORCH = os.environ.get("SPECTRAL_TORCH", "torch==2.13.0")
-TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14"]
+TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14", "pytest-xdist>=3.6"]
+# Files side by side, one thread each; more would fill the memory of a small machine under JAX.
+TOGETHER = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
 OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
 # curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
 # replace torch; so these come without their dependencies.
@@ -103,7 +105,9 @@ def tests(session: nox.Session, backend: str) -> None:
     namespace = "numpy" if backend == "oldest" else backend
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
-    session.run("pytest", f"--namespaces={namespace}", *suites, *session.posargs, env=env)
+    session.run(
+        "pytest", f"--namespaces={namespace}", *TOGETHER, *suites, *session.posargs, env=env
+    )
 
 
 @nox.session(python=PYTHONS)
@@ -147,7 +151,7 @@ def parity(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
     env = {"OMP_NUM_THREADS": "1"}
-    session.run("pytest", "tests/backends/parity", *session.posargs, env=env)
+    session.run("pytest", *TOGETHER, "tests/backends/parity", *session.posargs, env=env)
 
 
 @nox.session
