@@ -15,9 +15,11 @@ ROOT = Path(__file__).parent
 # Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
 # wheels offers one; a range would pull the newest build with gigabytes of GPU libraries.
 TORCH = os.environ.get("SPECTRAL_TORCH", "torch==2.13.0")
-TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14", "pytest-xdist>=3.6"]
+TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14"]
+TEST += ["pytest-xdist>=3.6", "pytest-timeout>=2.3"]
 # Files side by side, one thread each; more would fill the memory of a small machine under JAX.
 TOGETHER = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
+TOGETHER += ["--timeout=900", "--timeout-method=thread"]  # what hangs is named
 OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
 # curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
 # replace torch; so these come without their dependencies.
