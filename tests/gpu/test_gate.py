@@ -347,7 +347,8 @@ def test_the_page_of_results_is_listed_once(results, monkeypatch):
     monkeypatch.setattr(report, "INDEX", index)
     for _ in range(2):
         assert report.main([str(results)]) == 0
-    assert index.read_text("utf-8").endswith("training\ngpu\n```\n")
+    assert index.read_text("utf-8").endswith("\ngpu\n```\n")
+    assert index.read_text("utf-8").count("\ngpu\n") == 1
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
