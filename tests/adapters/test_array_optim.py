@@ -1,6 +1,6 @@
 """`SpectralNewton` for arrays: PyTorch's over 50 steps, the textbook, every library, what is refused."""
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import array_api_compat
 import numpy as np
@@ -263,10 +263,12 @@ class Incomplete:
     size, T, device = 4, None, "cpu"
 
     def __array_namespace__(self, api_version=None):
-        own = SimpleNamespace(eigh=0, svd=0, solve=0, inv=0)
-        return SimpleNamespace(__name__="incomplete", linalg=own, isdtype=lambda dtype, kind: True)
+        return INCOMPLETE
 
 
+INCOMPLETE = ModuleType("incomplete")
+INCOMPLETE.linalg = SimpleNamespace(eigh=0, svd=0, solve=0, inv=0)
+INCOMPLETE.isdtype = lambda dtype, kind: True
 W = np.ones((3, 4))
 REFUSED = {
     "lr": (lambda: SpectralNewton(lr=-1), "lr"),
