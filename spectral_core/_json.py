@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ def _decode(hint: Any, value: Any) -> Any:
         return None if value is None else _decode(options[0], value)
     if is_dataclass(hint):
         return decode(hint, value)  # type: ignore[arg-type]
-    if hint is np.ndarray or origin is np.ndarray:
+    if hint is np.ndarray or origin in (np.ndarray, npt.NDArray):  # an alias from NumPy 2.5 on
         return np.asarray([_number(item) for item in _of(list, value)], dtype=np.float64)
     if hint is Any and isinstance(value, list):  # an array of numbers or of booleans
         return np.asarray([_number(item) for item in value])
@@ -86,12 +87,12 @@ def _decode(hint: Any, value: Any) -> Any:
         return _number(value)
     if origin is tuple:
         return _tuple(get_args(hint), _of(list, value))
+    if origin is Literal:
+        return _of(str, value)
     if origin is not None and issubclass(origin, Mapping):
         items = _of(dict, value).items()
         item_hint = get_args(hint)[1]
         return {key: _plain(v) if item_hint is Any else _decode(item_hint, v) for key, v in items}
-    if origin is Literal:
-        return _of(str, value)
     return _number(value) if hint is float else _of(hint, value)
 
 
