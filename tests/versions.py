@@ -130,11 +130,12 @@ def main(given: Sequence[str] | None = None) -> int:
     running = commands.add_parser("run")
     running.add_argument("library", choices=list(SHOWN))
     running.add_argument("--age", default="newest", choices=["oldest", "newest", "pre"])
-    running.add_argument("arguments", nargs="*")
     commands.add_parser("table")
-    options = parser.parse_args(given)
+    own = list(sys.argv[1:] if given is None else given)
+    cut = own.index("--") if "--" in own else len(own)
+    options = parser.parse_args(own[:cut])
     if options.command == "run":
-        return run(options.library, options.age, options.arguments)
+        return run(options.library, options.age, own[cut + 1 :])
     README.write_text(with_table(README.read_text("utf-8"), recorded()), "utf-8")
     return 0
 
