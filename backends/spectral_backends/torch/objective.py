@@ -11,7 +11,7 @@ from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRecorder
 from spectral_backends.torch.nested import map_tensors
-from spectral_backends.torch.state import differentiable_operations, seeded
+from spectral_backends.torch.state import differentiable_operations, modes_put_back, seeded
 from spectral_backends.torch.term_check import check_additive
 from spectral_core._exclusive import exclusively
 from spectral_core.backend_checks import checked_count
@@ -53,6 +53,7 @@ class Objective:
         """
         with (
             exclusively(),
+            modes_put_back(),
             seeded(seed, self.model.device, self._batches),
             differentiable_operations(self.model.device),
             torch.inference_mode(False),

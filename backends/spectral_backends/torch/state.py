@@ -9,15 +9,24 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import _get_current_function_mode_stack, _pop_mode
 
-__all__ = ["differentiable_operations", "put_back", "seeded"]
+__all__ = ["differentiable_operations", "modes_put_back", "put_back", "seeded"]
 
 Setting = TypeVar("Setting")
+
+_CUDA: Any = torch.backends.cuda
+_ATTENTION_KERNELS = (
+    (_CUDA.flash_sdp_enabled, _CUDA.enable_flash_sdp),
+    (_CUDA.mem_efficient_sdp_enabled, _CUDA.enable_mem_efficient_sdp),
+    (_CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
+    (_CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
+)
 
 _CUDNN: Any = torch.backends.cudnn  # its kinds of products have no types, nor have the CPU's
 _CPU: Any = torch.backends.mkldnn
 _PRODUCTS = (
-    torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _CPU.matmul, _CPU.conv, _CPU.rnn
+    _CUDA.matmul, _CUDNN.conv, _CUDNN.rnn, _CPU.matmul, _CPU.conv, _CPU.rnn
 )  # fmt: skip
 
 
@@ -32,6 +41,23 @@ def put_back(undo: Callable[[], None]) -> Iterator[None]:
     except KeyboardInterrupt:
         undo()
         raise
+
+
+@contextmanager
+def modes_put_back() -> Iterator[None]:
+    """End every observer of calls and ``no_grad`` that Ctrl-C, by hitting its exit, left entered.
+
+    PyTorch enters and leaves these in Python, where an interrupt can come between.
+    """
+    depth, graphs = len(_get_current_function_mode_stack()), torch.is_grad_enabled()
+
+    def undo() -> None:
+        for _ in range(len(_get_current_function_mode_stack()) - depth):
+            _pop_mode()
+        torch.set_grad_enabled(graphs)
+
+    with put_back(undo):
+        yield
 
 
 @contextmanager
@@ -94,7 +120,7 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
     with put_back(lambda: torch.backends.mha.set_fastpath_enabled(fast)):
         torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_attention_as_written())
             stack.enter_context(_products_in_float32())
             if "torch._dynamo" in sys.modules:  # slow to import, and nothing is compiled without
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -102,6 +128,19 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
             yield
+
+
+@contextmanager
+def _attention_as_written() -> Iterator[None]:
+    """Compute attention by the operations that define it; Ctrl-C, too, puts its kernels back."""
+    before = [(allow, enabled()) for enabled, allow in _ATTENTION_KERNELS]
+
+    def undo() -> None:
+        for allow, was_enabled in before:
+            allow(was_enabled)
+
+    with put_back(undo), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager

@@ -53,7 +53,9 @@ def snapshot(model, loader):
         ),
         "float32": (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()),
         "fastpath": torch.backends.mha.get_fastpath_enabled(),
-        "grad": torch.is_grad_enabled(),
+        "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "observers": len(torch.overrides._get_current_function_mode_stack()),
+        "autocast": torch.is_autocast_enabled("cpu"),
         "attributes": sorted(vars(model)), "cached": id(model.cached),
     }  # fmt: skip
 
