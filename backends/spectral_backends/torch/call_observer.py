@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 __all__ = ["CallObserver"]
 
@@ -24,6 +24,11 @@ class CallObserver(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.observe(func, args, kwargs, result)
         return self.replace(func, args, kwargs, result)
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave, unless Ctrl-C has hit a function of PyTorch that had left for a moment."""
+        if _get_current_function_mode() is self:
+            super().__exit__(*error)
 
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
