@@ -23,6 +23,7 @@ from spectral_core.explanation import Explanation as Explanation
 from spectral_core.explanation import explain as explain
 from spectral_core.exponents import ExponentTriangle as ExponentTriangle
 from spectral_core.exponents import exponent_triangle as exponent_triangle
+from spectral_core.layer_selection import select_layers as select_layers
 from spectral_core.matrix_layout import MatrixLayout as MatrixLayout
 from spectral_core.matrix_layout import MatrixSpec as MatrixSpec
 from spectral_core.matrix_layout import as_matrices as as_matrices
@@ -45,7 +46,6 @@ from spectral_core.preconditioner import precondition as precondition
 from spectral_core.problem import CurvatureProblem as CurvatureProblem
 from spectral_core.problem import KroneckerFactors as KroneckerFactors
 from spectral_core.problem import LayerInfo as LayerInfo
-from spectral_core.problem import select_layers as select_layers
 from spectral_core.rank_profile import RankProfile as RankProfile
 from spectral_core.rank_profile import RankProfileFits as RankProfileFits
 from spectral_core.rank_profile import fit_rank_profiles as fit_rank_profiles

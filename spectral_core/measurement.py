@@ -20,6 +20,7 @@ from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
 from spectral_core.factor_source import Aligned, FactorSource
 from spectral_core.journal import Journal
+from spectral_core.layer_selection import LayerSelection, select_layers
 from spectral_core.participation import (
     certified_exponent,
     entropy_rank,
@@ -32,9 +33,7 @@ from spectral_core.problem import (
     CurvatureProblem,
     Delta,
     LayerInfo,
-    LayerSelection,
     Sharing,
-    select_layers,
 )
 from spectral_core.problem_checks import (
     check_problem,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 
 pytest_plugins = ("statement_records",)
 
@@ -24,6 +25,11 @@ VARIANTS = (
 )  # fmt: skip
 # The precision that each lacks, where a statement of the theory is checked; see `properties.holds`.
 OTHER_PRECISIONS = (("array-api-strict", "float32"), ("jax", "jit-x32"), ("cupy", "float32"))
+
+# For `nox -s mutants`: the same examples for each mutant, and none is shrunk.
+settings.register_profile(
+    "mutants", phases=(Phase.explicit, Phase.generate), database=None, derandomize=True
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

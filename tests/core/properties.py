@@ -7,7 +7,6 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
-ALL = tuple(Phase)
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
@@ -32,7 +31,7 @@ def holds(*, share=1.0, **drawn):
                 deadline=None,
                 max_examples=max(2, int(share * xp.examples)),
                 # To shrink an example that failed may compile for minutes.
-                phases=QUICK if xp.compiles else ALL,
+                phases=QUICK if xp.compiles else settings.default.phases,
             )
             @given(**{
                 name: each if isinstance(each, SearchStrategy) else each(xp.compiles)
