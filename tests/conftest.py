@@ -43,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"array libraries to test, of {','.join(LIBRARIES)}; one named here must be there",
     )
     parser.addoption(
+        "--write-messages",
+        action="store_true",
+        help="write what errors say into tests/hostile/messages.json instead of comparing",
+    )
+    parser.addoption(
         "--device",
         default="",
         help="where PyTorch's arrays lie in tests of namespaces: cpu, cuda; one named must be there",

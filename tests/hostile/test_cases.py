@@ -1,9 +1,15 @@
-"""Every public function against bad input: a documented error or result, in time, no warning."""
+"""Every public function against bad input: a documented error or result, in time, no warning.
+
+What the core's errors say is kept word by word in messages.json, to be read and to see changes;
+``pytest tests/hostile/test_cases.py --write-messages`` writes it anew.
+"""
 
 import dataclasses
 import importlib
 import inspect
+import json
 import signal
+from pathlib import Path
 
 import adapter_cases
 import core_cases
@@ -20,6 +26,8 @@ CASES = [
     *report_cases.CASES,
     *adapter_cases.CASES,
 ]
+KEPT = {str(case) for case in (*core_cases.CASES, *report_cases.CASES)}
+MESSAGES = Path(__file__).with_name("messages.json")
 
 
 def documentation(of):
@@ -55,9 +63,20 @@ def in_time():
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(scope="module")
+def messages(request):
+    """What each kept case says; with ``--write-messages``, what they are found to say."""
+    written = request.config.getoption("--write-messages")
+    said = {} if written else json.loads(MESSAGES.read_text("utf-8"))
+    yield said
+    if written:
+        text = json.dumps(said, indent=1, ensure_ascii=False, sort_keys=True)
+        MESSAGES.write_text(text + "\n", "utf-8")
+
+
 @pytest.mark.usefixtures("in_time")
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_case(case, tmp_path, monkeypatch):
+def test_case(case, tmp_path, monkeypatch, messages):
     monkeypatch.chdir(tmp_path)
     if case.error is None:
         assert case.check(case.call())
@@ -68,10 +87,17 @@ def test_case(case, tmp_path, monkeypatch):
     said = str(caught.value.args[0]) if isinstance(caught.value, KeyError) else str(caught.value)
     assert all(word in said for word in case.words), said
     assert case.error.__name__ in documentation(case.of)
+    if str(case) in KEPT:
+        said = said.replace(str(tmp_path), "<folder>")
+        assert messages.setdefault(str(case), said) == said
 
 
 def test_there_are_enough():
     assert len(CASES) >= 150 and len({str(case) for case in CASES}) == len(CASES)
+
+
+def test_no_kept_message_is_of_a_case_that_is_gone(messages):
+    assert messages.keys() <= KEPT
 
 
 def without_behaviour(value):
