@@ -4,9 +4,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+import torch
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["CallObserver"]
+
+_OVERRIDES: Any = torch.overrides  # without types
 
 
 class CallObserver(TorchFunctionMode):
@@ -27,8 +30,8 @@ class CallObserver(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         """Leave, unless Ctrl-C has hit a function of PyTorch that had left for a moment."""
-        if _get_current_function_mode() is self:
-            super().__exit__(*error)
+        if _OVERRIDES._get_current_function_mode() is self:
+            _OVERRIDES._pop_mode()
 
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any

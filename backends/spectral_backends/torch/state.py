@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import _get_current_function_mode_stack, _pop_mode
 
 __all__ = ["differentiable_operations", "modes_put_back", "put_back", "seeded"]
 
 Setting = TypeVar("Setting")
 
+_OVERRIDES: Any = torch.overrides  # without types
 _CUDA: Any = torch.backends.cuda
 _ATTENTION_KERNELS = (
     (_CUDA.flash_sdp_enabled, _CUDA.enable_flash_sdp),
@@ -49,11 +49,12 @@ def modes_put_back() -> Iterator[None]:
 
     PyTorch enters and leaves these in Python, where an interrupt can come between.
     """
-    depth, graphs = len(_get_current_function_mode_stack()), torch.is_grad_enabled()
+    modes = _OVERRIDES._get_current_function_mode_stack
+    depth, graphs = len(modes()), torch.is_grad_enabled()
 
     def undo() -> None:
-        for _ in range(len(_get_current_function_mode_stack()) - depth):
-            _pop_mode()
+        for _ in range(len(modes()) - depth):
+            _OVERRIDES._pop_mode()
         torch.set_grad_enabled(graphs)
 
     with put_back(undo):
