@@ -9,7 +9,7 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "tests", "parity", "embedding", "docs", "build"]
+nox.options.sessions = ["lint", "types", "tests", "parity", "oracles", "embedding", "docs", "build"]
 
 ROOT = Path(__file__).parent
 # Installed first and pinned, so that pip can take a small CPU build where an index or a folder of
@@ -34,8 +34,10 @@ ORACLES = [
 EMBEDDERS = ["heavyball>=3.2", "pytorch_optimizer>=4.1", "optax>=0.2.8"]
 # Libraries whose models the JAX backend is tested with.
 JAX_MODELS = ["flax>=0.12", "equinox>=0.13", "dm-haiku>=0.0.14"]
-# Libraries that the JAX benchmark is held against. kfac-jax 0.0.8 runs with JAX up to 0.9.0.
+# Libraries that the JAX benchmark is held against.
 JAX_PEERS = ["kfac-jax>=0.0.8", "matfree>=0.6"]
+# The newest JAX that kfac-jax runs with.
+KFAC_JAX = ["kfac-jax==0.0.8", "jax==0.9.0", "jaxlib==0.9.0"]
 
 # Statements of the theory about networks, which the backends' own suites leave out.
 NETWORK_STATEMENTS = [
@@ -154,6 +156,14 @@ def parity(session: nox.Session) -> None:
     session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
     env = {"OMP_NUM_THREADS": "1"}
     session.run("pytest", *TOGETHER, "tests/backends/parity", *session.posargs, env=env)
+
+
+@nox.session
+def oracles(session: nox.Session) -> None:
+    """Hold JAX's curvatures and factors against kfac-jax, which needs an older JAX."""
+    session.install(*TEST, *KFAC_JAX, ".")
+    env = {"OMP_NUM_THREADS": "1"}
+    session.run("pytest", "tests/backends/jax/test_kfac_jax.py", *session.posargs, env=env)
 
 
 @nox.session

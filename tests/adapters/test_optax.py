@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import muon_directions
 import numpy as np
 import pytest
 
@@ -313,6 +314,29 @@ def test_half_precision_keeps_momentum_in_float32():
     mixed = scale_by_spectral_newton(1.0, 0.1)
     wide = arrays({"w": (4, 6)})
     assert first(mixed, gradients, wide)[0]["w"].dtype == jnp.float64
+
+
+@pytest.mark.parametrize("shape", muon_directions.SHAPES)
+def test_alpha_one_goes_where_muon_goes(shape):
+    gradients = muon_directions.gradients(shape)
+
+    def updates(optimizer):
+        state, found = optimizer.init(jnp.zeros(shape)), []
+        for gradient in gradients:
+            update, state = optimizer.update(jnp.asarray(gradient), state, jnp.zeros(shape))
+            found.append(update)
+        return found
+
+    # Optax corrects the momentum for its start: without Nesterov that changes no direction.
+    ours = updates(scale_by_spectral_newton(1.0, 1e-8, nesterov=False))
+
+    def cosines(*coefficients):
+        theirs = updates(optax.contrib.scale_by_muon(*coefficients, nesterov=False))
+        return np.array([muon_directions.cosine(*pair) for pair in zip(ours, theirs, strict=True)])
+
+    assert (cosines(muon_directions.CONVERGENT, 30) > 1 - 1e-6).all()
+    expected = muon_directions.by_definition(gradients, nesterov=False)
+    assert np.abs(cosines() - expected).max() < 1e-6 and (expected > 0.96).all()
 
 
 # What Optax expects

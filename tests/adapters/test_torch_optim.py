@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import muon_directions
 import numpy as np
 import pytest
 import torch
@@ -364,6 +365,33 @@ def test_no_value_is_read_in_a_step():
             p.grad = torch.zeros_like(p)
     optimizer.step()
     assert all(optimizer.state[p]["momentum"].is_meta for g in spectral for p in g["params"])
+
+
+def steps_along(make, gradients):
+    """The steps that an optimizer makes, by gradient."""
+    parameter = nn.Parameter(torch.zeros(gradients[0].shape))
+    optimizer, found = make([parameter]), []
+    for gradient in gradients:
+        before = parameter.detach().clone()
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+        found.append((parameter.detach() - before).numpy())
+    return found
+
+
+@pytest.mark.parametrize("shape", muon_directions.SHAPES)
+def test_alpha_one_goes_where_muon_goes(shape):
+    gradients = muon_directions.gradients(shape)
+    ours = steps_along(lambda p: SpectralNewton(p, alpha=1.0, damping=1e-6), gradients)
+
+    def cosines(**options):
+        theirs = steps_along(lambda p: torch.optim.Muon(p, weight_decay=0.0, **options), gradients)
+        return np.array([muon_directions.cosine(*pair) for pair in zip(ours, theirs, strict=True)])
+
+    # Muon multiplies in bfloat16.
+    assert (cosines(ns_coefficients=muon_directions.CONVERGENT, ns_steps=30) > 0.999).all()
+    expected = muon_directions.by_definition(gradients)
+    assert np.abs(cosines() - expected).max() < 5e-3 and (expected > 0.96).all()
 
 
 # Parameter groups, as of any torch optimizer
