@@ -167,6 +167,19 @@ def oracles(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the core in every way that mutmut knows, and report what no test notices. Hours."""
+    core = nox.project.load_toml("pyproject.toml")["project"]["dependencies"]
+    session.install(TORCH)
+    session.install(*TEST, *core, "array-api-strict>=2.3", "mutmut>=3.8", "click", "rich")
+    # Not the project itself: mutants would not be found before it.
+    paths = os.pathsep.join(str(ROOT / part) for part in ("backends", "adapters"))
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    session.run("mutmut", "run", *session.posargs, env=env)
+    session.run("python", "tests/mutants/report.py", "mutants")
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Make 10,000 steps and 200 measurements a process; nothing may grow. Linux."""
     session.install(TORCH)
