@@ -167,6 +167,23 @@ def oracles(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Report which lines and branches of the core the tests run: docs/results/coverage.md."""
+    session.install(TORCH)
+    session.install(*TEST, "pytest-cov>=6", "array-api-strict>=2.3", ".[demo,torch]")
+    suites = ["tests/core", "tests/backends/arrays", "tests/backends/torch", "tests/hostile"]
+    session.run(
+        "pytest", "--namespaces=numpy,array-api-strict,torch", *TOGETHER,
+        "--cov", "--cov-report=json", *suites,
+        "tests/adapters/test_array_optim.py", "tests/adapters/test_torch_optim.py",
+        # It traces by itself.
+        "--ignore=tests/hostile/test_interruption.py",
+        *session.posargs, env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    session.run("python", "tests/coverage_report.py", "coverage.json")
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Change the core in every way that mutmut knows, and report what no test notices. Hours."""
     core = nox.project.load_toml("pyproject.toml")["project"]["dependencies"]
