@@ -1,7 +1,5 @@
 """Options and the array namespaces that every core function is tested in."""
 
-import functools
-import gc
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,9 +27,8 @@ VARIANTS = (
 OTHER_PRECISIONS = (("array-api-strict", "float32"), ("jax", "jit-x32"), ("cupy", "float32"))
 
 # For `nox -s mutants`: the same examples for each mutant, and none is shrunk.
-MUTANTS = "mutants"
 settings.register_profile(
-    MUTANTS, phases=(Phase.explicit, Phase.generate), database=None, derandomize=True
+    "mutants", phases=(Phase.explicit, Phase.generate), database=None, derandomize=True
 )
 
 
@@ -55,15 +52,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         help="where PyTorch's arrays lie in tests of namespaces: cpu, cuda; one named must be there",
     )
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Forget, for a mutant, what the process that it is forked from has computed and kept."""
-    if session.config.getoption("--hypothesis-profile") == MUTANTS:
-        kept = [o for o in gc.get_objects() if isinstance(o, functools._lru_cache_wrapper)]
-        for function in kept:
-            if str(function.__module__).startswith("spectral_core"):
-                function.cache_clear()
 
 
 @dataclass(frozen=True)
