@@ -5,6 +5,8 @@ import torch
 from case import gives, refused
 
 import spectral_core as sc
+from spectral_core.output_curvature import Fit
+from spectral_core.output_form import find_form
 
 NAN, INF = float("nan"), float("inf")
 A = np.arange(5.0, 0, -1)
@@ -90,6 +92,12 @@ OUTSIDE = {"NaN": NAN, "negative": -1.0, "infinite": INF}
 
 def step(**options):
     return sc.spectral_newton_step(EYE, EYE, EYE, **{"lr": 0.1, "alpha": 1.0} | options)
+
+
+def form(shape=(8, 3), most=64, **found):
+    """Find the form of a loss, of which each form that is tried says this."""
+    fit = Fit(**{"misfit": 0.0, "least": 1.0, "largest": 1.0, "slope": 1.0} | found)
+    return find_form(shape, 2.0**-52, lambda forms: [fit] * len(forms), most)
 
 
 LAYOUT = sc.as_matrices((6, 4))
@@ -314,6 +322,10 @@ CASES = [
     *(refused("select_layers", repr(selection), lambda s=selection: sc.select_layers(LAYERS, s), "layers", seen, remedy) for selection, seen, remedy in (
         (5, "5", "pass for instance"), (None, "None", "pass for instance"), ([5], "[5]", "pass for instance"), (b"*", "b'*'", "pass for instance"), ([], "empty", "pass '*'"),
         ("x*", "'x*'", "did you mean"), ("[", "'['", "did you mean"), (["a", "c"], "'c'", "did you mean"), ("*" * 60 + "x", "x'", "did you mean"),
+    )),
+    *(refused("spectral_core.output_form:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
+        ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
+        ("too many outputs without a form", lambda: form(most=2, misfit=1.0), "3 outputs", "raise max_columns"), ("samples compared", lambda: form(misfit=1.0), "it compares the samples", "axis of samples in front"),
     )),
     refused("select_layers", "a predicate that accepts none", lambda: sc.select_layers(LAYERS, lambda layer: False), "layers", "2 layers", "there are: a, b"),
     *(refused("explain", what, lambda v=value: sc.explain(v), "layer", seen, "pass one of a report") for what, value, seen in (("a number", 5, "a int"), ("None", None, "a NoneType"))),
