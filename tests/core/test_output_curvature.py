@@ -68,7 +68,9 @@ def cross_entropy(axis, weights, extra=0.0):
 
     def hessian(xp, z, v):
         p = softmax(xp, z, axis)
-        return weight(xp, z) * p * (v - xp.sum(p * v, axis=axis, keepdims=True)) + extra * v
+        # Near a probability of one a difference of near equals, as automatic differentiation has.
+        own = p * v - p * xp.sum(p * v, axis=axis, keepdims=True)
+        return weight(xp, z) * own + extra * v
 
     return gradient, hessian
 
@@ -125,6 +127,7 @@ def columns_of(xp, root):
 LOGITS = {
     "ordinary": np.linspace(-2, 2, 20).reshape(4, 5), "equal": np.zeros((3, 5)),
     "spread": [[0, 200, 100, -100, 50], [200, 199, -200, 198, 0], [0, 0, 0, 0, 200]],
+    "far apart": [[0, 1, 0, -1, 2], [1000, 1001, 999, 1002, 1000]],
     "last wins": [[0, 0, 0, 0, 40], [-90, -80, -70, -60, 60]],
     "first wins": [[40, 0, 0, 0, 0], [60, -80, -70, -60, -90]],
     "two left": [[-200, 3, -200, 2, -200], [1, -200, -200, -200, 0]],
@@ -336,6 +339,35 @@ def test_terms_and_root_vectors_of_a_sample(form, shape, terms, columns):
     assert (form.n_terms(shape), form.n_columns(shape)) == (terms, columns)
 
 
+@pytest.mark.parametrize(
+    ("kind", "eps", "largest"),
+    [
+        ("softmax", 2.0**-52, 1e-8),
+        ("elementwise", 2.0**-23, 100 * 2.0**-23),
+        ("dense", 2.0**-52, 2.0**-26),
+        ("dense", 2.0**-24, 2.0**-12),
+    ],
+)
+def test_a_form_fits_within_a_tolerance(kind, eps, largest):
+    form = OutputForm(kind)
+    assert form.fits(0.0, eps) and form.fits(largest, eps)
+    assert not form.fits(1.005 * largest, eps) and not form.fits(float("nan"), eps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        ((8,), OutputForm("logistic")),
+        ((8, 1), OutputForm("logistic")),
+        ((8, 2), OutputForm("softmax", 1)),
+        ((8, 1, 2), OutputForm("softmax", 2)),
+        ((8, 2, 1), OutputForm("softmax", 1)),
+    ],
+)
+def test_classes_are_two_or_more_and_no_samples(shape, form):
+    assert found_form(shape) == form
+
+
 def found_form(shape=(8, 1), most=64, **fit):
     """The form found where each that is tried has this fit."""
     values = Fit(**{"misfit": 0.0, "least": 1.0, "largest": 1.0, "slope": 1.0} | fit)
@@ -386,11 +418,38 @@ def test_losses_without_root_vectors(xp, derivatives, most, message):
     np.testing.assert_array_equal(sent, xp.numpy(given.gradient))
 
 
-@pytest.mark.parametrize("extra", [1e-5, 1e-2])
+@pytest.mark.parametrize("extra", ["rounding", 1e-5, 1e-2])
 def test_a_regulariser_is_no_cross_entropy(xp, extra):
+    """Not even one that is near rounding: a cross-entropy has no curvature at all along ones."""
     logits = np.random.default_rng(4).normal(size=(3, 4))
+    extra = 40 * xp.eps if extra == "rounding" else extra
     given = loss(xp, logits, cross_entropy(1, [[1.0]] * 3, extra))
     assert form_of(given, xp).kind == "dense"
+
+
+def test_what_is_a_cross_entropy_at_zero_alone_is_none(xp):
+    """Plus ``(z_0 − z_1)⁴ / 12``, whose curvature is zero there, and along ones."""
+    gradient, own = cross_entropy(1, [[1.0]] * 3)
+
+    def hessian(xp, z, v):
+        across = xp.asarray([1.0, -1.0, 0.0], dtype=z.dtype, device=array_api_compat.device(z))
+        bend = (z @ across) ** 2 * (v @ across)
+        return own(xp, z, v) + bend[:, None] * across
+
+    given = loss(xp, np.random.default_rng(4).normal(size=(3, 3)), (gradient, hessian))
+    assert form_of(given, xp).kind == "dense"
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+@pytest.mark.parametrize("kind", ["softmax", "logistic", "quartic", "dense"])
+def test_a_loss_of_any_size_has_the_same_form(xp, size, kind):
+    own = {"softmax": cross_entropy(1, 1.0), "dense": coupled()}.get(kind) or elementwise(kind)
+    scaled = (
+        lambda xp, z: size * own[0](xp, z),
+        lambda xp, z, v: size * own[1](xp, z, v),
+    )
+    given = loss(xp, np.random.default_rng(2).normal(size=(3, 4)), scaled)
+    assert form_of(given, xp).kind == {"quartic": "elementwise"}.get(kind, kind)
 
 
 def test_traced_index(xp):

@@ -97,10 +97,10 @@ KINDS = {
 }
 
 
-def curvature(xp, kind, derivatives, weights, count):
+def curvature(xp, kind, derivatives, weights, *count):
     slope, bend = derivatives(xp.array, xp.array(np.broadcast_to(weights, (5, 3))))
     probe = xp.array(np.random.default_rng(1).standard_normal((5, 3)))
-    return output_curvature(OutputForm(kind), Loss(xp.array(Z), slope, bend, probe), count)
+    return output_curvature(OutputForm(kind), Loss(xp.array(Z), slope, bend, probe), *count)
 
 
 def close(xp, found, expected):
@@ -136,7 +136,7 @@ def test_a_sample_of_weight_w_is_w_terms(xp, name, weights):
 def test_a_loss_that_divides_by_a_number_of_its_own(xp, name):
     """Nobody knows that it is a mean over five: it is one term, and each sample a fifth of it."""
     kind, derivatives = KINDS[name]
-    root = curvature(xp, kind, derivatives, 1 / 5, 1.0)
+    root = curvature(xp, kind, derivatives, 1 / 5)
     plain = curvature(xp, kind, derivatives, 1.0, 5.0)
     close(xp, outer_products(xp, root), outer_products(xp, plain) / 5)
 
