@@ -86,7 +86,7 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
         raise InputError(f"band: {band!r} is below 1; pass a condition number.")
     x = np.log(values)
     x = x - x.mean()
-    return float(log(band) * np.sum(np.abs(x)) / (2 * np.sum(x * x))) if band < inf else inf
+    return float(log(band) * np.sum(np.abs(x)) / (2 * np.sum(x * x)))
 
 
 @dataclass(frozen=True)

@@ -401,8 +401,8 @@ def _sigmoid(xp: Any, z: Array) -> Array:
 
 
 def _ratio(xp: Any, *, part: Array, here: Array) -> Array:
-    """Return part of what is here, of probabilities, and zero of nothing."""
-    return _where(xp, here > 0, part / xp.where(here > 0, here, xp.ones_like(here)))
+    """Return part of what is here, of probabilities, and zero of nothing, whose parts are zero."""
+    return part / xp.where(here > 0, here, xp.ones_like(here))
 
 
 def _where(xp: Any, condition: Array, array: Array) -> Array:

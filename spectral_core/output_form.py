@@ -89,7 +89,7 @@ def find_form(
     forms += [OutputForm("logistic"), OutputForm("elementwise")]
     for form, fit in zip(forms, fits(forms), strict=False):
         if form.fits(float(fit.misfit), eps):
-            if form.kind != "softmax" and convex:
+            if convex:
                 _check_not_linear(fit)
                 _check_convex(fit, eps)
             return form

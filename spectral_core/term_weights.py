@@ -103,12 +103,12 @@ def _per_sample(xp: Any, products: list[Array], tolerance: float) -> tuple[Array
     """Return one weight for all outputs of a sample, and whether the products are in proportion."""
     found, good = [], []
     for product in products:
-        whole = xp.sum(product, axis=0, keepdims=True)
+        whole = xp.sum(product, axis=0)
         square = xp.sum(whole * whole)
         ratio = xp.sum(product * whole, axis=1, keepdims=True)
         ratio = ratio / xp.where(square > 0, square, xp.ones_like(square))
         off = product - ratio * whole
-        good.append((square > 0) & (xp.sum(off * off) <= tolerance**2 * square))
+        good.append(xp.sum(off * off) <= tolerance**2 * square)
         found.append(xp.broadcast_to(ratio, product.shape))
     return found[0], good[0] & good[1] & _agree(xp, found, tolerance)
 
@@ -120,7 +120,7 @@ def _per_element(xp: Any, products: list[Array], tolerance: float) -> tuple[Arra
         product / xp.where(total > 0, total, xp.ones_like(total))
         for product, total in zip(products, totals, strict=True)
     ]
-    return found[0], (totals[0] > 0) & (totals[1] > 0) & _agree(xp, found, tolerance)
+    return found[0], _agree(xp, found, tolerance)
 
 
 def _agree(xp: Any, pair: list[Array], tolerance: float) -> Array:

@@ -8,15 +8,18 @@ from spectral_core.measurement import spectrum_from_values
 K = 20
 
 
-def layer(seed=0, noise=0.02, name="body", beta=2.0, phi=0.0, kappa=0.0, nu=0.0, against=False):
-    """Return a layer whose terms have these slopes, with some noise on each.
+def layer(
+    seed=0, noise=0.02, name="body", beta=2.0, phi=0.0, kappa=0.0, nu=0.0, against=False, sigma=None
+):
+    """Return a layer whose terms have these slopes, with some noise on each, or one for each.
 
     With `against`, the noise of κ is that of φ turned round.
     """
     rng = np.random.default_rng(seed)
-    sigma = np.arange(1.0, K + 1) ** -1.0
+    sigma = np.arange(1.0, K + 1) ** -1.0 if sigma is None else sigma
     lam, align, dependence, residual = (
-        sigma**slope * np.exp(noise * rng.normal(size=K)) for slope in (beta, phi, kappa, nu)
+        sigma**slope * np.exp(size * rng.normal(size=K))
+        for slope, size in zip((beta, phi, kappa, nu), np.broadcast_to(noise, 4), strict=True)
     )
     if against:
         dependence = sigma**kappa * sigma**phi / align
@@ -28,6 +31,11 @@ def layer(seed=0, noise=0.02, name="body", beta=2.0, phi=0.0, kappa=0.0, nu=0.0,
     a = sc.FactorSpectrum(ones, ones, ones, zeros, K, 5.0, 10.0)
     alignment = sc.SpectralAlignment(delta, a, kron)
     info = sc.LayerInfo(name, "linear", (K, K))
+    return decomposed(info, sigma, h, ggn, alignment)
+
+
+def decomposed(info, sigma, h, ggn, alignment):
+    """Return what `measure` makes of these values."""
     spectrum = spectrum_from_values(info, sigma, h)
     fits = sc.decompose_exponent(sigma, h, ggn, alignment).to_floats()
     values = {**vars(spectrum), "ggn": ggn, "alignment": alignment, "decomposition": fits}

@@ -5,6 +5,9 @@ import torch
 from case import gives, refused
 
 import spectral_core as sc
+from spectral_core.factor_options import FactorOptions, check_factor_size
+from spectral_core.output_curvature import Fit
+from spectral_core.output_form import find_form
 
 NAN, INF = float("nan"), float("inf")
 A = np.arange(5.0, 0, -1)
@@ -90,6 +93,18 @@ OUTSIDE = {"NaN": NAN, "negative": -1.0, "infinite": INF}
 
 def step(**options):
     return sc.spectral_newton_step(EYE, EYE, EYE, **{"lr": 0.1, "alpha": 1.0} | options)
+
+
+def form(shape=(8, 3), most=64, **found):
+    """Find the form of a loss, of which each form that is tried says this."""
+    fit = Fit(**{"misfit": 0.0, "least": 1.0, "largest": 1.0, "slope": 1.0} | found)
+    return find_form(shape, 2.0**-52, lambda forms: [fit] * len(forms), most)
+
+
+def factor_options(**options):
+    FactorOptions(
+        **{"delta": "ggn", "sharing": "expand", "draws": 2, "max_columns": 0} | options
+    ).check()
 
 
 LAYOUT = sc.as_matrices((6, 4))
@@ -314,6 +329,17 @@ CASES = [
     *(refused("select_layers", repr(selection), lambda s=selection: sc.select_layers(LAYERS, s), "layers", seen, remedy) for selection, seen, remedy in (
         (5, "5", "pass for instance"), (None, "None", "pass for instance"), ([5], "[5]", "pass for instance"), (b"*", "b'*'", "pass for instance"), ([], "empty", "pass '*'"),
         ("x*", "'x*'", "did you mean"), ("[", "'['", "did you mean"), (["a", "c"], "'c'", "did you mean"), ("*" * 60 + "x", "x'", "did you mean"),
+    )),
+    *(refused("spectral_core.factor_options:FactorOptions", f"{name} {value!r}", lambda n=name, v=value: factor_options(**{n: v}), name, repr(value), remedy) for name, value, remedy in (
+        ("delta", "fisher", "choose"), ("sharing", "sum", "choose"), ("draws", 4.0, "even number of 2 or more"), ("draws", "4", "even number of 2 or more"), ("draws", 0, "even number of 2 or more"),
+        ("draws", 3, "even number of 2 or more"), ("max_columns", -1, "a number of columns"), ("max_columns", 64.0, "a number of columns"),
+    )),
+    *(refused("spectral_core.factor_options:check_factor_size", f"{shape}", lambda s=shape: check_factor_size(sc.LayerInfo("a", "linear", s)), "layer 'a'", seen, "leave it out", error=sc.LayerError) for shape, seen in (
+        ((16385, 3), "16385×3"), ((3, 40000), "12 GiB"),
+    )),
+    *(refused("spectral_core.output_form:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
+        ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
+        ("too many outputs without a form", lambda: form(most=2, misfit=1.0), "3 outputs", "raise max_columns"), ("samples compared", lambda: form(misfit=1.0), "it compares the samples", "axis of samples in front"),
     )),
     refused("select_layers", "a predicate that accepts none", lambda: sc.select_layers(LAYERS, lambda layer: False), "layers", "2 layers", "there are: a, b"),
     *(refused("explain", what, lambda v=value: sc.explain(v), "layer", seen, "pass one of a report") for what, value, seen in (("a number", 5, "a int"), ("None", None, "a NoneType"))),

@@ -1,0 +1,124 @@
+"""What is asked of a problem for its Kronecker factors, and what is said of them."""
+
+import numpy as np
+import pytest
+
+import spectral_core as sc
+from spectral_core import factor_source
+from spectral_core.factor_options import FactorOptions, check_factor_size, factor_notes
+from spectral_core.factor_source import FactorSource
+from spectral_core.problem import KroneckerFactors, LayerInfo
+
+
+class Given:
+    """A problem of given factors, by layer; each call is remembered."""
+
+    def __init__(self, factors):
+        self.factors, self.asked = factors, []
+
+    def kronecker_factors(self, layers, *, delta, sharing):
+        self.asked.append((list(layers), delta, sharing))
+        for name in layers:
+            if isinstance(self.factors[name], str):
+                raise sc.LayerError(name, self.factors[name])
+        return {name: self.factors[name] for name in layers}
+
+
+def square(name, size=3):
+    return LayerInfo(name, "linear", (size, size))
+
+
+def diagonal(*values, noise=None, notes=()):
+    matrix = np.diag(np.array(values, float))
+    return KroneckerFactors(matrix, np.eye(len(values)) * [9.0, 4.0, 1.0], noise, notes)
+
+
+def source(problem, layers, k=2, dtype=np.float64):
+    directions = {
+        layer.name: tuple(np.eye(side, k, dtype=dtype) for side in layer.shape) for layer in layers
+    }
+    return FactorSource(problem, layers, directions, "fisher-mc", "reduce")
+
+
+def test_one_pass_serves_several_layers_and_another_those_that_remain():
+    """A layer without factors is left out of the next try, and refused when it is asked for."""
+    layers = [square(name) for name in "abc"]
+    factors = {"a": diagonal(3, 2, 1), "b": "has none.", "c": diagonal(6, 2, 1, notes=("so",))}
+    problem = Given(factors)
+    found = source(problem, layers)
+    found.prepare()
+    how = ("fisher-mc", "reduce")
+    assert problem.asked == [(["a", "b", "c"], *how), (["a", "c"], *how)]
+    np.testing.assert_allclose(found.take(layers[0]).alignment.kron, [27, 8])
+    with pytest.raises(sc.LayerError, match="layer 'b': has none."):
+        found.take(layers[1])
+    last = found.take(layers[2])
+    assert last.notes == ("so",) and last.alignment.kron.tolist() == [54, 8]
+    assert len(problem.asked) == 2
+    source(Given({}), []).prepare()
+
+
+def test_as_many_layers_at_once_as_memory_is_for(monkeypatch):
+    """In order; one that is too large for that goes alone."""
+    monkeypatch.setattr(factor_source, "MAX_ELEMENTS", 40)
+    layers = [square("a"), square("b"), square("c"), LayerInfo("d", "linear", (3, 9)), square("e")]
+    factors = {layer.name: diagonal(3, 2, 1) for layer in layers}
+    factors["d"] = KroneckerFactors(np.eye(3), np.eye(9))
+    problem = Given(factors)
+    found = source(problem, layers)
+    for layer in layers:
+        found.take(layer)
+    assert [names for names, *_ in problem.asked] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_eigenvalues_below_the_rounding_of_gradients_are_noise():
+    """Directions in single precision know nothing of factors below the square of it."""
+    layer = LayerInfo("a", "linear", (3, 20))
+    noise = 15 * np.finfo(np.float32).eps ** 2  # below 20 of these, far above double precision
+    problem = Given({"a": KroneckerFactors(np.diag([1.0, 0.5, noise]), np.eye(20))})
+    for dtype, rank in ((np.float32, 2), (np.float64, 3)):
+        found = source(problem, [layer], 3, dtype).take(layer).alignment
+        assert found.delta.rank == rank and isinstance(found.delta.condition, float)
+        assert found.kron.dtype == np.float64
+
+
+def test_notes_on_noise_and_on_ties():
+    noise = np.array([[0.3, 5.0, 5.0], [5.0, 0.4, 5.0], [5.0, 5.0, 5.0]])
+    problem = Given({"a": diagonal(3, 2, 2, noise=noise, notes=("so",))})
+    assert source(problem, [square("a")]).take(square("a")).notes == (
+        "so",
+        "standard error of uᵀ C_δ u: 15.8% (root mean square over the window)",  # 10 % and 20 %
+        "eigenvalues of C_δ nearly tied at ranks 2: which of a tied cluster stands beside which "
+        "direction is arbitrary, within the gap",
+    )
+    factors = KroneckerFactors(np.diag([3.0, 2.0, 1.0]), np.eye(3))
+    assert source(Given({"a": factors}), [square("a")]).take(square("a")).notes == (
+        "eigenvalues of C_A nearly tied at ranks 1, 2: which of a tied cluster stands beside which "
+        "direction is arbitrary, within the gap",
+    )
+
+
+OPTIONS = FactorOptions("ggn", "expand", draws=2, max_columns=0)
+
+
+def test_the_least_options():
+    OPTIONS.check()
+    check_factor_size(LayerInfo("a", "linear", (16384, 16384)))
+
+
+NOTES = {
+    "exact": "C_δ is a Monte-Carlo estimate of 2 draws per batch",
+    "complete": (
+        "this matrix is also used in ways that its factors leave out (the other way around, as in "
+        "a tied embedding, or in no product); κ holds their part"
+    ),
+    "even": "C_A weighs all positions alike, not by the terms of their sample",
+}
+
+
+def test_what_is_said_of_factors():
+    fine = dict.fromkeys(NOTES, True)
+    assert factor_notes(OPTIONS, **fine) == ()
+    for what, note in NOTES.items():
+        assert factor_notes(OPTIONS, **fine | {what: False}) == (note,)
+    assert factor_notes(OPTIONS, **dict.fromkeys(NOTES, False)) == tuple(NOTES.values())
