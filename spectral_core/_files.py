@@ -73,8 +73,9 @@ def write_atomically(path: Path, text: str) -> None:
         If the folder cannot be created or written, or `path` is a folder or a device; what it held
         before is still there.
     """
-    # With the permissions that any new file has, which the files of `tempfile` have not.
-    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}"
+    # With the permissions that any new file has, which the files of `tempfile` have not. No part of
+    # the name that was asked for: with it, a long one would be too long.
+    temporary = path.parent / f".spectral-core.{secrets.token_hex(8)}"
     try:
         check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +85,8 @@ def write_atomically(path: Path, text: str) -> None:
             f"{path}: cannot be written ({error.strerror}); choose another folder."
         ) from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(text.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

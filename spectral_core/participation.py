@@ -177,9 +177,7 @@ def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     """
     xp, (b,) = floating(b=b)
     # Below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
-    rate = xp.where(
-        b > 0, at_least(xp, b, 4 * float(xp.finfo(b.dtype).smallest_normal)), xp.ones_like(b)
-    )
+    rate = at_least(xp, b, 4 * float(xp.finfo(b.dtype).smallest_normal))
     ratio = 1 / xp.tanh(rate / 2)
     if k is not None:
         ratio = ratio * xp.tanh(_window(k) * rate / 2)

@@ -113,8 +113,8 @@ def _subspace_iteration(xp: Any, gradient: Any, count: int) -> tuple[Any, Any, A
     basis = xp.asarray(start, dtype=gradient.dtype, device=device)
     transposed = xp.matrix_transpose(gradient)
     for _ in range(POWER_ITERATIONS):  # orthonormal in between, or small σ drown in rounding
-        basis = xp.linalg.qr(gradient @ basis, mode="reduced")[0]
-        basis = xp.linalg.qr(transposed @ basis, mode="reduced")[0]
-    basis = xp.linalg.qr(gradient @ basis, mode="reduced")[0]
+        basis = xp.linalg.qr(gradient @ basis)[0]
+        basis = xp.linalg.qr(transposed @ basis)[0]
+    basis = xp.linalg.qr(gradient @ basis)[0]
     u, sigma, vh = xp.linalg.svd(xp.matrix_transpose(basis) @ gradient, full_matrices=False)
     return basis @ u, sigma, xp.matrix_transpose(vh)

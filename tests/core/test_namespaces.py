@@ -139,6 +139,21 @@ def test_other_profiles(xp):
     xp.check_kind(ratio, rates)
 
 
+def test_exponentials_of_the_smallest_rates(xp):
+    """coth(b/2) is 2/b near zero; on a window of K below any number, K."""
+    smallest = float(np.finfo(xp.dtype).smallest_normal)
+    b = np.asarray([1e-3, 1e-20, 4.5 * smallest, smallest / 100, 0.0, -1.0, np.nan])
+    endless, windowed = xp.run(
+        lambda b: (sc.exponential_participation(b), sc.exponential_participation(b, 7)), xp.array(b)
+    )
+    assert relative(xp, endless[:3], 2 / b[:3]) < 1e-6
+    assert relative(xp, windowed[:3], np.full(3, 7.0)) < 2e-5
+    if xp.library != "jax":  # to which a subnormal number is zero
+        assert np.isfinite(xp.numpy(endless)[3]) and xp.numpy(windowed)[3] == pytest.approx(7)
+    for result in (endless, windowed):
+        assert np.isnan(xp.numpy(result)[4:]).all()
+
+
 def test_rank_profiles(xp):
     sigma = xp.array(SIGMA)
 

@@ -1,5 +1,7 @@
 """Directions by the two decompositions, and curvatures held against the gradient."""
 
+import tracemalloc
+
 import array_api_compat
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 import spectral_core as sc
 from spectral_core.certificate import Certificate, LayerCurvature
 from spectral_core.problem import LayerInfo
-from spectral_core.window import top_directions
+from spectral_core.window import _subspace_iteration, top_directions
 
 
 def graded(m, n, seed=0):
@@ -39,6 +41,45 @@ def test_small_sides_are_decomposed_exactly():
     exact = top_directions(layer, graded(40, 25), 20)
     np.testing.assert_array_equal(fast.sigma, exact.sigma)
     assert not fast.notes
+
+
+def test_randomized_directions_are_the_same_each_time():
+    layer, gradient = LayerInfo("w", "linear", (90, 70)), graded(90, 70)
+    one, other = (top_directions(layer, gradient, 8, "randomized") for _ in range(2))
+    for name in ("u", "sigma", "v"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.notes == other.notes
+
+
+@pytest.mark.parametrize("svd", ["exact", "randomized"])
+def test_directions_are_of_the_gradients_kind(xp, svd):
+    if xp.variant == "device":
+        pytest.skip("its singular values have no way to the host")
+    gradient = xp.array(graded(60, 50))
+    found = top_directions(LayerInfo("w", "linear", (60, 50)), gradient, 5, svd)
+    for side, length in ((found.u, 60), (found.v, 50)):
+        xp.check_kind(side, gradient)
+        assert tuple(side.shape) == (length, 5)
+    assert type(found.sigma) is np.ndarray and found.sigma.dtype == np.float64
+    np.testing.assert_allclose(found.sigma, np.arange(1.0, 6) ** -1.1, rtol=1e-4)
+
+
+def test_subspaces_are_found_on_the_gradients_device_in_its_precision():
+    strict = pytest.importorskip("array_api_strict")
+    device = strict.Device("device1")
+    gradient = strict.asarray(graded(60, 50).astype(np.float32), device=device)
+    for found in _subspace_iteration(strict, gradient, 17):
+        assert found.device == device and found.dtype == strict.float32
+
+
+def test_randomized_directions_take_no_square_of_the_wider_side():
+    """They are for layers thousands wide."""
+    gradient = np.random.default_rng(0).standard_normal((60, 4000))
+    tracemalloc.start()
+    top_directions(LayerInfo("w", "linear", (60, 4000)), gradient, 5, "randomized")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * gradient.nbytes < 4000**2
 
 
 class Quadratic:

@@ -26,7 +26,12 @@ CASES = [
     *report_cases.CASES,
     *adapter_cases.CASES,
 ]
-KEPT = {str(case) for case in (*core_cases.CASES, *report_cases.CASES)}
+OF_THE_CORE = [
+    *core_cases.CASES,
+    *(case for case in torch_cases.CASES if case.of == "measure"),
+    *report_cases.CASES,
+]
+KEPT = {str(case) for case in OF_THE_CORE}
 MESSAGES = Path(__file__).with_name("messages.json")
 
 

@@ -154,13 +154,36 @@ def test_a_folder_that_cannot_be_written(code, tmp_path, monkeypatch, report):
     assert os.listdir(tmp_path) == []
 
 
-def test_new_files_have_usual_permissions(report, tmp_path):
-    before = os.umask(0o027)
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0, 0o666)])
+def test_new_files_have_usual_permissions(mask, mode, report, tmp_path):
+    before = os.umask(mask)
     try:
         report.save(tmp_path / "run.json")
+        measure(tmp_path / "run.journal")
     finally:
         os.umask(before)
-    assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o640
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 255, "報" * 85, "é" * 127, "🦆" * 63], ids=["1 byte", "3", "2", "4"]
+)
+def test_names_as_long_as_a_file_may_have(name, report, tmp_path):
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("names of files are shorter here")
+    report.save(tmp_path / name)
+    assert sc.SpectralReport.load(tmp_path / name).to_dict() == report.to_dict()
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_folders_are_made_however_deep(report, tmp_path):
+    for name, write in (("run.json", report.save), ("run.journal", measure)):
+        for _ in range(2):  # also where they are there already
+            write(tmp_path / name / "of" / "several" / name)
+        assert (tmp_path / name / "of" / "several" / name).stat().st_size
 
 
 def test_journals_cut_at_any_byte(report, whole, tmp_path):

@@ -1,0 +1,168 @@
+"""What a journal says of a file that it does not continue, and that it lets go of it."""
+
+import errno
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+import spectral_core as sc
+from spectral_core.journal import Journal
+from spectral_core.measurement import spectrum_from_values
+from spectral_core.report import Provenance
+
+SHAPES = {"body": (5, 4), "head": (3, 5)}
+
+
+def provenance(**changes):
+    problem = {"loss": 0.5, "data": {"batches": 3}}
+    return Provenance(**{"problem": problem, "versions": {}, "top_k": 4, "curvature": "hessian",
+                         "confidence": 0.95} | changes)  # fmt: skip
+
+
+def spectrum(name):
+    sigma = np.asarray([4.0, 3.0, 2.0, 1.0])
+    return spectrum_from_values(sc.LayerInfo(name, "linear", SHAPES[name]), sigma, sigma**2)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A journal with one finished layer."""
+    path = tmp_path / "run.journal"
+    with Journal(path, provenance(), SHAPES) as journal:
+        journal.add(spectrum("body"))
+    return path
+
+
+def said(path, error=sc.ReportError, **changes):
+    with pytest.raises(error) as caught:
+        Journal(path, provenance(**changes), SHAPES)
+    return str(caught.value)
+
+
+def test_a_header_and_a_line_with_a_checksum_for_each_layer(path):
+    header, line, rest = path.read_bytes().split(b"\n")
+    assert list(json.loads(header)) == ["schema_version", "provenance", "layers"]
+    assert json.loads(header)["layers"] == {"body": [5, 4], "head": [3, 5]}
+    assert list(json.loads(line)) == ["crc32", "spectrum"] and rest == b""
+    assert json.loads(line)["spectrum"] == spectrum("body").to_dict()
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["body"] and "body" in journal and "head" not in journal
+        assert journal.spectra["body"].to_dict() == spectrum("body").to_dict()
+
+
+def test_without_a_file_layers_are_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Journal(None, provenance(), SHAPES) as journal:
+        journal.add(spectrum("head"))
+        assert "head" in journal and "body" not in journal
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"top_k": 5}, "provenance.top_k"),
+        ({"engine": "columns", "curvature": "ggn"}, "provenance.curvature, provenance.engine"),
+        ({"problem": {"loss": 0.5, "data": {"batches": 4}}}, "provenance.problem.data.batches"),
+        # What only one of the two has differs too.
+        ({"problem": {"loss": 0.5, "data": {"batches": 3}, "seed": 1}}, "provenance.problem.seed"),
+        ({"problem": {"data": {"batches": 3}}}, "provenance.problem.loss"),
+    ],
+)  # fmt: skip
+def test_what_differs_from_another_measurement_is_named(path, changes, differs):
+    assert said(path, **changes) == (
+        f"{path}: belongs to another measurement; what differs: {differs}. Delete the file or "
+        "choose another to start anew."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a photograph\n", "is no journal, its first line is not JSON (Expecting value: line 1 "
+         "column 1 (char 0)); choose another file."),
+        (b"[1, 2]\n", "is no journal of a measurement; choose another file."),
+        (b'{"schema_version": 1}\n', "is no journal of a measurement; choose another file."),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_journal(path, content, reason):
+    path.write_bytes(content)
+    assert said(path) == f"{path}: {reason}" and path.read_bytes() == content
+
+
+def test_a_file_over_the_bound_is_not_read(path):
+    os.truncate(path, 2**28 + 1)
+    assert said(path) == (
+        f"{path}: has 268435457 bytes, more than the 268435456 that are read; it is no report or "
+        "journal of this library, choose another file."
+    )
+
+
+def full(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk(path, tmp_path, monkeypatch):
+    with Journal(path, provenance(), SHAPES) as journal:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(sc.ReportError) as caught:
+            journal.add(spectrum("head"))
+    assert str(caught.value) == (
+        f"{path}: cannot be written (No space left on device); the layers before this one are "
+        "kept. Free space and run again to resume."
+    )
+    fresh = tmp_path / "fresh.journal"
+    assert said(fresh) == (
+        f"{fresh}: cannot be written (No space left on device); free space or choose another "
+        "folder."
+    )
+
+
+def open_files():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="nothing lists open files")
+@pytest.mark.parametrize("how", ["left", "raised", "refused", "no journal", "full", "twice"])
+def test_the_file_is_let_go_of(how, path, monkeypatch):
+    before = open_files()
+    if how in ("left", "twice"):
+        with Journal(path, provenance(), SHAPES) as journal:
+            assert open_files() != before
+            journal.add(spectrum("head"))
+        if how == "twice":
+            journal.__exit__(None, None, None)
+    elif how == "raised":
+        with pytest.raises(KeyError), Journal(path, provenance(), SHAPES):
+            raise KeyError
+    elif how == "refused":
+        said(path, top_k=5)
+    else:
+        path.write_bytes(b"" if how == "full" else b"no\n")
+        monkeypatch.setattr(os, "fsync", full)
+        said(path)
+    assert open_files() == before
+
+
+def test_a_journal_that_is_closed_keeps_further_layers_in_memory(path):
+    content = path.read_bytes()
+    with Journal(path, provenance(), SHAPES) as journal:
+        pass
+    journal.add(spectrum("head"))
+    assert "head" in journal and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"0", b" "])
+def test_a_damaged_line_is_passed_over_and_a_later_one_is_not(path, damage):
+    with Journal(path, provenance(), SHAPES) as journal:
+        journal.add(spectrum("head"))
+    header, first, second, _ = path.read_bytes().split(b"\n")
+    place = re.search(rb'"sigma": \[', first).end()
+    damaged = first[:place] + damage + first[place:]
+    path.write_bytes(b"\n".join([header, damaged, second, b'{"crc32": 5, "spec']))
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["head"]
+    assert path.read_bytes() == b"\n".join([header, damaged, second, b""])
