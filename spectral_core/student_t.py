@@ -68,7 +68,7 @@ def _central_mass(t: float, dof: int) -> float:
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = dof % 2
     term = total = cosine if odd else 1.0
-    for j in range(1, (dof - 1) // 2 if odd else dof // 2):
+    for j in range(1, dof // 2):
         term *= cosine * cosine * ((2 * j) / (2 * j + 1) if odd else (2 * j - 1) / (2 * j))
         total += term
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
