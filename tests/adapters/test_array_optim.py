@@ -327,6 +327,14 @@ def test_adamw_refuses_other_shapes():
         adamw_step(W, W, W.T, W, 1, lr=0.1)
 
 
+def test_adamw_decays_no_weight_unless_told():
+    zero = np.zeros_like(W)
+    step, _, _ = adamw_step(W, zero, zero, zero, 1, lr=0.1)
+    assert np.all(step == 0)
+    step, _, _ = adamw_step(W, zero, zero, zero, 1, lr=0.1, weight_decay=0.5)
+    np.testing.assert_allclose(step, -0.05 * W, rtol=1e-15)
+
+
 def test_arrays_of_the_strict_library_meet_in_one_namespace():
     xp = pytest.importorskip("array_api_strict")
     params = [xp.asarray(W), xp.asarray(W[0])]

@@ -73,6 +73,16 @@ def test_9_6_one_pole_is_the_best_one():
     assert error(*values) <= min(around) * 1.02
 
 
+def test_the_sum_is_taken_of_numbers_and_arrays_of_any_shape():
+    table = pole_table(1.5, 0.1, 1e-2)
+    x = np.linspace(0, 1, 6).reshape(2, 3)
+    expected = table.constant + sum(
+        w / (x + p) for p, w in zip(table.poles, table.weights, strict=True)
+    )
+    np.testing.assert_allclose(table(x), expected, rtol=1e-14)
+    assert table(0.2) == pytest.approx(expected[0, 1], rel=1e-14)
+
+
 def test_what_is_out_of_reach_says_so_and_is_cached():
     first = pole_table(0.25, 1e-2, 1e-9, smallest=1e-4)
     assert first.error > 1e-9
