@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spectral_core._method_choice import Request, choose
+from spectral_core.errors import InputError
 
 SINGLE, DOUBLE = 2.0**-23, 2.0**-52
 
@@ -51,6 +52,15 @@ def test_what_auto_takes(asked, on_cpu, on_gpu):
 
 def test_the_cases_have_as_many_poles_as_they_say():
     assert [len(request(alpha).table().poles) for alpha in (1.5, 1.0)] == [2, 3]
+
+
+def test_an_error_that_just_reaches_the_tolerance_reaches_it():
+    for method, table in (("shifts", Request.table), ("polynomial", Request.polynomial)):
+        asked = replace(request(1.5), method=method)
+        asked = replace(asked, tolerance=table(asked).error)
+        assert choose(asked) == method
+        with pytest.raises(InputError, match="not the tolerance"):
+            choose(replace(asked, alpha=1.0, tolerance=1e-4))
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
