@@ -63,13 +63,12 @@ def normal_expansion(probability: float) -> tuple[float, ...]:
 
 
 def _central_mass(t: float, dof: int) -> float:
-    """Return ``P(|T| <= t)``."""
+    """Return ``P(|T| <= t)`` for 3 degrees of freedom and more."""
     angle = math.atan(t / math.sqrt(dof))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = dof % 2
-    term = cosine if odd else 1.0
-    total = 0.0 if dof == 1 else term
-    for j in range(1, (dof - 1) // 2 if odd else dof // 2):
+    term = total = cosine if odd else 1.0
+    for j in range(1, dof // 2):
         term *= cosine * cosine * ((2 * j) / (2 * j + 1) if odd else (2 * j - 1) / (2 * j))
         total += term
     return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -323,8 +323,26 @@ def test_tensors_with_a_graph_are_refused():
 
 
 def test_adamw_refuses_other_shapes():
-    with pytest.raises(sc.InputError, match="four of one shape"):
+    said = (
+        r"^weight, gradient, mean and square have shapes \(3, 4\), \(3, 4\), \(4, 3\), \(3, 4\); pass "
+        r"four of one shape, zeros as the first moments\.$"
+    )
+    with pytest.raises(sc.InputError, match=said):
         adamw_step(W, W, W.T, W, 1, lr=0.1)
+
+
+def test_adamw_without_momentum_is_a_step_by_the_sign():
+    step, mean, square = adamw_step(0 * W, W, 0 * W, 0 * W, 1, lr=0.1, betas=(0, 0), eps=1e-300)
+    np.testing.assert_allclose(step, -0.1 * np.sign(W), rtol=1e-14)
+    assert np.array_equal(mean, W) and np.array_equal(square, W * W)
+
+
+def test_adamw_decays_no_weight_unless_told():
+    zero = np.zeros_like(W)
+    step, _, _ = adamw_step(W, zero, zero, zero, 1, lr=0.1)
+    assert np.all(step == 0)
+    step, _, _ = adamw_step(W, zero, zero, zero, 1, lr=0.1, weight_decay=0.5)
+    np.testing.assert_allclose(step, -0.05 * W, rtol=1e-15)
 
 
 def test_arrays_of_the_strict_library_meet_in_one_namespace():

@@ -27,9 +27,10 @@ def cholesky(matrix):
     return np.stack(factors).reshape(matrix.shape)
 
 
-def solver(batches):
+def solver(batches, calls):
     def solve_triangular(a, b, trans=0, lower=False, unit_diagonal=False, overwrite_b=False,
                          check_finite=False):  # fmt: skip
+        calls.append(a.shape)
         if a.ndim > 2 and not batches:
             raise ValueError("expected square matrix")
         if a.shape[:-2] != b.shape[: a.ndim - 2] or a.shape[-1] != b.shape[a.ndim - 2]:
@@ -53,7 +54,8 @@ def cupy(request, monkeypatch):
     own.cholesky = cholesky
     names = {name: getattr(numpy, name) for name in dir(numpy) if not name.startswith("__")}
     space = SimpleNamespace(**(names | {"linalg": own}))
-    triangular = SimpleNamespace(solve_triangular=solver(request.param >= 14))
+    space.batched, space.calls = request.param >= 14, []
+    triangular = SimpleNamespace(solve_triangular=solver(space.batched, space.calls))
     monkeypatch.setitem(sys.modules, "cupyx.scipy.linalg", triangular)
     taken = SimpleNamespace(
         is_cupy_namespace=lambda other: other is space,
@@ -65,13 +67,14 @@ def cupy(request, monkeypatch):
     return space
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("columns", [0, 1, 4])
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 2)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_solve_and_inverse_agree_with_numpy(cupy, batch, dtype):
+def test_solve_and_inverse_agree_with_numpy(cupy, batch, dtype, columns):
     rng = np.random.default_rng(0)
     g = rng.normal(size=(*batch, 7, 9))
     matrix = (g @ np.swapaxes(g, -1, -2) + np.eye(7)).astype(dtype)
-    right = rng.normal(size=(*batch, 7, 4)).astype(dtype)
+    right = rng.normal(size=(*batch, 7, columns)).astype(dtype)
     bound = 50 * 7 * np.max(np.linalg.cond(matrix)) * np.finfo(dtype).eps
     for (found, spoiled), expected in (
         (_factorize.solve(cupy, matrix, right), np.linalg.solve(matrix.astype(float), right)),
@@ -79,7 +82,15 @@ def test_solve_and_inverse_agree_with_numpy(cupy, batch, dtype):
     ):
         assert found.dtype == spoiled.dtype == dtype
         assert spoiled.shape == (*batch, 1, 1) and np.all(spoiled == 0)
-        assert np.max(np.abs(found - expected)) <= bound * np.max(np.abs(expected))
+        assert found.shape == expected.shape
+        largest = np.max(np.abs(expected), initial=0)
+        assert np.max(np.abs(found - expected), initial=0) <= bound * largest
+
+
+def test_batches_are_solved_in_two_calls_where_cupy_can(cupy):
+    matrices = np.stack([np.eye(3) * (i + 2.0) for i in range(5)])
+    _factorize.solve(cupy, matrices, matrices)
+    assert cupy.calls == ([(5, 3, 3)] * 2 if cupy.batched else [(3, 3)] * 10)
 
 
 def test_a_matrix_that_is_not_positive_definite_spoils_itself_alone(cupy):
@@ -119,11 +130,14 @@ def test_a_finished_factor_of_an_ill_conditioned_matrix_stands(cupy):
     # The largest shift-to-norm ratio that "closed" admits is about (4 + √k) ε.
     rng = np.random.default_rng(2)
     for dtype in (np.float32, np.float64):
+        assert _factorize.solve(cupy, dtype([[2.0]]), dtype([[1.0]]))[1] == 0
         for rows in (5, 60, 300):
             u = np.linalg.qr(rng.normal(size=(rows, rows)))[0]
             values = np.geomspace(1, (4 + np.sqrt(rows)) * np.finfo(dtype).eps * 8, rows)
             matrix = ((u * values) @ u.T).astype(dtype)
             assert _factorize.solve(cupy, matrix, matrix)[1] == 0
+            deep = matrix[None, None]
+            assert _factorize.solve(cupy, deep, deep)[1] == 0
 
 
 def test_eigenvalues_go_one_by_one_beyond_jacobis_size(cupy, monkeypatch):
@@ -140,6 +154,17 @@ def test_eigenvalues_go_one_by_one_beyond_jacobis_size(cupy, monkeypatch):
         rebuilt = (vectors * values[..., None, :]) @ np.swapaxes(vectors, -1, -2)
         assert np.max(np.abs(rebuilt - matrix)) < 1e-12 * rows
         assert np.allclose(_eigen.eigvalsh(cupy, matrix), values, atol=1e-12 * rows)
+
+
+@pytest.mark.parametrize("batch", [(1,), (3,), (2, 2)])
+def test_one_by_one_keeps_the_batch(batch):
+    rng = np.random.default_rng(5)
+    first, second = rng.normal(size=(*batch, 3, 4)), rng.normal(size=(*batch, 4, 2))
+    product = _factorize.one_by_one(np, np.matmul, first, second)
+    np.testing.assert_allclose(product, first @ second, rtol=1e-14)
+    total, row = _factorize.one_by_one(np, lambda a: (a.sum(), a[0]), first)
+    np.testing.assert_allclose(total, first.sum((-2, -1)), rtol=1e-14)
+    np.testing.assert_array_equal(row, first[..., 0, :])
 
 
 def test_one_by_one_leaves_single_matrices_and_empty_batches_to_the_function():
@@ -162,7 +187,7 @@ def test_the_calls_fit_the_installed_cupy():
     root = Path(spec.origin).parent
     solve = root.parent / "cupyx" / "scipy" / "linalg" / "_solve_triangular.py"
     assert arguments_of(solve, "solve_triangular")[:4] == ["a", "b", "trans", "lower"]
-    own = inspect.signature(solver(True)).parameters
+    own = inspect.signature(solver(True, [])).parameters
     assert arguments_of(solve, "solve_triangular") == list(own)
     source = solve.read_text(encoding="utf-8")
     assert ("batch_count" in source) == ("supports batches" in source)  # what the seam goes by

@@ -143,6 +143,17 @@ def test_squaring_finds_the_largest_eigenvalue(rows, dtype):
     assert np.max(error) <= (8 + 13 + 2 * np.sqrt(rows)) * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 2, 16, DIRECT_SIZE])
+def test_squaring_is_above_an_identity_by_eight_roundings_at_most(rows, dtype):
+    # Equal eigenvalues are the worst case, and nothing else rounds here.
+    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    identities = torch.eye(rows, dtype=dtype).expand(2, 3, rows, rows)
+    found = by_squaring(xp, identities)
+    assert found.shape == (2, 3, 1, 1)
+    assert torch.all((found >= 1) & (found <= 1 + 9 * torch.finfo(dtype).eps))
+
+
 def test_squaring_does_not_leave_the_range_and_takes_zero():
     xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
     matrices = torch.stack([torch.zeros(5, 5), 1e30 * torch.eye(5), 1e-30 * torch.ones(5, 5)])
@@ -173,3 +184,42 @@ def test_constants_on_a_device_are_copied_once_and_not_from_inside_a_transform()
     assert calls == [3, 5, 5, 5, 7, 7]
     on_cpu = [_host.on_device(xp, constant, 9, torch.ones(1)) for _ in range(2)]
     assert on_cpu[0] is not on_cpu[1]
+
+
+def test_constants_have_the_dtype_and_device_of_the_array():
+    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    for dtype in (torch.float16, torch.float64):
+        for device in ("cpu", "meta"):
+            like = torch.ones(1, dtype=dtype, device=device)
+            found = _host.on_device(xp, np.ones, 11, like)
+            assert (found.dtype, found.device) == (like.dtype, like.device)
+    strict = pytest.importorskip("array_api_strict")
+    for device in map(strict.Device, ("CPU_DEVICE", "device1")):
+        like = strict.ones(1, dtype=strict.float32, device=device)
+        found = _host.on_device(strict, np.ones, 11, like)
+        assert (found.dtype, found.device) == (like.dtype, like.device)
+
+
+def test_a_subclass_of_tensors_gets_a_copy_of_its_own():
+    # It may stand for something that ends, as a trace does.
+    class Own(torch.Tensor):
+        pass
+
+    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    like = torch.ones(3, device="meta").as_subclass(Own)
+    assert _host.on_device(xp, np.ones, 13, like) is not _host.on_device(xp, np.ones, 13, like)
+
+
+def test_a_host_constant_is_computed_once_and_marked_as_pytorch_marks_constants():
+    calls = []
+
+    def square(x, *, offset=0.0):
+        """Return a square."""
+        calls.append(x)
+        return x * x + offset
+
+    constant = _host.host_constant(square)
+    assert [constant(3.0), constant(3.0), constant(3.0, offset=1.0)] == [9.0, 9.0, 10.0]
+    assert calls == [3.0, 3.0] and constant.__doc__ == square.__doc__
+    marked = vars(torch.compiler.assume_constant_result(lambda: None))
+    assert marked and marked.items() <= vars(constant).items()

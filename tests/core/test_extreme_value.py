@@ -38,6 +38,16 @@ def test_a_dominant_block_is_found_wherever_it_lies():
     assert float(largest_eigenvalue(np, a)[0, 0]) == pytest.approx(50, rel=1e-12)
 
 
+def test_matrices_of_any_scale_beside_each_other(xp):
+    # What counts as rounding is so of each matrix.
+    a = gram("power", DIRECT_SIZE + 10)
+    scales = np.asarray([1.0, 1e-12, 1e-15]) / np.linalg.norm(a, 2)
+    stack = xp.array(scales[:, None, None] * a)
+    namespace = array_api_compat.array_namespace(stack)
+    found = xp.numpy(xp.run(lambda x: largest_eigenvalue(namespace, x), stack))[:, 0, 0]
+    np.testing.assert_allclose(found, [1.0, 1e-12, 1e-15], rtol=100 * xp.eps)
+
+
 def test_low_rank_and_zero_and_not_finite(xp):
     u = np.random.default_rng(2).normal(size=(170, 2))
     stack = np.stack([u @ u.T, np.zeros((170, 170)), np.full((170, 170), np.nan), np.eye(170)])

@@ -67,6 +67,15 @@ def test_batches_keep_their_reasons_apart():
         fit.to_floats()
 
 
+def test_what_does_not_vary_is_judged_by_each_row():
+    k = np.arange(1.0, 6)
+    x, y = np.stack([1 + 1e-13 * k, 10.0 ** (60 * k)]), np.stack([k, k])
+    fit = sc.fit_power_law(x, y)
+    assert fit.status.tolist() == [0, 0]
+    for i in range(2):
+        assert fit.exponent[i] == pytest.approx(sc.fit_power_law(x[i], y[i]).exponent, rel=1e-12)
+
+
 def test_extreme_scales():
     h = np.arange(1.0, 21) ** -1.5
     for scale in (1e-300, 1e300):

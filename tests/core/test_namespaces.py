@@ -58,6 +58,28 @@ def test_fit_agrees_with_scipy_linregress(xp):
     assert relative(xp, high, oracle.slope + half) < 1000 * xp.eps
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.99])
+def test_the_confidence_is_that_of_every_interval(xp, confidence):
+    def fits(x, y):
+        triangle = sc.exponent_triangle(x, y, confidence=confidence)
+        alone = sc.fit_power_law(x, y, confidence=confidence)
+        return [
+            value
+            for fit in (triangle.alpha, triangle.gamma, triangle.s, alone)
+            for value in (fit.exponent, fit.stderr, *fit.interval, fit.n)
+        ]
+
+    found = [xp.numpy(value) for value in xp.run(fits, xp.array(SIGMA), xp.array(CURVATURE))]
+    for exponent, stderr, low, high, n in zip(*(found[i::5] for i in range(5)), strict=True):
+        half = stderr * stats.t.ppf((1 + confidence) / 2, n - 2)
+        assert np.all(np.abs(exponent - low - half) <= 100 * xp.eps)
+        assert np.all(np.abs(high - exponent - half) <= 100 * xp.eps)
+    alone = sc.fit_power_law(SIGMA, CURVATURE, confidence=confidence)
+    triangle = sc.exponent_triangle(SIGMA, CURVATURE, confidence=confidence)
+    for fit in (alone, triangle.alpha, triangle.gamma, triangle.s):
+        assert fit.confidence == confidence
+
+
 @pytest.mark.parametrize("order", ["sorted", "index"])
 def test_exponent_triangle(xp, order):
     names = ("predicted_s", "s_index", "s_sorted", "gamma_window", "defect", "defect_bound",

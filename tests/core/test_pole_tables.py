@@ -73,6 +73,34 @@ def test_9_6_one_pole_is_the_best_one():
     assert error(*values) <= min(around) * 1.02
 
 
+@pytest.mark.parametrize(
+    ("alpha", "tolerance", "poles"),
+    [(1.5, 0.99, 1), (1.9, 1e-2, 2), (1.5, 1e-2, 3), (1.0, 1.2e-2, 3), (1.0, 5e-3, 4)],
+)
+def test_9_6_no_other_poles_of_that_number_are_much_better(alpha, tolerance, poles):
+    # The error alternates in sign once more than there are parameters, and nowhere falls below 0.7
+    # of its maximum there: the least maximum is above that (de la Vallée Poussin).
+    table = pole_table(alpha, 0.1, tolerance)
+    assert len(table.poles) == poles
+    sigma = np.geomspace(1e-7, 1, 20001)
+    above = np.maximum(sigma, 1e-3)
+    scale = sigma * (above**alpha + 0.1) / above
+    error = (table(sigma**2) - 1 / (sigma**alpha + 0.1)) * scale
+    assert np.max(np.abs(error)) == pytest.approx(table.error, rel=1e-3)
+    large = error[np.abs(error) >= 0.7 * table.error]
+    assert 1 + np.count_nonzero(np.diff(np.sign(large))) == 2 * poles + 2
+
+
+def test_the_sum_is_taken_of_numbers_and_arrays_of_any_shape():
+    table = pole_table(1.5, 0.1, 1e-2)
+    x = np.linspace(0, 1, 6).reshape(2, 3)
+    expected = table.constant + sum(
+        w / (x + p) for p, w in zip(table.poles, table.weights, strict=True)
+    )
+    np.testing.assert_allclose(table(x), expected, rtol=1e-14)
+    assert table(0.2) == pytest.approx(expected[0, 1], rel=1e-14)
+
+
 def test_what_is_out_of_reach_says_so_and_is_cached():
     first = pole_table(0.25, 1e-2, 1e-9, smallest=1e-4)
     assert first.error > 1e-9

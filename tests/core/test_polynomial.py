@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import SHAPES, oracle, spectral_error, spectrum, with_spectrum
+from numpy.polynomial import chebyshev
 
 import spectral_core as sc
 from spectral_core._gram_polynomial import by_polynomial
@@ -215,6 +216,62 @@ def test_9_6_the_certificate_holds_between_its_points(alpha, damping, logs):
     if table.products > 1 and table.error <= 0.05:  # the scheme before does not reach it
         degree, step = SCHEMES[table.products - 2]
         assert _table(alpha, damping, degree, step).error > 0.05
+
+
+def least_maximum(alpha, damping, degree):
+    """The error of the best polynomial in σ², as a linear program on a grid."""
+    linprog = pytest.importorskip("scipy.optimize").linprog
+    sigma = np.sqrt(REACH) * np.sin(np.linspace(0, np.pi / 2, 1000))
+    top = sc.transfer_bound(alpha, damping)
+    basis = chebyshev.chebvander(2 * sigma**2 / REACH - 1, degree) * sigma[:, None] / top
+    wanted = sigma / (sigma**alpha + damping) / top
+    bound = np.ones((len(sigma), 1))
+    found = linprog(
+        np.append(np.zeros(degree + 1), 1.0),
+        A_ub=np.block([[basis, -bound], [-basis, -bound]]),
+        b_ub=np.concatenate([wanted, -wanted]),
+        bounds=(None, None),
+    )
+    return found.fun
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize(("degree", "step"), SCHEMES[:5])
+def test_9_6_a_table_is_close_to_the_best_polynomial_and_states_its_error(alpha, degree, step):
+    table = _table(alpha, 0.1, degree, step)
+    sigma = np.sqrt(REACH) * np.sin(np.linspace(0, np.pi / 2, 20001))
+    error = np.abs(sigma * table(sigma**2) - sigma / (sigma**alpha + 0.1))
+    reached = np.max(error) / sc.transfer_bound(alpha, 0.1)
+    assert reached == pytest.approx(table.error, rel=1e-4)
+    assert table.error <= 1.02 * least_maximum(alpha, 0.1, degree)
+    assert {len(row) for row in table.rows} == {step + 1}
+    assert table.products == SCHEMES.index((degree, step)) + 1
+
+
+@pytest.mark.parametrize(("alpha", "gain"), [(2.0, 58), (1.0, 153), (4.0, 24)])
+def test_9_6_the_gains_that_are_documented(alpha, gain):
+    assert round(polynomial_table(alpha, 0.1, 0.05).gain) == gain
+
+
+def test_9_6_the_gain_adds_up_what_each_matrix_rounded_by_its_norm_does_to_t():
+    # One product, p = c₀ − c₁ + c₂ + R with R = c₁ U₁ + c₂ U₂, U₁ = 2 x / h and U₂ = 2 U₁² − 4 U₁.
+    table = _table(2.0, 0.1, 2, 2)
+    ((c_0, c_1, c_2),) = table.rows
+    sigma = np.linspace(0, 1, 2001)[1:]
+    u_1 = 2 * sigma**2 / REACH
+    u_2 = 2 * u_1**2 - 4 * u_1
+    rest = c_1 * u_1 + c_2 * u_2
+    slope = c_1 + c_2 * (4 * u_1 - 4)  # of R in U₁
+
+    def largest(values):
+        return np.max(np.abs(values))
+
+    gram = largest(sigma * slope) * largest(u_1)  # as a product, and as it is stored
+    stored = gram + c_2 * largest(u_2) + largest(rest)
+    # G is a factor of p(G Gᵀ) G, and two of the Gram matrix: x moves by 2 σ.
+    gradient = largest(c_0 - c_1 + c_2 + rest + 2 * np.abs(slope * 2 * sigma / REACH))
+    top = sc.transfer_bound(2.0, 0.1)
+    assert table.gain == pytest.approx((gradient + gram + stored) / top + 1, rel=2e-3)
 
 
 def test_errors_name_the_argument_and_the_remedy():

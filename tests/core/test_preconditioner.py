@@ -15,7 +15,8 @@ from matrices import (
 )  # fmt: skip
 
 import spectral_core as sc
-from spectral_core._gram import smallest_shift
+from spectral_core._gram import Gram, ScaledMatrix, smallest_shift
+from spectral_core._gram_functions import by_factor
 from spectral_core._method_choice import gram_rounding, relative_floor
 
 settings.register_profile("project", deadline=None, max_examples=150)
@@ -212,6 +213,50 @@ def test_absolute_damping_below_rounding_counts_as_rounding():
     assert np.allclose(found, raised, rtol=1e-3, atol=1e-3 * np.max(np.abs(raised)))
 
 
+@pytest.mark.parametrize("method", ["eigh", "svd"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_without_damping_what_is_rounding_has_no_direction(xp, method, alpha):
+    sigma = np.asarray([4.0, 1.0, 0.5, 0.0, 0.0])
+    g = xp.precise(with_spectrum(sigma, (5, 8)))
+    found = xp.run(lambda x: sc.precondition(x, alpha, 0.0, method=method), xp.array(g))
+    expected = oracle(g, alpha, 0.0, zero=1e-3)[0]
+    assert spectral_error(np.asarray(xp.numpy(found), dtype=float), expected) < 2e3 * xp.eps
+
+
+@pytest.mark.parametrize("method", ["eigh", "svd"])
+def test_with_damping_nothing_is_too_small(xp, method):
+    tiny = xp.array(np.diag([1.0, 1e-17]))
+    found = xp.numpy(xp.run(lambda x: sc.precondition(x, 2.0, method=method), tiny))
+    assert found[1, 1] == pytest.approx(1e-16, rel=10 * xp.eps, abs=0)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0, 3.0])
+def test_eigenvalues_with_absolute_damping(xp, alpha):
+    for scale in (1e-2, 1.0, 1e3):
+        g = xp.precise(scale * np.random.default_rng(5).normal(size=(6, 9)))
+        found = xp.run(
+            lambda x: sc.precondition(x, alpha, damping_mode="absolute", method="eigh"),
+            xp.array(g),
+        )
+        expected = oracle(g, alpha, mode="absolute")[0]
+        assert spectral_error(np.asarray(xp.numpy(found), dtype=float), expected) < 1e4 * xp.eps
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 7)])
+@pytest.mark.parametrize("alpha", [2.0, 4.0])
+def test_from_twice_as_many_columns_as_rows_on_one_product_replaces_the_solves(batch, alpha):
+    for columns in (3, 5, 6, 8, 9):
+        wide = np.random.default_rng(columns).normal(size=(*batch, 3, columns))
+        gram = Gram.of(np, ScaledMatrix.of(np, wide))
+        product = by_factor(np, gram, wide, alpha, 1.0, 0.1)
+        assert (product.left is not None) == (columns >= 6)
+        for index in np.ndindex(batch):
+            b = gram.matrix[index] / np.linalg.eigvalsh(gram.matrix[index])[-1]
+            power = b if alpha == 2 else b @ b
+            expected = np.linalg.solve(power + 0.1 * np.eye(3), wide[index])
+            np.testing.assert_allclose(product.times(1.0)[index], expected, rtol=1e-10)
+
+
 alphas = st.floats(0, 4)
 dampings = st.floats(-3, 0).map(lambda x: 10.0**x)
 seeds = st.integers(0, 10**6)
@@ -328,7 +373,8 @@ G = np.ones((3, 4))
         ),
         (
             lambda: sc.precondition(G, 0.5, 1e-3, method="shifts", tolerance=1e-9),
-            "not the tolerance 1e-09; use 'eigh' or 'svd'",
+            r"^method: 'shifts' reaches \S+ for alpha = 0.5 and damping = 0.001, not the "
+            r"tolerance 1e-09; use 'eigh' or 'svd'\.$",
         ),
         (
             lambda: sc.precondition(G.astype(np.float32), 0.5, 1e-3, method="eigh", tolerance=1e-6),

@@ -204,6 +204,30 @@ def test_dtypes_are_kept_apart():
     assert np.max(np.abs(step.double().numpy() - wide)) <= 2.0**-8 * np.max(np.abs(wide))
 
 
+def test_options_of_another_dtype_do_not_widen_the_step(xp):
+    rng = np.random.default_rng(7)
+    w, g, m = (xp.array(rng.normal(size=(3, 4))) for _ in range(3))
+    wide = [np.asarray(value) for value in (0.1, 0.9, 0.2)]
+    if xp.library != "numpy":
+        wide = [xp.array(value) for value in wide]
+    lr, beta, decay = wide
+    options = {"alpha": 1.5, "damping": 0.2, "method": "svd"}
+    step, momentum = sc.spectral_newton_step(
+        w, g, m, lr=lr, beta=beta, weight_decay=decay, **options
+    )
+    xp.check_kind(step, w)
+    xp.check_kind(momentum, w)
+    plain = sc.spectral_newton_step(w, g, m, lr=0.1, beta=0.9, weight_decay=0.2, **options)
+    for one, other in zip((step, momentum), plain, strict=True):
+        assert np.allclose(xp.numpy(one), xp.numpy(other), rtol=0, atol=20 * xp.eps)
+
+
+def test_no_learning_rate_and_no_momentum_are_numbers_too():
+    w, g, m = np.random.default_rng(8).normal(size=(3, 3, 4))
+    step, momentum = sc.spectral_newton_step(w, g, m, lr=0, beta=0, alpha=2.0)
+    assert np.all(step == 0) and np.array_equal(momentum, g)
+
+
 def test_arguments_are_not_written_to():
     arrays = [np.random.default_rng(6).normal(size=(3, 4)) for _ in range(3)]
     copies = [a.copy() for a in arrays]
@@ -221,5 +245,5 @@ def test_what_is_out_of_range_is_named(change, said):
     w = np.ones((2, 3))
     with pytest.raises(sc.InputError, match=said):
         sc.spectral_newton_step(w, w, w, **({"lr": 0.1, "alpha": 1.0} | change))
-    with pytest.raises(sc.InputError, match=r"\(2, 3\), \(2, 3\) and \(3, 2\)"):
-        sc.spectral_newton_step(w, w, w.T, lr=0.1, alpha=1.0)
+    with pytest.raises(sc.InputError, match=r"\(2, 3\), \(3, 2\) and \(2, 2\)"):
+        sc.spectral_newton_step(w, w.T, w @ w.T, lr=0.1, alpha=1.0)

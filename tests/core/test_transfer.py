@@ -71,6 +71,30 @@ def test_without_damping(xp):
             np.testing.assert_allclose(found, expected, rtol=200 * xp.eps)
 
 
+def test_a_tenth_of_the_power_of_the_largest_is_the_default(xp):
+    found = xp.numpy(xp.run(lambda s: sc.transfer(s, 1.5), xp.array(SIGMA)))
+    expected = SIGMA / (SIGMA**1.5 + 0.1 * 3**1.5)
+    np.testing.assert_allclose(found, expected, rtol=100 * xp.eps)
+
+
+def test_an_array_of_zero_damps_nothing(xp):
+    for alpha in (0.5, 1.0):
+        found = xp.run(
+            lambda s, d, a=alpha: sc.transfer(s, a, d, damping_mode="absolute"),
+            xp.array(SIGMA), xp.array(0.0),
+        )  # fmt: skip
+        expected = np.where(SIGMA > 0, np.where(SIGMA > 0, SIGMA, 1) ** (1 - alpha), 0)
+        np.testing.assert_allclose(xp.numpy(found), expected, rtol=200 * xp.eps)
+
+
+def test_arrays_without_axes_that_stay_arrays_in_sums():
+    # NumPy makes numbers of its own.
+    strict = pytest.importorskip("array_api_strict")
+    sigma, alpha, damping = (strict.asarray(x) for x in (SIGMA, 1.3, 0.2))
+    expected = sc.transfer(SIGMA, 1.3, 0.2)
+    np.testing.assert_allclose(sc.transfer(sigma, alpha, damping), expected, rtol=1e-13)
+
+
 def test_alpha_and_damping_may_be_arrays(xp):
     for mode in ("spectral", "absolute"):
         found = xp.run(

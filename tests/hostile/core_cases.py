@@ -296,6 +296,18 @@ CASES = [
         ("normalize", "max", "rms"), ("precision", "float8", "working"), ("precision", "bfloat16", "use 'working'"),
     )),
     refused("precondition", "method that does not serve", lambda: sc.precondition(EYE, 1.5, method="closed"), "method", "1.5", "use 'auto'"),
+    *(refused("precondition", what, lambda a=arguments, o=options: sc.precondition(*a, **o), name, seen, remedy) for what, arguments, options, name, seen, remedy in (
+        ("shifts for α = 3", (EYE, 3.0), {"method": "shifts"}, "method", "3.0", "use 'auto' or 'eigh'"),
+        ("shifts with absolute damping", (EYE, 1.0), {"method": "shifts", "damping_mode": "absolute"}, "method", "absolute damping", "use 'eigh' or 'svd'"),
+        ("polar for α = 2", (EYE, 2.0), {"method": "polar"}, "method", "alpha = 2.0 and damping = 0.1", "use 'auto'"),
+        ("polynomial with absolute damping", (EYE, 1.0), {"method": "polynomial", "damping_mode": "absolute"}, "method", "absolute damping 0.1", "use 'auto'"),
+        ("a damping below rounding", (EYE, 2.0, 1e-17), {"method": "closed"}, "method", "1e-17", "use 'svd'"),
+        ("a polynomial that does not reach the tolerance", (EYE, 1.0, 1e-4), {"method": "polynomial"}, "method", "0.0001", "raise the tolerance"),
+        ("a Gram matrix that rounds", (EYE, 0.5, 1e-3), {"method": "eigh", "tolerance": 1e-8}, "method", "1e-08", "use 'svd' or float64"),
+        ("singular values that round", (EYE, 0.5), {"method": "svd", "tolerance": 1e-15}, "method", "1e-15", "use float64"),
+        ("eigenvalues in bfloat16", (torch.ones(3, 4), 1.0), {"method": "eigh", "precision": "bfloat16"}, "precision", "'eigh'", "use 'working'"),
+        ("bfloat16 of α = 1 in closed form", (torch.ones(3, 4), 1.0), {"method": "closed", "precision": "bfloat16"}, "precision", "'closed'", "use 'working'"),
+    )),
     refused("precondition", "α an array for closed", lambda: sc.precondition(EYE, np.asarray(2.0), method="closed"), "method", "arrays", "use 'eigh'"),
     *(gives("precondition", f"{name} by {method}", lambda g=g, m=method: sc.precondition(g, 2.0, method=m), check) for method in ("closed", "eigh", "svd") for name, g, check in (
         ("NaN", EYE * NAN, nan), ("infinite", np.full((3, 3), INF), nan), ("zeros", 0 * EYE, lambda r: (r == 0).all()),

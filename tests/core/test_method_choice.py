@@ -1,0 +1,71 @@
+"""What "auto" takes, as the docstring of `precondition` says, for hosts with and without a GPU."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from spectral_core._method_choice import Request, choose
+from spectral_core.errors import InputError
+
+SINGLE, DOUBLE = 2.0**-23, 2.0**-52
+
+
+def request(alpha, damping=0.1, mode="spectral", tolerance=None, rows=257, epsilon=SINGLE, **more):
+    return Request(alpha, damping, mode, "auto", tolerance, "none", rows, rows, epsilon, **more)
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "on_gpu"),
+    [
+        # arrays, whose values nobody knows
+        (request(np.asarray(2.0)), "svd", "svd"),
+        (request(2.0, np.asarray(0.1)), "svd", "svd"),
+        (request(np.asarray(1.0), 0.0), "svd", "svd"),
+        # the polar factor, and what lies beside it
+        (request(1.0, 0.0), "svd", "polar"),
+        (request(0.5, 0.0), "svd", "svd"),
+        (request(1.0, 1.0), "shifts", "shifts"),
+        # α = 0 needs no σ_max
+        (request(0.0), "closed", "closed"),
+        (request(0.0, mode="absolute"), "closed", "closed"),
+        # absolute damping, and rounding above the tolerance
+        (request(2.0, mode="absolute"), "svd", "svd"),
+        (request(2.0, 1e-5), "svd", "svd"),
+        (request(2.0, 1e-5, epsilon=DOUBLE), "closed", "closed"),
+        (request(2.0, 1e-3, tolerance=request(2.0, 1e-3).rounding()), "closed", "closed"),
+        # closed forms, however few rows
+        (request(2.0), "closed", "closed"),
+        (request(4.0, rows=3), "closed", "closed"),
+        # two poles, three poles, none for any number
+        (request(1.5), "shifts", "shifts"),
+        (request(1.5, rows=256), "eigh", "shifts"),
+        (request(1.0), "eigh", "shifts"),
+        (request(3.0), "eigh", "eigh"),
+        (request(1.5, tolerance=1e-7, epsilon=DOUBLE), "eigh", "eigh"),
+    ],
+)
+def test_what_auto_takes(asked, on_cpu, on_gpu):
+    assert choose(asked) == on_cpu
+    assert choose(replace(asked, on_cpu=False)) == on_gpu
+
+
+def test_the_cases_have_as_many_poles_as_they_say():
+    assert [len(request(alpha).table().poles) for alpha in (1.5, 1.0)] == [2, 3]
+
+
+def test_an_error_that_just_reaches_the_tolerance_reaches_it():
+    for method, table in (("shifts", Request.table), ("polynomial", Request.polynomial)):
+        asked = replace(request(1.5), method=method)
+        asked = replace(asked, tolerance=table(asked).error)
+        assert choose(asked) == method
+        with pytest.raises(InputError, match="not the tolerance"):
+            choose(replace(asked, alpha=1.0, tolerance=1e-4))
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_what_auto_takes_in_bfloat16(on_cpu):
+    low = {"low": True, "on_cpu": on_cpu, "rows": 20}
+    assert choose(request(0.0, **low)) == "closed"
+    for alpha in (0.5, 1.0, 2.0):
+        assert choose(request(alpha, **low)) == "polynomial"
