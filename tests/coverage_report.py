@@ -50,11 +50,11 @@ def page(data: Mapping[str, Any]) -> str:
     return "\n".join([
         "# Coverage",
         "",
-        "Lines and branches of `spectral_core` that run in the tests on a CPU with NumPy, "
-        "array-api-strict and PyTorch: `nox -s coverage` "
+        "Lines and branches of `spectral_core` that run in the tests on a CPU with NumPy and PyTorch: "
+        "`nox -s coverage` "
         f"(coverage {data['meta']['version']}, Python {platform.python_version()}, "
         f"{time.strftime('%Y-%m-%d')}). What runs only in compilers, in subprocesses of tests or on "
-        "a GPU does not count.",
+        "a GPU does not count; tests with array-api-strict and JAX are not in it.",
         "",
         "| module | lines | of these run, % | branches run, % | lines not run | branches not run |",
         "|" + " --- |" * 6,
