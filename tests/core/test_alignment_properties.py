@@ -203,6 +203,19 @@ def test_5_1_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
     assert d.alpha.n == 3 and d.alpha.n_dropped == 2
 
 
+def test_5_1_eigenvalues_below_a_tolerance_are_none():
+    s = sc.spectral_alignment(np.eye(3), np.eye(3), np.diag([2.0, 1.0, 1e-3]), np.eye(3), rtol=1e-2)
+    assert s.delta.rank == 2 and s.delta.condition == 2 and s.delta.effective_rank < 2
+    np.testing.assert_array_equal(s.rho_delta, [1, 1, np.nan])
+
+
+def test_5_1_factors_of_one_dimension():
+    s = sc.spectral_alignment(
+        *([[x]] for x in [1.0, -1.0]), *(np.full((1, 1), x) for x in [2.0, 3.0])
+    )
+    assert s.kron == 6 and s.phi == 1 and s.lam == 6 and not s.delta.tied
+
+
 def test_5_1_order_inside_a_tie_does_not_matter():
     """Any basis of a degenerate eigenspace gives the same ρ: it divides by the eigenvalue alone."""
     rng = np.random.default_rng(1)
@@ -251,6 +264,11 @@ def test_6_1_a_rise_over_a_run_is_no_bound():
     assert slope <= sc.slope_bound(sigma, np.e) * (1 + 1e-12)
 
 
+def test_6_1_between_two_values_the_bound_is_the_slope():
+    assert sc.slope_bound([1.0, 8.0], 2.0) == pytest.approx(1 / 3)
+    assert sc.slope_bound([1.0, 8.0], np.inf) == np.inf
+
+
 def test_6_1_band():
     assert sc.layernorm_band(64, 64) == np.inf and sc.layernorm_band(64, 10) == np.inf
     assert sc.layernorm_band(1, 100) == pytest.approx((1.1 / 0.9) ** 2)
@@ -297,6 +315,6 @@ def test_6_2_directions_that_know_nothing_of_the_factor():
 
 
 def test_4_6_head_rank():
-    assert sc.softmax_head_rank(10) == 9
+    assert sc.softmax_head_rank(10) == 9 and sc.softmax_head_rank(2) == 1
     with pytest.raises(sc.InputError):
         sc.softmax_head_rank(1)

@@ -60,15 +60,25 @@ def test_one_pass_serves_several_layers_and_another_those_that_remain():
 
 def test_as_many_layers_at_once_as_memory_is_for(monkeypatch):
     """In order; one that is too large for that goes alone."""
-    monkeypatch.setattr(factor_source, "MAX_ELEMENTS", 40)
-    layers = [square("a"), square("b"), square("c"), LayerInfo("d", "linear", (3, 9)), square("e")]
-    factors = {layer.name: diagonal(3, 2, 1) for layer in layers}
-    factors["d"] = KroneckerFactors(np.eye(3), np.eye(9))
-    problem = Given(factors)
-    found = source(problem, layers)
+    monkeypatch.setattr(factor_source, "MAX_ELEMENTS", 36)
+    shapes = {
+        "a": (3, 3),
+        "b": (3, 3),
+        "c": (1, 4),
+        "d": (1, 4),
+        "e": (1, 1),
+        "f": (1, 1),
+        "g": (9, 3),
+    }
+    layers = [LayerInfo(name, "linear", shape) for name, shape in (shapes | {"h": (1, 1)}).items()]
+    problem = Given(
+        {layer.name: KroneckerFactors(*(np.eye(side) for side in layer.shape)) for layer in layers}
+    )
+    found = source(problem, layers, 1)
     for layer in layers:
         found.take(layer)
-    assert [names for names, *_ in problem.asked] == [["a", "b"], ["c"], ["d"], ["e"]]
+    groups = ["".join(names) for names, *_ in problem.asked]
+    assert groups == ["ab", "cde", "f", "g", "h"]
 
 
 def test_eigenvalues_below_the_rounding_of_gradients_are_noise():

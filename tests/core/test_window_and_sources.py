@@ -8,8 +8,13 @@ import pytest
 
 import spectral_core as sc
 from spectral_core.certificate import Certificate, LayerCurvature
+<<<<<<< HEAD
 from spectral_core.problem import LayerInfo
 from spectral_core.window import _subspace_iteration, top_directions
+=======
+from spectral_core.problem import KroneckerFactors, LayerInfo
+from spectral_core.window import top_directions
+>>>>>>> mut-a
 
 
 def graded(m, n, seed=0):
@@ -134,6 +139,39 @@ def test_an_overlooked_use_is_noticed():
     right.off = 1.0
     assert sc.measure(right, top_k=5)["w"].certificate.engine == "tangents"
     assert sc.measure(right, top_k=5)["w"].certificate.derivative_error < 1e-12
+
+
+class Factored(Quadratic):
+    """Its Gauss-Newton part, half of the Hessian, is what its Kronecker factors say."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def curvatures(self, layer, u, v, kind="hessian"):
+        self.asked.append(kind)
+        return (2 if kind == "hessian" else 1) * super().curvatures(layer, u, v)
+
+    def kronecker_factors(self, layers, **options):
+        return {"w": KroneckerFactors(self.a, self.b)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "asked"), [("hessian", 2, ["hessian", "ggn"]), ("ggn", 1, ["ggn"])]
+)
+def test_gauss_newton_curvatures_are_asked_for_once(kind, ratio, asked):
+    problem = Factored()
+    found = sc.measure(problem, top_k=5, curvature=kind, decompose=True)["w"]
+    assert problem.asked == asked
+    np.testing.assert_allclose(found.ggn, found.alignment.kron)
+    np.testing.assert_allclose(found.curvature, ratio * found.ggn)
+
+
+def test_values_of_another_shape_name_the_problem():
+    for kind in (Quadratic, Overlooking):
+        problem = type("Short", (kind,), {"curvatures": lambda *_: np.ones(4)})()
+        with pytest.raises(sc.InputError, match="a Short returned curvatures of float64 and shape"):
+            sc.measure(problem, top_k=5)
 
 
 def test_a_problem_without_engines():

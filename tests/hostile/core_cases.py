@@ -1,10 +1,13 @@
 """Bad arguments for the functions of arrays and numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from case import gives, refused
 
 import spectral_core as sc
+from spectral_core import backend_checks
 from spectral_core.factor_options import FactorOptions, check_factor_size
 from spectral_core.output_curvature import Fit
 from spectral_core.output_form import find_form
@@ -107,6 +110,25 @@ def factor_options(**options):
     ).check()
 
 
+def measured(**changed):
+    """Measure one layer whose curvatures are ones, of a problem in which something is changed."""
+    methods = {
+        "layers": lambda: [sc.LayerInfo("w", "linear", (3, 2))],
+        "skipped": dict,
+        "gradients": lambda layers: {"w": np.diag(A[:3])[:, :2]},
+        "curvatures": lambda layer, u, v, kind: np.ones(u.shape[1]),
+        "describe": dict,
+    } | changed
+    problem = SimpleNamespace(**{name: method for name, method in methods.items() if method})
+    return sc.measure(problem, top_k=2)
+
+
+def checked(name, *arguments):
+    """A case of one of the checks that backends share."""
+    return f"spectral_core.backend_checks:{name}", lambda: getattr(backend_checks, name)(*arguments)
+
+
+EIGHT = dict.fromkeys("abcdefgh", 1)
 LAYOUT = sc.as_matrices((6, 4))
 
 CASES = [
@@ -234,6 +256,7 @@ CASES = [
         refused("spectral_alignment", what, lambda a=arguments, o=options: sc.spectral_alignment(*a, **o), *words)
         for what, arguments, options, words in (
             ("u of the factor's other side", (np.ones((2, 2)), U, EYE, EYE), {}, ("u", "(2, 2)", "pass (3, K)")),
+            ("v of the factor's other side", (U, np.ones((2, 2)), EYE, EYE), {}, ("v", "(2, 2)", "pass (3, K)")),
             ("more directions than dimensions", (np.ones((3, 4)), np.ones((3, 4)), EYE, EYE), {}, ("u", "4 directions of 3", "at most")),
             ("unequal numbers", (U, EYE, EYE, EYE), {}, ("u and v", "2 and 3", "pass as many")),
             ("no directions", (np.ones((3, 0)), U, EYE, EYE), {}, ("u", "(3, 0)", "pass (3, K)")),
@@ -348,6 +371,37 @@ CASES = [
     )),
     *(refused("spectral_core.factor_options:check_factor_size", f"{shape}", lambda s=shape: check_factor_size(sc.LayerInfo("a", "linear", s)), "layer 'a'", seen, "leave it out", error=sc.LayerError) for shape, seen in (
         ((16385, 3), "16385×3"), ((3, 40000), "12 GiB"),
+    )),
+    gives("measure", "a problem with five methods", measured, lambda report: list(report) == ["w"]),
+    *(refused("measure", f"a problem {what}", lambda c=changed: measured(**c), "problem: ", seen, remedy) for what, changed, seen, remedy in (
+        ("without two methods", {"skipped": None, "describe": None}, "has no skipped, describe", "pass a CurvatureProblem"), ("whose layers are numbers", {"layers": lambda: [5]}, "a int", "return LayerInfo"),
+        ("with a name twice", {"layers": lambda: LAYERS + LAYERS[:1]}, "'a'", "name each layer differently"), ("that describes itself by a number", {"describe": lambda: 5}, "'int' object is not iterable", "return numbers, texts"),
+        *((f"whose gradient is {what}", {"gradients": lambda layers, g=gradient: {"w": g}}, seen, "of shape (3, 2)") for what, gradient, seen in (
+            ("None", None, "nothing"), ("a list", [[1.0]], "a list"), ("of another shape", U.T, "shape (2, 3)"), ("of ints", np.ones((3, 2), dtype=int), "int64"),
+        )),
+        *((f"whose curvatures are {what}", {"curvatures": lambda *_, c=curvatures: c}, seen, "of shape (2,)") for what, curvatures, seen in (
+            ("None", None, "NoneType"), ("of another number", A, "shape (5,)"), ("of ints", np.ones(2, dtype=int), "int64"),
+        )),
+    )),
+    *(refused(of, what, call, name, seen, remedy) for what, (of, call), name, seen, remedy in (
+        ("one that is not there", checked("find_layer", "x", EIGHT, {}), "layer 'x'", "there is none of that name", "layers are: a, b, c, d, e, f, g, h."),
+        ("one that was skipped, of nine", checked("find_layer", "x", EIGHT | {"i": 1}, {"x": "it is a vector"}), "layer 'x'", "it is a vector", "layers are: a, b, c, d, e, f, g, h, …."),
+        *(((f"shapes {u} and {v}"), checked("check_direction_shapes", LAYERS[0], u, v), "layer 'a'", f"{u} and {v}", "(3, K) and (3, K)") for u, v in (((3,), (3, 2)), ((3, 2), (3,)), ((2, 2), (3, 2)), ((3, 2), (4, 2)), ((3, 2), (3, 1)))),
+        *((f"{value!r}", checked("check_kind", value), "kind", repr(value), "choose 'hessian' or 'ggn'") for value in ("hesse", None)),
+        *((f"{value!r}", checked("check_reduction", value), "reduction", repr(value), "choose 'mean' or 'sum'") for value in ("none", 1)),
+        *((f"{value!r}", checked("check_chunk_size", value), "chunk_size", repr(value), "a positive number") for value in (0, 1.0, True, "8")),
+        *((f"{value!r}", checked("check_seed", value), "seed", repr(value), "from 0 to 2**32 - 2") for value in (-1, 2**32 - 1, 1.0, None, False)),
+        *((what, checked("check_reiterable", value), "batches", seen, remedy) for what, value, seen, remedy in (
+            ("an array", A, "a ndarray", "pass a list of batches"), ("a number", 5, "a int", "pass a list of batches"), ("an iterator", iter([]), "a list_iterator", "pass list(batches)"),
+        )),
+        *((f"{value!r}", checked("checked_count", value), "weight", repr(value), "return the batch's number") for value in (-1, NAN, INF, "many", None)),
+    )),
+    *(gives(of, what, call, check) for what, (of, call), check in (
+        ("a layer", checked("find_layer", "a", EIGHT, {}), lambda layer: layer == 1), ("fitting shapes", checked("check_direction_shapes", LAYERS[0], [3, 2], [3, 2]), lambda none: none is None),
+        *((f"{value!r}", checked("check_reduction", value), lambda none: none is None) for value in (None, "mean", "sum")),
+        *((f"{value!r}", checked("check_chunk_size", value), lambda none: none is None) for value in (None, 1)),
+        *((f"{value!r}", checked("check_seed", value), lambda none: none is None) for value in (0, 2**32 - 2)),
+        *((f"{value!r} of terms", checked("checked_count", value), lambda count, v=value: count == float(v)) for value in (0, 2.5, "3", np.ones(()))),
     )),
     *(refused("spectral_core.output_form:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
         ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
