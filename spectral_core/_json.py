@@ -5,12 +5,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
 T = TypeVar("T")
+
+_INFINITIES = ("Infinity", "-Infinity")
 
 UNREADABLE = (
     KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError,
@@ -87,8 +89,6 @@ def _decode(hint: Any, value: Any) -> Any:
         return _number(value)
     if origin is tuple:
         return _tuple(get_args(hint), _of(list, value))
-    if origin is Literal:
-        return _of(str, value)
     if origin is not None and issubclass(origin, Mapping):
         items = _of(dict, value).items()
         item_hint = get_args(hint)[1]
@@ -114,14 +114,14 @@ def _plain(value: Any) -> Any:
         return tuple(_plain(item) for item in value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return value if isinstance(value, str) and "Infinity" not in value else _number(value)
+    return value if isinstance(value, str) and value not in _INFINITIES else _number(value)
 
 
 def _number(value: Any) -> Any:
     """Return what `encode` wrote for a number or a truth value."""
     if value is None:
         return math.nan
-    if value in ("Infinity", "-Infinity"):
+    if value in _INFINITIES:
         return float(value)
     if not isinstance(value, (int, float)):
         raise TypeError(f"a {type(value).__name__} in place of a number")

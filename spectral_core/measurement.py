@@ -210,7 +210,7 @@ def spectrum_from_values(
     """
     triangle = exponent_triangle(sigma, curvature, confidence=confidence).to_floats()
     if triangle.alpha.n_dropped:
-        bad = int(np.sum(~(curvature > 0)))
+        bad = int(np.sum(~((curvature > 0) & np.isfinite(curvature))))
         notes += (
             f"{triangle.alpha.n_dropped} of {len(sigma)} directions dropped from the fits of α "
             f"and s ({bad} with h <= 0 or not finite)",

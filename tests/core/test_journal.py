@@ -147,6 +147,22 @@ def test_the_file_is_let_go_of(how, path, monkeypatch):
     assert open_files() == before
 
 
+def test_the_descriptor_of_standard_input_is_one_like_others(path):
+    """Where it is closed, as of a service, the journal gets its number, 0."""
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        with Journal(path, provenance(), SHAPES) as journal:
+            journal.add(spectrum("head"))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(0)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["body", "head"]
+
+
 def test_a_journal_that_is_closed_keeps_further_layers_in_memory(path):
     content = path.read_bytes()
     with Journal(path, provenance(), SHAPES) as journal:

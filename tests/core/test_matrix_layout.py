@@ -131,6 +131,12 @@ def test_a_shape_that_does_not_fit_is_named(shape, spec, said):
     assert spec == "stack" or str(sc.MatrixSpec.parse(spec)) in str(caught.value)
 
 
+def test_lists_of_sizes_are_tuples():
+    spec = sc.MatrixSpec(rows=[6, 3, 3], columns=[2, 3])
+    assert spec == sc.MatrixSpec(rows=(6, 3, 3), columns=(2, 3)) and hash(spec)
+    assert str(spec) == "matrix rows=6,3,3 columns=2,3"
+
+
 @pytest.mark.parametrize("text", ["", "cnov", "conv groups", "conv groups=x", "conv rows=0",
                                   "matrix groups=2", "conv stack=-1", "conv sides=2", "matrix rows="])  # fmt: skip
 def test_a_text_that_is_no_spec_is_refused(text):
@@ -144,3 +150,5 @@ def test_other_shapes_are_refused_by_split_and_merge():
         layout.split(np.zeros((4, 6)))
     with pytest.raises(sc.InputError, match=r"layout is for \[\(3, 2, 4\)\]"):
         layout.merge([np.zeros((2, 3, 4))])
+    with pytest.raises(sc.InputError, match=r"^matrices: a dict was passed; pass the list from sp"):
+        layout.merge({})

@@ -161,6 +161,16 @@ def test_other_profiles(xp):
     xp.check_kind(ratio, rates)
 
 
+def test_profiles_of_a_batch_keep_their_scales_apart(xp):
+    """One falls below the smallest number where the other passes the largest."""
+    a = np.asarray([-400.0, 0.0, 400.0])
+    bounds, ratios = xp.run(
+        lambda a: (sc.window_bound(a, 30), sc.log_normal_participation(a, 0 * a, 30)), xp.array(a)
+    )
+    for found in (bounds, ratios):  # the last or the first rank has it all
+        assert relative(xp, found, np.asarray([1.0, 30.0, 1.0])) < 1e-5
+
+
 def test_exponentials_of_the_smallest_rates(xp):
     """coth(b/2) is 2/b near zero; on a window of K below any number, K."""
     smallest = float(np.finfo(xp.dtype).smallest_normal)
