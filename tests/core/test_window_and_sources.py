@@ -8,13 +8,8 @@ import pytest
 
 import spectral_core as sc
 from spectral_core.certificate import Certificate, LayerCurvature
-<<<<<<< HEAD
-from spectral_core.problem import LayerInfo
-from spectral_core.window import _subspace_iteration, top_directions
-=======
 from spectral_core.problem import KroneckerFactors, LayerInfo
-from spectral_core.window import top_directions
->>>>>>> mut-a
+from spectral_core.window import _subspace_iteration, top_directions
 
 
 def graded(m, n, seed=0):
