@@ -34,7 +34,7 @@ class Mutant:
 
     function: str
     """As ``module.function`` or ``module.Class.method``, in the core."""
-    code: int
+    code: int | None
     removed: tuple[str, ...]
     added: tuple[str, ...]
 
@@ -59,28 +59,23 @@ class Reason:
 def reasons() -> list[Reason]:
     """Read reasons.toml."""
     found = tomllib.loads((HERE / "reasons.toml").read_text("utf-8"))["reason"]
-    return [
-        Reason(
-            entry["function"],
-            tuple([entry["becomes"]] if isinstance(entry["becomes"], str) else entry["becomes"]),
-            entry["why"],
-        )
-        for entry in found
-    ]
+    return [Reason(each["function"], _pieces(each["becomes"]), each["why"]) for each in found]
+
+
+def _pieces(given: str | list[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def mutants(folder: Path) -> Iterator[Mutant]:
-    """Yield every mutant of the run that was tried."""
+    """Yield every mutant; `Mutant.code` is None for one that was not tried."""
     for meta in sorted((folder / "spectral_core").glob("**/*.meta")):
         codes = json.loads(meta.read_text("utf-8"))["exit_code_by_key"]
         functions = _functions(meta.with_suffix(""))
         for key, code in codes.items():
-            if code is not None:
-                module, _, name = key.removeprefix("spectral_core.").rpartition(".")
-                original = name.rpartition("__mutmut_")[0] + "__mutmut_orig"
-                yield Mutant(
-                    f"{module}.{_plain(name)}", code, *_change(functions[original], functions[name])
-                )
+            module, _, name = key.removeprefix("spectral_core.").rpartition(".")
+            original = name.rpartition("__mutmut_")[0] + "__mutmut_orig"
+            change = _change(functions[original], functions[name])
+            yield Mutant(f"{module}.{_plain(name)}", code, *change)
 
 
 def _functions(path: Path) -> dict[str, list[str]]:
@@ -144,8 +139,9 @@ def survivors(tried: Sequence[Mutant]) -> list[str]:
     return lines
 
 
-def page(tried: Sequence[Mutant]) -> str:
+def page(found: Sequence[Mutant]) -> str:
     """Return the Markdown."""
+    tried = [mutant for mutant in found if mutant.code is not None]
     alive = [mutant for mutant in tried if mutant.survives]
     known = reasons()
     explained = sum(any(reason.of(mutant) for reason in known) for mutant in alive)
@@ -157,6 +153,7 @@ def page(tried: Sequence[Mutant]) -> str:
         f"{version('mutmut')} knows and runs the tests that reach it. Of {len(tried)} mutants "
         f"{share:.1f} % are killed; of the {len(alive)} others {explained} have a reason below "
         f"(Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}). "
+        f"{len(found) - len(tried)} more were not tried. "
         "`testing`, of which every clause has a broken backend of its own, and the protocols of "
         "`problem.py`, which have no code, are left out.",
         "",
