@@ -74,12 +74,12 @@ def beside_the_origin(a, w):
 def at_the_origin(a, w):
     """Samples differ at z = 0, by a pattern that is neither in a sample's sum nor in an output's."""
     pattern = np.outer([1, -1, 0, 0, 0], [0.5, -0.5, 0])
-    return lambda z: w * (z - a(T)), lambda z, d: w * (1 + a(pattern) * (1 - away(z))) * d
+    return lambda z: w * (z - a(T)), lambda z, d: (w + a(pattern) * (1 - away(z))) * d
 
 
 def steeper_outside(a, w):
     """Three times the curvature away from z = 0, for all elements."""
-    return lambda z: w * (z - a(T)), lambda z, d: w * (1 + 2 * away(z)) * d
+    return lambda z: w * (z - a(T)), lambda z, d: w * (0.01 + 0.02 * away(z)) * d
 
 
 def centred(a, w):

@@ -1,6 +1,7 @@
 """Directions by the two decompositions, and curvatures held against the gradient."""
 
 import tracemalloc
+from dataclasses import replace
 
 import array_api_compat
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_core.certificate import Certificate, LayerCurvature
+from spectral_core.curvature_source import curvatures_of
 from spectral_core.problem import KroneckerFactors, LayerInfo
 from spectral_core.window import _subspace_iteration, top_directions
 
@@ -160,6 +162,27 @@ def test_gauss_newton_curvatures_are_asked_for_once(kind, ratio, asked):
     assert problem.asked == asked
     np.testing.assert_allclose(found.ggn, found.alignment.kron)
     np.testing.assert_allclose(found.curvature, ratio * found.ggn)
+
+
+def test_what_is_computed_is_told_and_what_is_done_is_left_out():
+    problem = Quadratic()
+    (layer,) = problem.layers()
+    windows = {"w": top_directions(layer, graded(30, 20), 5)}
+    heard = []
+    arguments = (problem, [layer], windows, "hessian", "auto", 2)
+    (found,) = curvatures_of(*arguments, (), heard.append)
+    assert heard == ["w"] and found.certificate == Certificate("double-backward")
+    assert list(curvatures_of(*arguments, ("w",), heard.append)) == [] and heard == ["w"]
+
+
+def test_an_engine_without_derivatives_is_believed():
+    class Silent(Overlooking):
+        def layer_curvatures(self, *arguments, **options):
+            for found in super().layer_curvatures(*arguments, **options):
+                yield replace(found, derivative=None)
+
+    certificate = sc.measure(Silent(), top_k=5)["w"].certificate
+    assert certificate.engine == "tangents" and np.isnan(certificate.derivative_error)
 
 
 def test_values_of_another_shape_name_the_problem():
