@@ -47,7 +47,7 @@ def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> lis
     names = [layer.name for layer in layers]
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
-            near = get_close_matches(pattern, names, n=3) or names
+            near = get_close_matches(pattern, names) or names
             raise InputError(
                 f"layers: {pattern!r} matches none of the {len(names)} layers; "
                 f"did you mean: {_listing(near)}?"
