@@ -162,7 +162,7 @@ def _automatic(request: Request) -> str:
     """Cheapest first; "svd" serves everything."""
     if not request.known:
         return "svd"
-    if request.alpha == 1 and request.damping == 0 and not request.on_cpu:
+    if not request.on_cpu and _objection(request, "polar") is None:
         return "polar"  # on a CPU an SVD takes no longer
     if request.alpha == 0:
         return "closed"
@@ -185,9 +185,7 @@ def _objection(request: Request, method: str | None = None) -> str | None:
         return "needs alpha and damping as numbers, not arrays; use 'eigh' or 'svd'."
     alpha, damping = request.alpha, request.damping
     spectral = request.damping_mode == "spectral"
-    if method == "polar":
-        if alpha == 1 and damping == 0:
-            return None
+    if method == "polar" and not (alpha == 1 and damping == 0):
         return (
             f"is for alpha = 1 and damping = 0, not alpha = {alpha} and damping = {damping}; "
             "use 'auto'."

@@ -25,6 +25,7 @@ def request(alpha, damping=0.1, mode="spectral", tolerance=None, rows=257, epsil
         # the polar factor, and what lies beside it
         (request(1.0, 0.0), "svd", "polar"),
         (request(0.5, 0.0), "svd", "svd"),
+        (request(1.0, 0.0, tolerance=31 * SINGLE), "svd", "svd"),
         (request(1.0, 1.0), "shifts", "shifts"),
         # α = 0 needs no σ_max
         (request(0.0), "closed", "closed"),
@@ -61,6 +62,27 @@ def test_an_error_that_just_reaches_the_tolerance_reaches_it():
         assert choose(asked) == method
         with pytest.raises(InputError, match="not the tolerance"):
             choose(replace(asked, alpha=1.0, tolerance=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "damping"),
+    [("closed", 2.0, 0.01), ("eigh", 1.0, 0.01), ("closed", 4.0, 0.1)],
+)
+def test_a_tolerance_below_the_rounding_of_a_gram_matrix_is_refused(method, alpha, damping):
+    asked = replace(request(alpha, damping), method=method)
+    choose(replace(asked, tolerance=1.01 * asked.rounding()))
+    with pytest.raises(InputError, match="rounds to"):
+        choose(replace(asked, tolerance=0.99 * asked.rounding()))
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "damping"), [("closed", 0.0, 0.1), ("polar", 1.0, 0.0)]
+)
+def test_what_needs_no_eigenvalues_rounds_little(method, alpha, damping):
+    asked = replace(request(alpha, damping), method=method)
+    assert choose(replace(asked, tolerance=32 * SINGLE)) == method
+    with pytest.raises(InputError, match="rounds to 3.8e-06"):
+        choose(replace(asked, tolerance=31 * SINGLE))
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

@@ -69,7 +69,11 @@ def test_the_confidence_is_that_of_every_interval(xp, confidence):
             for value in (fit.exponent, fit.stderr, *fit.interval, fit.n)
         ]
 
-    found = [xp.numpy(value) for value in xp.run(fits, xp.array(SIGMA), xp.array(CURVATURE))]
+    results = xp.run(fits, xp.array(SIGMA), xp.array(CURVATURE))
+    for i, value in enumerate(results):
+        if i % 5 < 4:  # all but n
+            xp.check_kind(value, xp.array(SIGMA))
+    found = [xp.numpy(value) for value in results]
     for exponent, stderr, low, high, n in zip(*(found[i::5] for i in range(5)), strict=True):
         half = stderr * stats.t.ppf((1 + confidence) / 2, n - 2)
         assert np.all(np.abs(exponent - low - half) <= 100 * xp.eps)
@@ -78,6 +82,41 @@ def test_the_confidence_is_that_of_every_interval(xp, confidence):
     triangle = sc.exponent_triangle(SIGMA, CURVATURE, confidence=confidence)
     for fit in (alone, triangle.alpha, triangle.gamma, triangle.s):
         assert fit.confidence == confidence
+
+
+@pytest.mark.parametrize("points", [202, 203, 1000])
+def test_intervals_of_long_windows(points):
+    k = np.arange(1.0, points + 1)
+    y = k**-1.1 * np.exp(0.1 * np.random.default_rng(1).normal(size=points))
+    fit = sc.fit_power_law(k, y)
+    half = fit.stderr * stats.t.ppf(0.975, points - 2)
+    np.testing.assert_allclose(fit.interval, [fit.exponent - half, fit.exponent + half], rtol=1e-9)
+
+
+def test_each_row_of_a_batch_is_as_if_alone():
+    # Of different sizes, slopes and windows.
+    sigma, h = SIGMA * np.asarray([[1.0], [1e9], [1e-9]]), CURVATURE.copy()
+    h[1, 3:] = -1.0
+    together = sc.exponent_triangle(sigma, h), sc.fit_rank_profiles(sigma, where=h > 0)
+    for row in range(3):
+        triangle = sc.exponent_triangle(sigma[row], h[row])
+        profiles = sc.fit_rank_profiles(sigma[row], where=h[row] > 0)
+        for name in ("predicted_s", "s_sorted", "defect", "defect_bound", "relative_error"):
+            found = getattr(together[0], name)[row]
+            np.testing.assert_allclose(found, getattr(triangle, name), rtol=1e-9, atol=1e-12)
+        assert triangle.relative_error == pytest.approx(
+            abs(triangle.s.exponent - triangle.predicted_s) / abs(triangle.s.exponent), rel=1e-12
+        )
+        for name in ("power_law", "exponential", "log_normal"):
+            many, one = getattr(together[1], name), getattr(profiles, name)
+            for value, number in ((many.rss, one.rss), (many.bic, one.bic), (many.aic, one.aic)):
+                np.testing.assert_allclose(value[row], number, rtol=1e-9)
+        assert together[1].winner[row] == profiles.winner
+
+
+def test_plain_numbers_are_pythons():
+    fit = sc.fit_power_law(SIGMA[0], CURVATURE[0]).to_floats()
+    assert {type(fit.exponent), *map(type, fit.interval)} == {float} and type(fit.n) is int
 
 
 @pytest.mark.parametrize("order", ["sorted", "index"])
@@ -195,6 +234,7 @@ def test_rank_profiles(xp):
             f.power_law.parameters["gamma"], f.exponential.parameters["beta"],
             f.log_normal.parameters["a"], f.log_normal.parameters["b"],
             f.power_law.rss, f.exponential.rss, f.log_normal.rss, f.log_normal.bic, f.delta_bic,
+            *(p.parameters["log_prefactor"] for p in (f.power_law, f.exponential, f.log_normal)),
         )  # fmt: skip
 
     results = [xp.numpy(value) for value in xp.run(fits, sigma)]
@@ -206,7 +246,7 @@ def test_rank_profiles(xp):
         rss = [float(s[1][0]) for s in solved]
         bic = [K * np.log(r / K) + p * np.log(K) for r, p in zip(rss, (2, 2, 3), strict=True)]
         expected = (-solved[0][0][1], -solved[1][0][1], *solved[2][0][1:], *rss, bic[2],
-                    np.diff(np.sort(bic))[0])  # fmt: skip
+                    np.diff(np.sort(bic))[0], *(s[0][0] for s in solved))  # fmt: skip
         for value, number in zip(results, expected, strict=True):
             assert abs(float(value[row]) - number) < 2e4 * xp.eps * (1 + abs(number))
 
