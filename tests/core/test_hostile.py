@@ -46,6 +46,8 @@ def test_few_points_give_a_reason():
 def test_constant_abscissa_gives_a_reason():
     fit = sc.fit_power_law(7.3 * ONES, np.exp(np.arange(5.0)))
     assert np.isnan(fit.exponent) and "does not vary" in fit.reason
+    triangle = sc.exponent_triangle(ONES, np.exp(np.arange(5.0)))
+    assert np.isnan(triangle.defect) and np.isnan(triangle.defect_bound)
 
 
 def test_constant_ordinate_is_a_zero_exponent_without_r_squared():
