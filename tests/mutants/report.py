@@ -18,6 +18,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why mutants of a function survive whose change holds all these pieces."""
+    """Why mutants of a function survive whose change holds all these pieces; ``*`` is any."""
 
     function: str
     becomes: tuple[str, ...]
@@ -53,7 +54,7 @@ class Reason:
 
     def of(self, mutant: Mutant) -> bool:
         change = "\n".join(mutant.added) or "\n".join(f"without {line}" for line in mutant.removed)
-        return self.function == mutant.function and all(piece in change for piece in self.becomes)
+        return fnmatch(mutant.function, self.function) and all(p in change for p in self.becomes)
 
 
 def reasons() -> list[Reason]:
