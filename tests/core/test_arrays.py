@@ -1,6 +1,6 @@
 """Arguments of any library: where they lie, in what precision, and what a library lacks."""
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ class Bare:
     """An array of a library that has not all of the standard."""
 
     def __init__(self, **there):
-        self._namespace = SimpleNamespace(__name__="tiny", **there)
+        self._namespace = ModuleType("tiny")
+        vars(self._namespace).update(there)
 
     def __array_namespace__(self, api_version=None):
         return self._namespace
