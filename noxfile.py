@@ -210,7 +210,7 @@ def soak(session: nox.Session) -> None:
 def embedding(session: nox.Session) -> None:
     """Run `precondition` inside other optimizers, and that for Optax beside PyTorch's."""
     session.install(TORCH)
-    session.install("pytest>=8.3", *EMBEDDERS, ".[torch,optax]")
+    session.install(*TEST, *EMBEDDERS, ".[torch,optax]")
     session.run("pytest", "tests/test_examples.py", "-k", "inside", *session.posargs)
     session.run("pytest", "tests/adapters/test_optax.py", "-k", "torch", *session.posargs)
 
