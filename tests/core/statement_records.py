@@ -38,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "statement: named after a statement of the theory")
     if path := config.getoption("--statements"):
+        if not hasattr(config, "workerinput"):  # xdist's workers add to the file of its controller
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"versions": versions()}) + "\n", encoding="utf-8")
         config.pluginmanager.register(Recorder(path), "statement-recorder")
 
 
@@ -53,8 +56,6 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"versions": versions()}) + "\n", encoding="utf-8")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> object:
