@@ -15,6 +15,23 @@ ArrayLike: TypeAlias = Any
 """An `Array`, or a (nested) sequence of Python numbers, which becomes a NumPy float64 array."""
 
 
+def namespace(*arrays: Array) -> Any:
+    """Return what `array_api_compat.array_namespace` does, also where `torch.compile` traces it.
+
+    Dynamo of PyTorch before 2.13 cannot trace that function.
+
+    Raises
+    ------
+    TypeError
+        If there is no common one.
+    """
+    if all(array_api_compat.is_torch_array(array) for array in arrays):
+        import array_api_compat.torch as xp  # not before there are tensors: it imports PyTorch
+
+        return xp
+    return array_api_compat.array_namespace(*arrays)
+
+
 def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     """Return the common namespace of the named arguments, and them as floating arrays of it.
 
@@ -25,7 +42,7 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     """
     arrays = {name: _as_array(name, value) for name, value in arguments.items()}
     try:
-        xp = array_api_compat.array_namespace(*arrays.values())
+        xp = namespace(*arrays.values())
     except TypeError as error:
         kinds = ", ".join(f"{name}: {type(a).__module__}" for name, a in arrays.items())
         raise InputError(
@@ -50,7 +67,7 @@ def linear_algebra(name: str, array: Array) -> Any:
     InputError
         If it lacks some, as MLX does.
     """
-    xp = array_api_compat.array_namespace(array)
+    xp = namespace(array)
     missing = [need for need in _LINEAR_ALGEBRA if not hasattr(getattr(xp, "linalg", None), need)]
     if missing:
         library = type(array).__module__.partition(".")[0]

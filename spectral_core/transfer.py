@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 import array_api_compat
 
-from spectral_core._arrays import Array, ArrayLike, as_like, floating
+from spectral_core._arrays import Array, ArrayLike, as_like, floating, namespace
 from spectral_core.errors import InputError
 
 __all__ = ["transfer", "transfer_bound"]
@@ -192,7 +192,7 @@ def check_number_or_array(name: str, value: Any, axes: int | None = None) -> Non
         return
     if not array_api_compat.is_array_api_obj(value):
         raise InputError(f"{name}: {value!r} is no number; pass one, or an array of the standard.")
-    xp = array_api_compat.array_namespace(value)
+    xp = namespace(value)
     if not xp.isdtype(value.dtype, ("real floating", "integral")):
         raise InputError(f"{name}: has dtype {value.dtype}; pass real numbers.")
     if axes is not None and value.ndim != axes:
