@@ -135,8 +135,8 @@ def fit_line(
     x: Array,
     y: Array,
     usable: Array,
-    weights: Array | None = None,
-    confidence: float = 0.95,
+    weights: Array | None,
+    confidence: float,
 ) -> PowerLawFit:
     """Fit ``y = a + b x`` over the usable points of the last axis; x and y are logs already."""
     mask = xp.astype(usable, y.dtype)

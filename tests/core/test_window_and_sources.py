@@ -21,6 +21,23 @@ def graded(m, n, seed=0):
     return u * np.arange(1.0, min(m, n) + 1) ** -1.1 @ v.T
 
 
+NOTES = {
+    "rank": (np.diag([3.0, 2, 1, 0, 0]), "window cut to 3 of 4 directions by the gradient's numerical rank"),
+    "side": (np.diag([3.0, 2, 1]), "window cut to 3 of 4 directions by the smaller side"),
+    "tied": (
+        np.diag([3.0, 2, 2, 2, 1]),
+        "singular values tied to rounding after rank 2, 3: directions inside a tie are arbitrary",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_what_a_window_says_of_itself(name):
+    gradient, note = NOTES[name]
+    layer = LayerInfo("w", "linear", gradient.shape)
+    assert top_directions(layer, gradient, 4).notes == (note,)
+
+
 @pytest.mark.parametrize(("m", "n"), [(300, 200), (150, 400)])
 def test_randomized_directions_are_as_good_as_stated(m, n):
     gradient = graded(m, n)
@@ -102,13 +119,19 @@ class Quadratic:
         return {"backend": "test"}
 
     def gradients(self, layers):
-        return {"w": graded(30, 20)}
+        return {"w": 40 * graded(30, 20)}
 
     def curvatures(self, layer, u, v, kind="hessian"):
         return np.sum(u * (self.a @ u), 0) * np.sum(v * (self.b @ v), 0)
 
     def kronecker_factors(self, layers, **options):
         raise AssertionError
+
+
+def test_directions_are_found_in_the_way_asked_for():
+    (note,) = sc.measure(Quadratic(), top_k=5, svd="randomized")["w"].notes
+    assert note.startswith("randomized singular vectors")
+    assert not sc.measure(Quadratic(), top_k=5)["w"].notes
 
 
 class Overlooking(Quadratic):
@@ -119,7 +142,7 @@ class Overlooking(Quadratic):
     def layer_curvatures(self, directions, kind="hessian", *, engine, draws, done, tell):
         (u, v) = directions["w"]
         xp = array_api_compat.array_namespace(u)
-        slopes = xp.sum(u * (graded(30, 20) @ v), axis=0)
+        slopes = xp.sum(u * (self.gradients(["w"])["w"] @ v), axis=0)
         values = self.off * self.curvatures("w", u, v)
         certificate = Certificate("tangents")
         yield LayerCurvature("w", values, certificate, derivative=self.off * slopes)
@@ -130,12 +153,22 @@ def test_an_overlooked_use_is_noticed():
     assert expected.certificate.engine == "double-backward"
     found = sc.measure(Overlooking(), top_k=5)["w"]
     assert found.certificate.engine == "double-backward"
-    assert "overlooked" in found.certificate.reason
+    assert found.certificate.reason == (
+        "engine 'tangents' overlooked a use of the weight: derivatives along D_k are off by 0.5 σ_1"
+    )
     np.testing.assert_array_equal(found.curvature, expected.curvature)
     right = Overlooking()
     right.off = 1.0
     assert sc.measure(right, top_k=5)["w"].certificate.engine == "tangents"
     assert sc.measure(right, top_k=5)["w"].certificate.derivative_error < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"), [("monte-carlo", "monte-carlo, 8 draws"), ("tangents", "tangents")]
+)
+def test_draws_belong_to_the_engine_that_draws(engine, told):
+    report = sc.measure(Overlooking(), top_k=5, engine=engine, draws=8)
+    assert report.provenance.engine == told
 
 
 class Factored(Quadratic):

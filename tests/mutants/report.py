@@ -12,6 +12,7 @@ import ast
 import difflib
 import json
 import platform
+import re
 import sys
 import time
 import tomllib
@@ -46,7 +47,10 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why mutants of a function survive whose change holds all these pieces; ``*`` is any."""
+    """Why mutants of a function survive whose change holds one of these pieces.
+
+    ``*`` in the function's name, and ``...`` in a piece, stand for anything.
+    """
 
     function: str
     becomes: tuple[str, ...]
@@ -54,7 +58,10 @@ class Reason:
 
     def of(self, mutant: Mutant) -> bool:
         change = "\n".join(mutant.added) or "\n".join(f"without {line}" for line in mutant.removed)
-        return fnmatch(mutant.function, self.function) and all(p in change for p in self.becomes)
+        return fnmatch(mutant.function, self.function) and any(
+            re.search(".*".join(map(re.escape, piece.split("..."))), change, re.DOTALL)
+            for piece in self.becomes
+        )
 
 
 def reasons() -> list[Reason]:
