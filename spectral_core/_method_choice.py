@@ -9,6 +9,7 @@ from spectral_core._arrays import Array
 from spectral_core._gram import smallest_shift
 from spectral_core._host import host_constant
 from spectral_core.errors import InputError
+from spectral_core.polar import PolarSchedule, polar_schedule
 from spectral_core.pole_tables import PoleTable, pole_table
 from spectral_core.polynomial_tables import PolynomialTable, polynomial_table
 from spectral_core.transfer import is_number
@@ -19,6 +20,9 @@ METHODS = ("auto", "closed", "shifts", "eigh", "svd", "polar", "polynomial")
 PRECISIONS = ("working", "bfloat16")
 TOLERANCE = 1e-2
 LOW_TOLERANCE = 5e-2  # about what rounding to bfloat16 adds
+# The least σ/σ_max that method "polar" takes to 1, and by what its σ_max is raised for the error of
+# the Lanczos steps.
+POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
 # A pole costs a Cholesky factorisation and an inverse. By tests/benchmarks/bench_precondition.py
 # an eigendecomposition costs as much as three to four of them on a CPU, and errs less. On a GPU it
 # takes far longer, as half of it hardly runs in parallel; that is not measured here.
@@ -94,6 +98,10 @@ class Request:
     def polynomial(self) -> PolynomialTable:
         """Return the coefficients of method "polynomial"."""
         return polynomial_table(float(self.alpha), float(self.damping), self.target)
+
+    def polar(self) -> PolarSchedule:
+        """Return the steps of method "polar"."""
+        return polar_schedule(POLAR_FLOOR / POLAR_MARGIN, self.target)
 
     def rounding(self) -> float:
         """Return the error that squaring brings; 0 where the damping is not known."""
@@ -225,8 +233,10 @@ def _shortfall(request: Request, method: str) -> str | None:
     if request.tolerance is None or request.low:  # rounding to bfloat16 comes on top, as stated
         return None
     least = 32 * request.epsilon
-    if method != "svd" and not (method == "closed" and request.alpha == 0):
-        least = max(least, request.rounding() if method != "polar" else 0.0)
+    if method == "polar":
+        least = max(least, request.polar().gain * request.epsilon)
+    elif method != "svd" and not (method == "closed" and request.alpha == 0):
+        least = max(least, request.rounding())
     if request.tolerance < least:
         remedy = "float64" if method == "svd" else "'svd' or float64"
         return f"rounds to {least:.1e}, above the tolerance {request.tolerance:g}; use {remedy}."

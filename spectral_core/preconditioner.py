@@ -15,16 +15,15 @@ from spectral_core._gram_functions import (
     eigen_ratios,
 )
 from spectral_core._gram_polynomial import by_polynomial
-from spectral_core._method_choice import METHODS, PRECISIONS, Request, choose
+from spectral_core._method_choice import METHODS, POLAR_MARGIN, PRECISIONS, Request, choose
 from spectral_core.errors import InputError
-from spectral_core.polar import polar_factor, polar_schedule
+from spectral_core.polar import polar_factor
 from spectral_core.transfer import check_exponent, damped_ratio, peak
 
 __all__ = ["precondition"]
 
 NORMALIZATIONS = ("none", "spectral", "rms")
 UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
-POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
 LOW_STEPS = 8  # of Lanczos in bfloat16: more would take longer than the products
 
 
@@ -88,8 +87,8 @@ def precondition(
     closed   α = 0, 2, 4         Cholesky of ``B^(α/2) + δ I``   ρ + λ
     shifts   0 < α < 2           ``w_0 + Σ w_j (B + p_j I)⁻¹``   tolerance + ρ + λ
     eigh     any α               eigenvalues of B                ρ
-    svd      any α               singular values of G            ε times a small multiple of √k
-    polar    α = 1, damping = 0  odd polynomials (Polar Express) tolerance, for σ ≥ 1e-3 σ_max
+    svd      any α               singular values of G            ω
+    polar    α = 1, damping = 0  odd polynomials (Polar Express) tolerance + γ, σ ≥ 1e-3 σ_max
     polyno-  α > 0, spectral     polynomial of degree 2 to 36 in tolerance + γ + λ
     mial     damping             B, with 1 to 10 products
     ======== =================== =============================== ===============================
@@ -101,6 +100,8 @@ def precondition(
       ``ρ = max_σ |T(√(σ² ± η)) − T(σ)| / max T``: about η/δ at α = 2, twice that at α = 4, 1e-4 and
       less at δ = 0.1 in float32; 1e-3 at α = 1 and 8e-3 at α = 1/2. What is left of a σ below
       √η σ_max (some 2e-3 in float32) is noise, which T keeps small unless δ is.
+    - ω is a small multiple of ``ε √k (1 + max |T'| σ_max / max T)``: of ``ε √k max(1, α)/δ``, and
+      without damping of ``ε √k (σ_max/σ_min)^α``, as the singular vectors of small σ mix.
     - λ is the error of σ_max, which "closed" and "shifts" take from 16 Lanczos steps: ``(α/2) e``
       for an error e of σ_max². It is rounding up to 160 rows and for spectra that fall off;
       for Gaussian noise e was 0.07 % in the median of 60 matrices and 3 % in the worst.
@@ -110,6 +111,8 @@ def precondition(
       (u = 1/256) that is 23 %, 60 % and 10 %, all roundings adding up at their worst. Seen in
       total, with the 5 % tolerance, rounding and λ: 2 to 5 % where singular values fall off, 3 to
       8 % for Gaussian noise. Small δ and α near 1 are the worst; a δ of 0.01 is often refused.
+      For "polar" γ is at most 8,400 ε, 1e-3 in float32: its first step takes σ near 0.86 σ_max to
+      0.008, and what it rounds grows with them. A quarter of that was seen.
     - In bfloat16 λ comes from 8 Lanczos steps: of 230 matrices of Gaussian noise e was 2 % in the
       median and 7 % in the worst. The polynomial is fitted up to an e of 17 %.
     - A spectral damping below η is refused by "closed" and "shifts". With absolute damping, whose
@@ -213,8 +216,7 @@ def _polar(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
     # The spectral norm is brought below 1, with a margin for the error of the Lanczos steps.
     gram = Gram.of(xp, scaled)
     top = xp.sqrt(gram.top) * POLAR_MARGIN
-    schedule = polar_schedule(POLAR_FLOOR / POLAR_MARGIN, request.target)
-    matrix = polar_factor(xp, scaled.wide / top, gram.matrix / top**2, schedule)
+    matrix = polar_factor(xp, scaled.wide / top, gram.matrix / top**2, request.polar())
     return _Filtered(Product(matrix, 1.0), xp.ones_like(top), xp.ones_like(top))
 
 

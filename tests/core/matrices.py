@@ -6,8 +6,10 @@ import spectral_core as sc
 from spectral_core._gram import smallest_shift
 from spectral_core._method_choice import gram_rounding
 from spectral_core.extreme_value import largest_eigenvalue
+from spectral_core.polar import polar_schedule
 
 TOLERANCE = 2e-2  # that tests ask of method "shifts"
+POLAR_TOLERANCE = 2e-3  # little above the rounding of "polar" in float32
 SHAPES = {"square": (24, 24), "wide": (16, 40), "tall": (40, 16), "row": (1, 12), "column": (12, 1)}
 
 
@@ -64,6 +66,8 @@ def stated_error(method, alpha, damping, gradient, eps, floor=None):
         # there is no damping and the slope is that of σ^(1−α) at the smallest one kept.
         steep = max(1, alpha) / damping if damping else 1 / min_ratio(gradient) ** alpha
         return 20 * np.sqrt(k) * eps * (1 + steep / sc.transfer_bound(alpha, damping))
+    if method == "polar":
+        return polar_schedule(1e-3 / 1.05, POLAR_TOLERANCE).gain * eps
     if (method, alpha) == ("closed", 0.0):
         return 20 * k * eps  # of the oracle
     rounding = gram_rounding(alpha, damping, smallest_shift(k, eps), floor)

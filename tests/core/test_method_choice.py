@@ -75,14 +75,19 @@ def test_a_tolerance_below_the_rounding_of_a_gram_matrix_is_refused(method, alph
         choose(replace(asked, tolerance=0.99 * asked.rounding()))
 
 
-@pytest.mark.parametrize(
-    ("method", "alpha", "damping"), [("closed", 0.0, 0.1), ("polar", 1.0, 0.0)]
-)
-def test_what_needs_no_eigenvalues_rounds_little(method, alpha, damping):
-    asked = replace(request(alpha, damping), method=method)
-    assert choose(replace(asked, tolerance=32 * SINGLE)) == method
+def test_a_multiple_of_the_gradient_rounds_little():
+    asked = replace(request(0.0, 0.1), method="closed")
+    assert choose(replace(asked, tolerance=32 * SINGLE)) == "closed"
     with pytest.raises(InputError, match="rounds to 3.8e-06"):
         choose(replace(asked, tolerance=31 * SINGLE))
+
+
+@pytest.mark.parametrize(("epsilon", "least"), [(SINGLE, 1.0e-3), (2.0**-52, 1.9e-12)])
+def test_polar_rounds_by_its_gain(epsilon, least):
+    asked = replace(request(1.0, 0.0), method="polar", epsilon=epsilon)
+    assert choose(replace(asked, tolerance=1.1 * least)) == "polar"
+    with pytest.raises(InputError, match=f"rounds to {least:.1e}"):
+        choose(replace(asked, tolerance=0.9 * least))
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

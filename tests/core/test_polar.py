@@ -47,20 +47,46 @@ def test_9_6_fewer_steps_than_newton_schulz():
     assert 3 * len(polar_schedule(1e-3, 1e-2).steps) < 2 * cubic
 
 
+def test_9_6_the_gain_is_what_rounding_of_a_step_can_do():
+    """An error of the first step that turns singular vectors whose σ that step makes smallest."""
+    schedule = polar_schedule(1e-3, 1e-4)
+    a, b, c = schedule.steps[0]
+    # The step's stationary points are at roots of a + 3 b σ² + 5 c σ⁴; the smallest value at the other.
+    worst = np.sqrt(np.max(np.roots([5 * c, 3 * b, a]).real))
+    low = worst * (a + b * worst**2 + c * worst**4)
+    error = 1e-8 * (abs(a) + abs(b) + abs(c)) * np.asarray([[0.0, 1.0], [-1.0, 0.0]])
+    moved = low * np.eye(2) + error
+    for a, b, c in schedule.steps[1:]:
+        gram = moved @ moved.T
+        moved = a * moved + (b * gram + c * gram @ gram) @ moved
+    change = np.linalg.norm(moved - schedule(np.asarray([worst])) * np.eye(2), 2)
+    assert 0.7 * schedule.gain < change / 1e-8 <= schedule.gain
+
+
+@pytest.mark.parametrize("spectrum", ["graded", "tied"])
 @pytest.mark.parametrize("shape", [(8, 8), (5, 9), (9, 5), (1, 4), (4, 1)])
-def test_polar_factor_of_matrices(xp, shape):
-    g = with_spectrum(np.geomspace(1, 1e-3, min(shape)), shape)
+def test_polar_factor_of_matrices(xp, shape, spectrum):
+    k = min(shape)
+    # Half of the tied ones are what the first step makes smallest.
+    sigma = np.geomspace(1, 1e-3, k) if spectrum == "graded" else np.resize([1, 0.8617], k)
+    g = with_spectrum(sigma, shape)
     u, _, vh = np.linalg.svd(np.asarray(g, dtype=xp.dtype).astype(float), full_matrices=False)
-    for tolerance in (1e-2, 1e-3, 1e-4):
+    gain = polar_schedule(1e-3 / 1.05, 1e-2).gain
+    for tolerance in (1e-2, 2e-3, *([1e-8] if xp.dtype == np.float64 else [])):
         gradient = xp.array(g)
         found = xp.run(
             lambda x, t=tolerance: sc.precondition(x, 1.0, 0.0, method="polar", tolerance=t),
             gradient,
         )
         xp.check_kind(found, gradient)
-        # Rounding of every product is amplified like a small σ, by at most the slope 1 / 1e-3.
-        limit = tolerance + 1e3 * 10 * xp.eps
+        limit = tolerance + gain * xp.eps
         assert np.linalg.norm(xp.numpy(found) - u @ vh, 2) <= limit
+
+
+def test_a_tolerance_below_what_rounding_does_is_refused(xp):
+    gradient = xp.array(with_spectrum([1, 0.8617], (2, 2)))
+    with pytest.raises(sc.InputError, match=r"'polar' rounds to .*; use 'svd' or float64"):
+        sc.precondition(gradient, 1.0, 0.0, method="polar", tolerance=8000 * xp.eps)
 
 
 def test_a_rank_deficient_matrix_keeps_its_rank(xp):
