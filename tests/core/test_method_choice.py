@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from spectral_core._gram import smallest_shift
 from spectral_core._method_choice import Request, choose
 from spectral_core.errors import InputError
+from spectral_core.pole_tables import pole_table
 
 SINGLE, DOUBLE = 2.0**-23, 2.0**-52
 
@@ -53,6 +55,19 @@ def test_what_auto_takes(asked, on_cpu, on_gpu):
 
 def test_the_cases_have_as_many_poles_as_they_say():
     assert [len(request(alpha).table().poles) for alpha in (1.5, 1.0)] == [2, 3]
+
+
+@pytest.mark.parametrize(("rows", "of"), [(1, 1), (16, 16), (17, 64), (64, 64), (65, 256)])
+@pytest.mark.parametrize(("epsilon", "floor"), [(SINGLE, 5e-3), (DOUBLE, 1e-3)])
+def test_sizes_share_tables(rows, of, epsilon, floor):
+    asked = request(1.5, rows=rows, epsilon=epsilon)
+    smallest = smallest_shift(of, epsilon)
+    assert asked.table() == pole_table(1.5, 0.1, 1e-2, floor=floor, smallest=smallest)
+
+
+def test_a_polynomial_needs_damping():
+    with pytest.raises(InputError, match="alpha above 0 and spectral damping above 0, not alpha"):
+        choose(replace(request(2.0, 0.0), method="polynomial"))
 
 
 def test_an_error_that_just_reaches_the_tolerance_reaches_it():

@@ -117,6 +117,16 @@ def test_each_row_of_a_batch_is_as_if_alone():
         assert np.isnan(together[0].defect[row]) == (row == 1)
 
 
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_only_ratios_of_weights_count(factor):
+    weights = np.exp(RNG.normal(size=K))
+    one, other = (
+        sc.fit_power_law(SIGMA[0], CURVATURE[0], weights=w) for w in (weights, factor * weights)
+    )
+    for name in ("exponent", "log_prefactor", "r_squared", "stderr", "interval", "n", "status"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-10)
+
+
 def test_plain_numbers_are_pythons():
     fit = sc.fit_power_law(SIGMA[0], CURVATURE[0]).to_floats()
     assert {type(fit.exponent), *map(type, fit.interval)} == {float} and type(fit.n) is int

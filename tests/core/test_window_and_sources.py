@@ -31,6 +31,17 @@ NOTES = {
 }  # fmt: skip
 
 
+def test_a_gradient_of_rank_one_has_one_direction():
+    found = top_directions(LayerInfo("w", "linear", (3, 3)), np.diag([2.0, 0, 0]), 1)
+    assert found.sigma == [2.0] and not found.notes
+
+
+def test_how_many_values_are_not_finite_is_said():
+    gradient = np.asarray([[np.nan, 1.0], [np.inf, -np.inf]])
+    with pytest.raises(sc.LayerError, match="its gradient holds 3 NaN or infinite values"):
+        top_directions(LayerInfo("w", "linear", (2, 2)), gradient, 1)
+
+
 @pytest.mark.parametrize("name", NOTES)
 def test_what_a_window_says_of_itself(name):
     gradient, note = NOTES[name]
@@ -140,6 +151,7 @@ class Overlooking(Quadratic):
     off = 0.5
 
     def layer_curvatures(self, directions, kind="hessian", *, engine, draws, done, tell):
+        tell("w")
         (u, v) = directions["w"]
         xp = array_api_compat.array_namespace(u)
         slopes = xp.sum(u * (self.gradients(["w"])["w"] @ v), axis=0)
