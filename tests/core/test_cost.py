@@ -3,9 +3,9 @@
 import pytest
 
 import spectral_core as sc
+from spectral_core._method_choice import POLAR_FLOOR, POLAR_MARGIN
 from spectral_core.polar import polar_schedule
 from spectral_core.polynomial_tables import polynomial_table
-from spectral_core.preconditioner import POLAR_FLOOR, POLAR_MARGIN
 
 torch = pytest.importorskip("torch")
 dispatch = pytest.importorskip("torch.utils._python_dispatch")
@@ -37,7 +37,7 @@ def lanczos(steps):
     return 5 * (steps - 1) + 2
 
 
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-4])
+@pytest.mark.parametrize("tolerance", [1e-1, 2e-3])
 def test_9_6_polar_takes_three_products_a_step(tolerance):
     found = products(20, 1.0, 0.0, method="polar", tolerance=tolerance)
     assert len(found) == 3 * len(polar_schedule(POLAR_FLOOR / POLAR_MARGIN, tolerance).steps)
