@@ -130,7 +130,7 @@ def _notes(
     if factors.output_noise is not None:
         noise = to_numpy(xp.sum(u * (factors.output_noise @ u), axis=-2))
         error = float(np.sqrt(np.mean((noise / to_numpy(alignment.delta.quadratic)) ** 2)))
-        notes += (f"standard error of uᵀ C_δ u: {error:.1%} (root mean square over the window)",)
+        notes = (f"standard error of uᵀ C_δ u: {error:.1%} (root mean square over the window)",)
     for symbol, factor in (("C_δ", alignment.delta), ("C_A", alignment.a)):
         if tied := [str(k + 1) for k, t in enumerate(to_numpy(factor.tied)) if t]:
             notes += (

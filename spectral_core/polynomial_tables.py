@@ -110,7 +110,7 @@ def _fit(alpha: float, damping: float, degree: int) -> Vector:
     least = np.inf
     for _ in range(_ROUNDS):
         root = np.sqrt(lawson)
-        solution = np.linalg.lstsq(basis * root[:, None], goal * root, rcond=None)[0]
+        solution = np.linalg.lstsq(basis * root[:, None], goal * root)[0]
         found = np.asarray(solution, dtype=np.float64)
         errors = np.abs(basis @ found - goal)
         largest = float(np.max(errors))

@@ -234,6 +234,7 @@ def test_5_1_order_inside_a_tie_does_not_matter():
         ({"c_a": np.ones((6, 5))}, "c_a: has shape"),
         ({"v": np.ones((6, 3))}, "2 and 3 directions"),
         ({"u": np.ones((5, 6)), "v": np.ones((6, 6))}, "6 directions of 5 dimensions"),
+        ({"u": np.ones((7, 5, 6)), "v": np.ones((6, 6))}, "6 directions of 5 dimensions"),
         ({"c_delta": np.ones((5, 5), dtype=int)}, "c_delta: has dtype"),
     ],
 )

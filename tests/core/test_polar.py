@@ -8,7 +8,7 @@ import spectral_core as sc
 from spectral_core.polar import polar_factor, polar_schedule
 
 
-@pytest.mark.parametrize("lowest", [0.3, 1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("lowest", [0.9995, 0.3, 1e-1, 1e-3, 1e-6])
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-6, 1e-13])
 def test_9_6_a_schedule_maps_the_interval_to_one(lowest, tolerance):
     schedule = polar_schedule(lowest, tolerance)

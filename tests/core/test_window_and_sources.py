@@ -56,6 +56,9 @@ def test_randomized_directions_are_as_good_as_stated(m, n):
     exact, fast = (top_directions(layer, gradient, 20, svd) for svd in ("exact", "randomized"))
     (note,) = fast.notes
     stated = float(note.split("within ")[1].split()[0])
+    residual = gradient @ fast.v - fast.u * fast.sigma
+    relative = np.max(np.linalg.norm(residual, axis=0) / fast.sigma)
+    assert stated == pytest.approx(relative, rel=0.05)  # of two digits
     true = np.linalg.svd(gradient, compute_uv=False)
     nearest = np.abs(fast.sigma[:, None] - true).min(1) / fast.sigma
     assert nearest.max() <= stated < 0.05
