@@ -19,8 +19,9 @@ import resource
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class Trials:
         stats = json.loads(Path("mutmut-stats.json").read_text("utf-8"))
         self._tests: dict[str, list[str]] = stats["tests_by_mangled_function_name"]
         self._seconds: dict[str, float] = stats["duration_by_test"]
+        # How many functions a test reaches: those that reach few are about them.
+        self._breadth = Counter(chain.from_iterable(self._tests.values()))
         self._running: dict[int, tuple[Path, str]] = {}
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -75,9 +78,9 @@ class Trials:
         return True
 
     def _reaching(self, mutant: str) -> list[str]:
-        """Return the tests that reach the mutant's function, the quickest first."""
+        """Return the tests that reach the mutant's function, quick and narrow ones first."""
         names = self._tests.get(mutant.rpartition("__mutmut_")[0], [])
-        names = sorted(names, key=self._seconds.__getitem__)
+        names = sorted(names, key=lambda name: self._seconds[name] * self._breadth[name])
         until = accumulate(self._seconds[name] for name in names)
         return [name for name, end in zip(names, until, strict=True) if end <= self._most]
 
