@@ -32,7 +32,8 @@ def _width(text: str) -> int:
 
 
 def _is_number(text: str) -> bool:
-    first = text.split(" ")[0]
-    return (
-        first.lower() in ("nan", "inf", "-inf") or first.lstrip("-").replace(".", "", 1).isdigit()
-    )
+    try:
+        float(text.split(" ")[0])
+    except ValueError:
+        return False
+    return True

@@ -16,7 +16,8 @@ def test_words_to_the_left_and_numbers_to_the_right():
 
 
 @pytest.mark.parametrize(
-    "number", ["7", "0.5", "-3", "-0.25", "nan", "inf", "-inf", "NaN", "5 %", "3 ≤ 4"]
+    "number",
+    ["7", "0.5", "-3", "3e-16", "-2.5e+20", "-0.25", "nan", "inf", "-inf", "NaN", "5 %", "3 ≤ 4"],
 )
 def test_what_is_a_number(number):
     assert text_table(["a long header"], [[number]]).split("\n")[2] == number.rjust(13)
