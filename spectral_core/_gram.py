@@ -31,7 +31,7 @@ class ScaledMatrix:
     transposed: bool
 
     @classmethod
-    def of(cls, xp: Any, gradient: Array, solved: bool = True) -> "ScaledMatrix":
+    def of(cls, xp: Any, gradient: Array, solved: bool) -> "ScaledMatrix":
         """Scale a gradient, shape (..., m, n).
 
         Square ones are transposed too where it may be a right hand side: columns are then

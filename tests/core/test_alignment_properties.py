@@ -227,6 +227,13 @@ def test_5_1_order_inside_a_tie_does_not_matter():
     np.testing.assert_array_equal(one.delta.tied, [False, True, True, True])
 
 
+def test_equal_eigenvalues_are_tied_without_a_tolerance():
+    c_delta = np.diag([2.0, 2.0, 1.0])
+    s = sc.spectral_alignment(np.eye(3), np.eye(3), c_delta, np.eye(3), gap_tolerance=0.0)
+    np.testing.assert_array_equal(s.delta.tied, [True, True, False])
+    np.testing.assert_array_equal(s.a.tied, [True, True, True])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

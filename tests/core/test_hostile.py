@@ -55,6 +55,17 @@ def test_constant_ordinate_is_a_zero_exponent_without_r_squared():
     assert fit.exponent == pytest.approx(0, abs=1e-14) and np.isnan(fit.r_squared)
 
 
+@pytest.mark.parametrize("points", [10, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constants_that_round_are_constant(points, dtype):
+    """The mean of equal logarithms is not always one of them."""
+    constants = np.geomspace(1e-3, 1e3, 60)[:, None] * np.ones(points)
+    varying = np.broadcast_to(np.arange(1.0, points + 1), constants.shape)
+    constants, varying = constants.astype(dtype), varying.astype(dtype)
+    assert np.isnan(sc.fit_power_law(constants, varying).exponent).all()
+    assert np.isnan(sc.fit_power_law(varying, constants).r_squared).all()
+
+
 def test_all_negative_curvature():
     t = sc.exponent_triangle(np.arange(5.0, 0, -1), -ONES).to_floats()
     assert np.isnan(t.alpha.exponent) and np.isnan(t.s.exponent) and np.isnan(t.defect)

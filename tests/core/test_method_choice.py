@@ -65,6 +65,12 @@ def test_sizes_share_tables(rows, of, epsilon, floor):
     assert asked.table() == pole_table(1.5, 0.1, 1e-2, floor=floor, smallest=smallest)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 2.0, 4.0])
+def test_shifts_are_for_exponents_between_0_and_2(alpha):
+    with pytest.raises(InputError, match=f"is for alpha between 0 and 2, not {alpha}"):
+        choose(replace(request(alpha), method="shifts"))
+
+
 def test_a_polynomial_needs_damping():
     with pytest.raises(InputError, match="alpha above 0 and spectral damping above 0, not alpha"):
         choose(replace(request(2.0, 0.0), method="polynomial"))

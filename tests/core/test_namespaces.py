@@ -179,6 +179,13 @@ def test_participation(xp):
     xp.check_kind(ratio, h)
 
 
+def test_of_one_value_no_exponent_is_certified(xp):
+    h = xp.array(np.asarray([[1.0], [2.0]]))
+    found = xp.run(sc.certified_exponent, h)
+    xp.check_kind(found, h)
+    assert found.shape == (2,) and np.isnan(xp.numpy(found)).all()
+
+
 def test_bounds(xp):
     values = np.asarray([0.3, 1.0, 1.01, 1.5, 2.0, 3.3, 30.0])
     s = xp.array(values)

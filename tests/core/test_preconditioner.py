@@ -247,7 +247,7 @@ def test_eigenvalues_with_absolute_damping(xp, alpha):
 def test_from_twice_as_many_columns_as_rows_on_one_product_replaces_the_solves(batch, alpha):
     for columns in (3, 5, 6, 8, 9):
         wide = np.random.default_rng(columns).normal(size=(*batch, 3, columns))
-        gram = Gram.of(np, ScaledMatrix.of(np, wide))
+        gram = Gram.of(np, ScaledMatrix.of(np, wide, solved=True))
         product = by_factor(np, gram, wide, alpha, 1.0, 0.1)
         assert (product.left is not None) == (columns >= 6)
         for index in np.ndindex(batch):

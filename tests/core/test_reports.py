@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
+from spectral_core import _files
 from spectral_core.report import ParticipationSummary, Provenance
 
 NAN = math.nan
@@ -190,3 +191,14 @@ def test_arrays_of_unequal_lengths_are_no_spectrum(name):
     data[name] = data[name][:3]
     with pytest.raises(ValueError, match="^layer 'body' has unequal numbers of σ and h$"):
         sc.LayerSpectrum.from_dict(data)
+
+
+def test_a_report_of_as_many_bytes_as_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    report(layer()).save(path)
+    size = path.stat().st_size
+    monkeypatch.setattr(_files, "MAX_BYTES", size)
+    sc.SpectralReport.load(path)
+    monkeypatch.setattr(_files, "MAX_BYTES", size - 1)
+    with pytest.raises(sc.ReportError, match=f"has {size} bytes, more than the {size - 1}"):
+        sc.SpectralReport.load(path)

@@ -63,6 +63,7 @@ def test_randomized_directions_are_as_good_as_stated(m, n):
     nearest = np.abs(fast.sigma[:, None] - true).min(1) / fast.sigma
     assert nearest.max() <= stated < 0.05
     np.testing.assert_allclose(fast.sigma[:10], exact.sigma[:10], rtol=1e-6)
+    assert np.max(np.abs(fast.sigma - exact.sigma)) > 1e-12  # found in the other way
     for side in (fast.u, fast.v):
         np.testing.assert_allclose(side.T @ side, np.eye(20), atol=1e-12)
     assert not exact.notes
@@ -231,6 +232,14 @@ def test_an_engine_without_derivatives_is_believed():
 
     certificate = sc.measure(Silent(), top_k=5)["w"].certificate
     assert certificate.engine == "tangents" and np.isnan(certificate.derivative_error)
+
+
+def test_values_that_are_not_finite_are_measured_again():
+    problem = Overlooking()
+    problem.off = np.nan
+    certificate = sc.measure(problem, top_k=5)["w"].certificate
+    assert certificate.engine == "double-backward"
+    assert certificate.reason == "engine 'tangents' met values that are not finite"
 
 
 def test_values_of_another_shape_name_the_problem():
