@@ -18,7 +18,7 @@ ArrayLike: TypeAlias = Any
 def namespace(*arrays: Array) -> Any:
     """Return what `array_api_compat.array_namespace` does, also where `torch.compile` traces it.
 
-    Dynamo of PyTorch before 2.13 cannot trace that function.
+    Dynamo of PyTorch 2.9 cannot trace that function.
 
     Raises
     ------

@@ -103,7 +103,7 @@ def table(runs: Sequence[Run]) -> str:
         counts = entry["counts"]
         failed = counts.get("failed", 0) + counts.get("error", 0)
         told = f"{failed}" if entry["status"] == 0 or failed else "did not run"
-        if entry["age"] == "pre":
+        if any(re.search(r"(a|b|rc|dev)\d", own) for own in entry["versions"].values()):
             told += " (pre-releases)"
         versions = ", ".join(f"{name} {own}" for name, own in entry["versions"].items())
         cells = [entry["library"], entry["python"], versions, counts.get("passed", 0),

@@ -336,7 +336,7 @@ def test_torch_compiles_every_method_as_one_graph(method, alpha, damping):
 
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    # Dynamo before PyTorch 2.13 writes add(alpha=) as two operations, each of which rounds.
+    # Dynamo of PyTorch 2.9 writes add(alpha=) as two operations, each of which rounds.
     error = 16 * torch.finfo(g.dtype).eps if method == "polynomial" else 0.0
     assert (compiled(g) - run(g)).abs().max() <= error * run(g).abs().max()
 
