@@ -241,6 +241,10 @@ def test_equal_eigenvalues_are_tied_without_a_tolerance():
         ({"c_a": np.ones((6, 5))}, "c_a: has shape"),
         ({"v": np.ones((6, 3))}, "2 and 3 directions"),
         ({"u": np.ones((5, 6)), "v": np.ones((6, 6))}, "6 directions of 5 dimensions"),
+        (
+            {"c_delta": np.zeros((3, 0, 0))},
+            "c_delta: has shape \\(3, 0, 0\\); pass a square matrix",
+        ),
         ({"u": np.ones((7, 5, 6)), "v": np.ones((6, 6))}, "6 directions of 5 dimensions"),
         ({"c_delta": np.ones((5, 5), dtype=int)}, "c_delta: has dtype"),
     ],

@@ -71,6 +71,20 @@ def test_shifts_are_for_exponents_between_0_and_2(alpha):
         choose(replace(request(alpha), method="shifts"))
 
 
+@pytest.mark.parametrize(("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.5)])
+def test_a_damping_below_the_rounding_is_refused(method, alpha):
+    shift = request(alpha).shift
+    with pytest.raises(InputError, match="needs a damping above the rounding of the Gram matrix"):
+        choose(replace(request(alpha, 0.99 * shift), method=method))
+    closed = replace(request(alpha, 1.01 * shift), method="closed")
+    assert alpha == 1.5 or choose(closed) == "closed"
+
+
+def test_rounding_is_unknown_where_the_damping_is():
+    unknown = [request(2.0, mode="absolute"), request(np.asarray(2.0)), request(2.0, np.asarray(1))]
+    assert [asked.rounding() for asked in unknown] == [0, 0, 0] < [request(2.0).rounding()]
+
+
 def test_a_polynomial_needs_damping():
     with pytest.raises(InputError, match="alpha above 0 and spectral damping above 0, not alpha"):
         choose(replace(request(2.0, 0.0), method="polynomial"))

@@ -38,8 +38,12 @@ def test_a_gradient_of_rank_one_has_one_direction():
 
 def test_how_many_values_are_not_finite_is_said():
     gradient = np.asarray([[np.nan, 1.0], [np.inf, -np.inf]])
-    with pytest.raises(sc.LayerError, match="its gradient holds 3 NaN or infinite values"):
+    with pytest.raises(sc.LayerError) as caught:
         top_directions(LayerInfo("w", "linear", (2, 2)), gradient, 1)
+    assert caught.value.layer == "w" and str(caught.value) == (
+        "layer 'w': its gradient holds 3 NaN or infinite values; look for a division by zero, a "
+        "square root at zero or an overflow on the way to this layer."
+    )
 
 
 @pytest.mark.parametrize("name", NOTES)
@@ -177,6 +181,30 @@ def test_an_overlooked_use_is_noticed():
     right.off = 1.0
     assert sc.measure(right, top_k=5)["w"].certificate.engine == "tangents"
     assert sc.measure(right, top_k=5)["w"].certificate.derivative_error < 1e-12
+
+
+class Two(Overlooking):
+    """Layers alike, of which the engine overlooks a use of the first."""
+
+    def layers(self):
+        (layer,) = super().layers()
+        return [replace(layer, name=name) for name in ("w", "x")]
+
+    def gradients(self, layers):
+        return dict.fromkeys(layers, super().gradients(layers)["w"])
+
+    def layer_curvatures(self, directions, *arguments, **options):
+        for name, off in (("w", 0.5), ("x", 1.0)):
+            self.off = off
+            for found in super().layer_curvatures({"w": directions[name]}, *arguments, **options):
+                yield replace(found, name=name)
+
+
+def test_a_layer_that_is_measured_again_leaves_the_next_as_it_is():
+    report = sc.measure(Two(), top_k=5)
+    engines = [report[name].certificate.engine for name in ("w", "x")]
+    assert engines == ["double-backward", "tangents"]
+    np.testing.assert_allclose(report["w"].curvature, report["x"].curvature, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
