@@ -207,6 +207,8 @@ def test_5_1_eigenvalues_below_a_tolerance_are_none():
     s = sc.spectral_alignment(np.eye(3), np.eye(3), np.diag([2.0, 1.0, 1e-3]), np.eye(3), rtol=1e-2)
     assert s.delta.rank == 2 and s.delta.condition == 2 and s.delta.effective_rank < 2
     np.testing.assert_array_equal(s.rho_delta, [1, 1, np.nan])
+    s = sc.spectral_alignment(np.eye(3), np.eye(3), np.eye(3), np.diag([2.0, 1e-3, 0]), rtol=1e-2)
+    assert s.a.rank == 1 and s.a.condition == 1
 
 
 def test_5_1_factors_of_one_dimension():

@@ -144,6 +144,23 @@ def test_a_text_that_is_no_spec_is_refused(text):
         sc.as_matrices((4, 4), text)
 
 
+def test_shapes_are_tuples():
+    with pytest.raises(sc.InputError, match=r"shape: \[6, 4\] is no tuple of lengths"):
+        sc.MatrixLayout([6, 4], sc.MatrixSpec())
+
+
+def test_a_stack_of_one_matrix():
+    assert sc.as_matrices((6, 4), "stack").matrices == ((1, 6, 4),)
+
+
+def test_arrays_of_two_libraries_are_refused():
+    strict = pytest.importorskip("array_api_strict")
+    layout = sc.as_matrices((6, 4), "matrix rows=2,4")
+    arrays = [np.zeros((1, 2, 4)), strict.zeros((1, 4, 4))]
+    with pytest.raises(sc.InputError, match="^matrices: are arrays of different libraries"):
+        layout.merge(arrays)
+
+
 def test_other_shapes_are_refused_by_split_and_merge():
     layout = sc.as_matrices((6, 4), "qkv")
     with pytest.raises(sc.InputError, match=r"\(4, 6\); this layout is for \(6, 4\)"):

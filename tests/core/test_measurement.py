@@ -120,6 +120,13 @@ def test_a_decomposition_of_kronecker_curvatures():
         assert spectrum.certificate.engine == "double-backward"
 
 
+def test_the_confidence_is_that_of_every_fit():
+    spectrum = sc.measure(Quadratics(), "body", top_k=6, decompose=True, confidence=0.9)["body"]
+    fits = spectrum.decomposition
+    asked = (spectrum.alpha, spectrum.gamma, spectrum.s, fits.alpha, fits.beta, fits.nu)
+    assert {fit.confidence for fit in asked} == {0.9}
+
+
 def test_directions_lost_to_a_factor_of_low_rank_are_counted():
     problem = Quadratics()
     narrow = np.linalg.qr(np.random.default_rng(0).standard_normal((7, 4)))[0]
@@ -160,7 +167,7 @@ def test_a_layer_without_factors_or_ggn_keeps_its_spectrum(where):
 
 def test_dropped_directions_are_noted():
     sigma, layer = np.asarray([6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), sc.LayerInfo("a", "x", (9, 8))
-    h = np.asarray([9.0, -1.0, 0.0, np.nan, np.inf, 4.0, 2.0])
+    h = np.asarray([0.9, -1.0, 0.0, np.nan, np.inf, 4.0, 2.0])
     found = spectrum_from_values(layer, sigma, h, notes=("before",))
     assert found.notes == (
         "before",

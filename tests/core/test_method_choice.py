@@ -71,13 +71,29 @@ def test_shifts_are_for_exponents_between_0_and_2(alpha):
         choose(replace(request(alpha), method="shifts"))
 
 
-@pytest.mark.parametrize(("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.5)])
+@pytest.mark.parametrize("method", ["closed", "shifts", "polar", "polynomial"])
+@pytest.mark.parametrize(("alpha", "damping"), [(np.asarray(1.0), 0.1), (1.0, np.asarray(0.1))])
+def test_arrays_are_for_decompositions(method, alpha, damping):
+    with pytest.raises(InputError, match="needs alpha and damping as numbers, not arrays"):
+        choose(replace(request(alpha, damping), method=method))
+
+
+def test_poles_that_do_not_reach_the_tolerance():
+    asked = replace(request(1.0, 1e-4, tolerance=1e-11, epsilon=DOUBLE), method="shifts")
+    assert asked.table().error > 1e-11
+    with pytest.raises(InputError, match=r"reaches .* for alpha = 1.0 and damping = 0.0001, not"):
+        choose(asked)
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha"), [("closed", 2.0), ("closed", 4.0), ("shifts", 1.5), ("shifts", 0.5)]
+)
 def test_a_damping_below_the_rounding_is_refused(method, alpha):
     shift = request(alpha).shift
     with pytest.raises(InputError, match="needs a damping above the rounding of the Gram matrix"):
         choose(replace(request(alpha, 0.99 * shift), method=method))
-    closed = replace(request(alpha, 1.01 * shift), method="closed")
-    assert alpha == 1.5 or choose(closed) == "closed"
+    asked = replace(request(alpha, 1.01 * shift), method=method)
+    assert method == "shifts" or choose(asked) == method
 
 
 def test_rounding_is_unknown_where_the_damping_is():

@@ -184,6 +184,8 @@ def test_of_one_value_no_exponent_is_certified(xp):
     found = xp.run(sc.certified_exponent, h)
     xp.check_kind(found, h)
     assert found.shape == (2,) and np.isnan(xp.numpy(found)).all()
+    h = xp.array(np.asarray([[4.0, 2.0], [4.0, -1.0]]))
+    np.testing.assert_array_equal(xp.numpy(xp.run(sc.certified_exponent, h)), [1, np.nan])
 
 
 def test_bounds(xp):
@@ -269,6 +271,16 @@ def test_rank_profiles(xp):
                     np.diff(np.sort(bic))[0], *(s[0][0] for s in solved))  # fmt: skip
         for value, number in zip(results, expected, strict=True):
             assert abs(float(value[row]) - number) < 2e4 * xp.eps * (1 + abs(number))
+
+
+def test_a_rank_profile_of_three_points():
+    sigma = np.asarray([9.0, 7.0, 1.0])
+    found = sc.fit_rank_profiles(sigma).power_law
+    x, y = np.log([1, 2, 3]), np.log(sigma)
+    (slope, start), (rss,), *_ = np.polyfit(x, y, 1, full=True)
+    assert float(found.parameters["gamma"]) == pytest.approx(-slope, rel=1e-12)
+    assert float(found.parameters["log_prefactor"]) == pytest.approx(start, rel=1e-12)
+    assert float(found.rss) == pytest.approx(rss, rel=1e-10)
 
 
 def test_zeta(xp):

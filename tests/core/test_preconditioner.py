@@ -341,6 +341,15 @@ def test_torch_compiles_every_method_as_one_graph(method, alpha, damping):
     assert (compiled(g) - run(g)).abs().max() <= error * run(g).abs().max()
 
 
+@pytest.mark.parametrize("method", ["closed", "svd"])
+def test_sizes_are_of_both_signs(method):
+    """The scale is that of the largest magnitude: nothing overflows."""
+    g = -np.abs(with_spectrum([1.0, 0.5, 0.1], (3, 5)))
+    expected = sc.precondition(g, 2.0, method=method)
+    found = sc.precondition(1e200 * g, 2.0, method=method)
+    np.testing.assert_allclose(found * 1e200, expected, rtol=1e-12)
+
+
 def test_jax_vmap_equals_the_batch():
     jax = pytest.importorskip("jax")
     g = jax.numpy.asarray(np.random.default_rng(0).normal(size=(3, 5, 7)))

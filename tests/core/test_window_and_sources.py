@@ -24,6 +24,11 @@ def graded(m, n, seed=0):
 NOTES = {
     "rank": (np.diag([3.0, 2, 1, 0, 0]), "window cut to 3 of 4 directions by the gradient's numerical rank"),
     "side": (np.diag([3.0, 2, 1]), "window cut to 3 of 4 directions by the smaller side"),
+    "both": (
+        np.diag([2.0, 2, 0, 0, 0]),
+        "window cut to 2 of 4 directions by the gradient's numerical rank",
+        "singular values tied to rounding after rank 1: directions inside a tie are arbitrary",
+    ),
     "tied": (
         np.diag([3.0, 2, 2, 2, 1]),
         "singular values tied to rounding after rank 2, 3: directions inside a tie are arbitrary",
@@ -48,9 +53,15 @@ def test_how_many_values_are_not_finite_is_said():
 
 @pytest.mark.parametrize("name", NOTES)
 def test_what_a_window_says_of_itself(name):
-    gradient, note = NOTES[name]
+    gradient, *notes = NOTES[name]
     layer = LayerInfo("w", "linear", gradient.shape)
-    assert top_directions(layer, gradient, 4).notes == (note,)
+    assert list(top_directions(layer, gradient, 4).notes) == notes
+
+
+def test_a_gradient_of_zeros_names_its_layer():
+    with pytest.raises(sc.LayerError) as caught:
+        top_directions(LayerInfo("w", "linear", (2, 2)), np.zeros((2, 2)), 1)
+    assert caught.value.layer == "w" and "its gradient is zero on these data" in str(caught.value)
 
 
 @pytest.mark.parametrize(("m", "n"), [(300, 200), (150, 400)])
@@ -68,15 +79,18 @@ def test_randomized_directions_are_as_good_as_stated(m, n):
     assert nearest.max() <= stated < 0.05
     np.testing.assert_allclose(fast.sigma[:10], exact.sigma[:10], rtol=1e-6)
     assert np.max(np.abs(fast.sigma - exact.sigma)) > 1e-12  # found in the other way
+    default = top_directions(layer, gradient, 20)
+    np.testing.assert_array_equal(default.sigma, exact.sigma)
     for side in (fast.u, fast.v):
         np.testing.assert_allclose(side.T @ side, np.eye(20), atol=1e-12)
     assert not exact.notes
 
 
-def test_small_sides_are_decomposed_exactly():
+@pytest.mark.parametrize("top_k", [13, 20])
+def test_small_sides_are_decomposed_exactly(top_k):
     layer = LayerInfo("w", "linear", (40, 25))
-    fast = top_directions(layer, graded(40, 25), 20, "randomized")
-    exact = top_directions(layer, graded(40, 25), 20)
+    fast = top_directions(layer, graded(40, 25), top_k, "randomized")
+    exact = top_directions(layer, graded(40, 25), top_k)
     np.testing.assert_array_equal(fast.sigma, exact.sigma)
     assert not fast.notes
 
@@ -110,11 +124,12 @@ def test_subspaces_are_found_on_the_gradients_device_in_its_precision():
         assert found.device == device and found.dtype == strict.float32
 
 
-def test_randomized_directions_take_no_square_of_the_wider_side():
-    """They are for layers thousands wide."""
+@pytest.mark.parametrize("svd", ["exact", "randomized"])
+def test_directions_take_no_square_of_the_wider_side(svd):
+    """Layers are thousands wide."""
     gradient = np.random.default_rng(0).standard_normal((60, 4000))
     tracemalloc.start()
-    top_directions(LayerInfo("w", "linear", (60, 4000)), gradient, 5, "randomized")
+    top_directions(LayerInfo("w", "linear", (60, 4000)), gradient, 5, svd)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 * gradient.nbytes < 4000**2
@@ -262,6 +277,17 @@ def test_an_engine_without_derivatives_is_believed():
     assert certificate.engine == "tangents" and np.isnan(certificate.derivative_error)
 
 
+def test_the_kind_asked_for_is_measured_again():
+    class Kinds(Overlooking):
+        def curvatures(self, layer, u, v, kind="hessian"):
+            self.kind = kind
+            return super().curvatures(layer, u, v)
+
+    problem = Kinds()
+    sc.measure(problem, top_k=5, curvature="ggn")
+    assert problem.kind == "ggn"
+
+
 def test_values_that_are_not_finite_are_measured_again():
     problem = Overlooking()
     problem.off = np.nan
@@ -278,7 +304,7 @@ def test_values_of_another_shape_name_the_problem():
 
 
 def test_a_problem_without_engines():
-    with pytest.raises(sc.InputError, match="one layer at a time"):
+    with pytest.raises(sc.InputError, match="a Quadratic computes one layer at a time"):
         sc.measure(Quadratic(), engine="columns")
     with pytest.raises(sc.InputError, match="engine: 'quick' is unknown"):
         sc.measure(Quadratic(), engine="quick")

@@ -318,7 +318,7 @@ CASES = [
         )
     ),
     *(refused("precondition", f"{name} {value!r}", lambda n=name, v=value: sc.precondition(EYE, 2.0, **{n: v}), name, str(value), remedy) for name, value, remedy in (
-        ("method", "lu", "closed"), ("method", None, "closed"), ("tolerance", 0, "0.01 is"), ("tolerance", NAN, "0.01 is"), ("tolerance", "x", "0.01 is"),
+        ("method", "lu", "closed"), ("method", None, "closed"), ("tolerance", 0, "0.01 is"), ("tolerance", 1.0, "0.01 is"), ("tolerance", NAN, "0.01 is"), ("tolerance", "x", "0.01 is"),
         ("normalize", "max", "rms"), ("precision", "float8", "working"), ("precision", "bfloat16", "use 'working'"),
     )),
     refused("precondition", "method that does not serve", lambda: sc.precondition(EYE, 1.5, method="closed"), "method", "1.5", "use 'auto'"),
