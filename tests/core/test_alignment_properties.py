@@ -234,6 +234,10 @@ def test_equal_eigenvalues_are_tied_without_a_tolerance():
     s = sc.spectral_alignment(np.eye(3), np.eye(3), c_delta, np.eye(3), gap_tolerance=0.0)
     np.testing.assert_array_equal(s.delta.tied, [True, True, False])
     np.testing.assert_array_equal(s.a.tied, [True, True, True])
+    # A gap counts beside its own eigenvalues, not beside the largest.
+    c_delta = np.diag([1e3, 1.0, 0.9])
+    s = sc.spectral_alignment(np.eye(3), np.eye(3), c_delta, np.eye(3), gap_tolerance=1e-2)
+    assert not s.delta.tied.any()
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,11 @@ def test_constant_ordinate_is_a_zero_exponent_without_r_squared():
     assert fit.exponent == pytest.approx(0, abs=1e-14) and np.isnan(fit.r_squared)
 
 
+def test_a_small_variation_is_one():
+    x = 100 * (1 + 1e-9 * np.arange(8.0))
+    assert sc.fit_power_law(x, x**2).exponent == pytest.approx(2, rel=1e-5)
+
+
 @pytest.mark.parametrize("points", [10, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_constants_that_round_are_constant(points, dtype):

@@ -145,6 +145,17 @@ def test_directions_lost_to_a_factor_of_low_rank_are_counted():
     assert "of low rank" in spectrum.notes
 
 
+def test_directions_that_both_fits_drop_are_counted_once():
+    class Indefinite(Quadratics):
+        def curvatures(self, layer, u, v, kind="hessian"):
+            found = super().curvatures(layer, u, v)
+            return np.where(np.arange(len(found)) == 1, -found, found) if kind != "ggn" else found
+
+    spectrum = sc.measure(Indefinite(), "body", top_k=6, decompose=True)["body"]
+    assert spectrum.alpha.n_dropped == spectrum.decomposition.alpha.n_dropped == 1
+    assert not any("more directions dropped" in note for note in spectrum.notes)
+
+
 @pytest.mark.parametrize("where", ["factors", "ggn"])
 def test_a_layer_without_factors_or_ggn_keeps_its_spectrum(where):
     problem, plain = Quadratics(), sc.measure(Quadratics(), "body", top_k=5)["body"]

@@ -96,6 +96,10 @@ def test_a_damping_below_the_rounding_is_refused(method, alpha):
     assert method == "shifts" or choose(asked) == method
 
 
+def test_a_multiple_of_the_gradient_needs_no_damping():
+    assert choose(replace(request(0.0, 0.0), method="closed")) == "closed"
+
+
 def test_rounding_is_unknown_where_the_damping_is():
     unknown = [request(2.0, mode="absolute"), request(np.asarray(2.0)), request(2.0, np.asarray(1))]
     assert [asked.rounding() for asked in unknown] == [0, 0, 0] < [request(2.0).rounding()]

@@ -367,6 +367,18 @@ def test_decompose_exponent(xp):
         *arrays[:3], sc.spectral_alignment(*arrays[3:])).closure, arrays[0])  # fmt: skip
 
 
+def test_a_decomposition_leaves_out_what_has_no_singular_value():
+    rng = np.random.default_rng(0)
+    sigma, h, ggn = 1.5 ** -np.arange(5.0), *np.exp(rng.normal(size=(2, 5)))
+    u, v = (np.linalg.qr(rng.normal(size=(6, 6)))[0][:, :5] for _ in range(2))
+    alignment = sc.spectral_alignment(u, v, np.diag(np.arange(6.0, 0, -1)), np.eye(6))
+    found = sc.decompose_exponent(np.append(sigma[:4], 0.0), h, ggn, alignment)
+    missing = sc.decompose_exponent(sigma, np.append(h[:4], -1.0), ggn, alignment)
+    for name in ("alpha", "beta", "phi", "kappa", "nu"):
+        assert getattr(found, name).n_dropped == 1
+        assert getattr(found, name).exponent == getattr(missing, name).exponent
+
+
 def test_effective_rank(xp):
     covariance = np.stack([np.diag([1.0, 1, 1, 0]), np.diag([5.0, 0, 0, 0]), np.zeros((4, 4))])
     found = xp.numpy(xp.run(sc.effective_rank, xp.array(covariance)))

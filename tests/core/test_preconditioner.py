@@ -341,6 +341,18 @@ def test_torch_compiles_every_method_as_one_graph(method, alpha, damping):
     assert (compiled(g) - run(g)).abs().max() <= error * run(g).abs().max()
 
 
+@pytest.mark.parametrize(
+    ("method", "alpha"),
+    [("closed", 2.0), ("shifts", 1.0), ("eigh", 1.0), ("svd", 1.0), ("polynomial", 2.0)],
+)
+def test_batches_have_any_number_of_axes(method, alpha):
+    g = np.random.default_rng(0).normal(size=(2, 3, 7, 9))
+    found = sc.precondition(g, alpha, method=method, tolerance=TOLERANCE)
+    for place in np.ndindex(2, 3):
+        alone = sc.precondition(g[place], alpha, method=method, tolerance=TOLERANCE)
+        np.testing.assert_allclose(found[place], alone, atol=1e-13)
+
+
 @pytest.mark.parametrize("method", ["closed", "svd"])
 def test_sizes_are_of_both_signs(method):
     """The scale is that of the largest magnitude: nothing overflows."""

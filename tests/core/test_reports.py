@@ -92,6 +92,12 @@ skipped
   odd: holds 5 NaN"""  # fmt: skip
 
 
+def test_errors_are_told_in_percent():
+    found = layer()
+    found = replace(found, triangle=replace(found.triangle, relative_error=0.95))
+    assert " 95.0 %  " in report(found).summary()
+
+
 def test_the_summary_word_by_word():
     found = report(
         layer(notes=("cut", "tied")),

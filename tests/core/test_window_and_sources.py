@@ -24,6 +24,10 @@ def graded(m, n, seed=0):
 NOTES = {
     "rank": (np.diag([3.0, 2, 1, 0, 0]), "window cut to 3 of 4 directions by the gradient's numerical rank"),
     "side": (np.diag([3.0, 2, 1]), "window cut to 3 of 4 directions by the smaller side"),
+    "rounding": (
+        np.diag([1.0, 1e-16, 0]),
+        "window cut to 1 of 4 directions by the gradient's numerical rank",
+    ),
     "both": (
         np.diag([2.0, 2, 0, 0, 0]),
         "window cut to 2 of 4 directions by the gradient's numerical rank",
@@ -223,11 +227,21 @@ def test_a_layer_that_is_measured_again_leaves_the_next_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("engine", "told"), [("monte-carlo", "monte-carlo, 8 draws"), ("tangents", "tangents")]
+    ("chosen", "told"),
+    [
+        ({"engine": "monte-carlo", "draws": 2}, "monte-carlo, 2 draws"),
+        ({"engine": "monte-carlo"}, "monte-carlo, 64 draws"),
+        ({"engine": "tangents", "draws": 8}, "tangents"),
+    ],
 )
-def test_draws_belong_to_the_engine_that_draws(engine, told):
-    report = sc.measure(Overlooking(), top_k=5, engine=engine, draws=8)
+def test_draws_belong_to_the_engine_that_draws(chosen, told):
+    report = sc.measure(Overlooking(), top_k=5, **chosen)
     assert report.provenance.engine == told
+
+
+def test_twenty_directions_are_the_default():
+    report = sc.measure(Quadratic())
+    assert report.provenance.top_k == len(report["w"].sigma) == 20
 
 
 class Factored(Quadratic):
