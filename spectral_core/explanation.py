@@ -130,14 +130,12 @@ def _joint_slopes(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
     """Return β − 2, φ, κ, ν, their covariance, and its degrees of freedom."""
     assert layer.alignment is not None and layer.ggn is not None and layer.decomposition is not None
-    with np.errstate(invalid="ignore", divide="ignore"):
-        window = np.isfinite(layer.decomposition.chi)
-        logs = np.log(np.stack([
-            layer.sigma, layer.alignment.lam, layer.alignment.phi,
-            layer.ggn / layer.alignment.kron, layer.curvature / layer.ggn,
-        ])[:, window])  # fmt: skip
-    logs[1] -= 2 * logs[0]
-    x, y = logs[0] - logs[0].mean(), logs[1:] - logs[1:].mean(1, keepdims=True)
+    window = np.isfinite(layer.decomposition.chi)
+    alignment = layer.alignment
+    known = (layer.sigma, alignment.lam, alignment.phi, layer.ggn, alignment.kron, layer.curvature)
+    sigma, lam, phi, ggn, kron, h = (np.log(values[window]) for values in known)
+    logs = np.stack([lam - 2 * sigma, phi, ggn - kron, h - ggn])
+    x, y = sigma - sigma.mean(), logs - logs.mean(1, keepdims=True)
     slopes = y @ x / (x @ x)
     residuals = y - slopes[:, None] * x
     dof = len(x) - 2
