@@ -88,7 +88,7 @@ def top_directions(
     window = min(top_k, rank)
     if window < top_k:
         limit = "the gradient's numerical rank" if rank < min(layer.shape) else "the smaller side"
-        notes += (f"window cut to {window} of {top_k} directions by {limit}",)
+        notes = (f"window cut to {window} of {top_k} directions by {limit}",)
     gaps = sigma[:window] - np.append(sigma[1:], 0.0)[:window]
     if tied := [k + 1 for k in range(window) if gaps[k] <= floor]:
         notes += (

@@ -273,6 +273,24 @@ def test_rank_profiles(xp):
             assert abs(float(value[row]) - number) < 2e4 * xp.eps * (1 + abs(number))
 
 
+def test_rank_profiles_of_the_points_asked_for(xp):
+    where = np.arange(K) % 3 != 1
+    mask = xp.array(where.astype(float)) > 0.5
+    found = sc.fit_rank_profiles(xp.array(SIGMA[0]), where=mask)
+    y, k = np.log(SIGMA[0][where]), np.arange(1, K + 1)[where]
+    for profile, name, x in (
+        (found.power_law, "gamma", np.log(k)),
+        (found.exponential, "beta", k),
+    ):
+        slope, start = np.polyfit(x, y, 1)
+        for value, number in (
+            (profile.parameters[name], -slope),
+            (profile.parameters["log_prefactor"], start),
+            (profile.n, where.sum()),
+        ):
+            assert abs(float(xp.numpy(value)) - number) < 2e4 * xp.eps * (1 + abs(number))
+
+
 def test_a_rank_profile_of_three_points():
     sigma = np.asarray([9.0, 7.0, 1.0])
     found = sc.fit_rank_profiles(sigma).power_law

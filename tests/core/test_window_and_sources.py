@@ -82,6 +82,7 @@ def test_randomized_directions_are_as_good_as_stated(m, n):
     nearest = np.abs(fast.sigma[:, None] - true).min(1) / fast.sigma
     assert nearest.max() <= stated < 0.05
     np.testing.assert_allclose(fast.sigma[:10], exact.sigma[:10], rtol=1e-6)
+    np.testing.assert_allclose(exact.sigma, true[:20], rtol=1e-13)
     assert np.max(np.abs(fast.sigma - exact.sigma)) > 1e-12  # found in the other way
     default = top_directions(layer, gradient, 20)
     np.testing.assert_array_equal(default.sigma, exact.sigma)
@@ -97,6 +98,15 @@ def test_small_sides_are_decomposed_exactly(top_k):
     exact = top_directions(layer, graded(40, 25), top_k)
     np.testing.assert_array_equal(fast.sigma, exact.sigma)
     assert not fast.notes
+
+
+def test_randomized_directions_say_what_else_is_to_be_said():
+    gradient = graded(60, 50)[:, :3] @ np.ones((3, 1)) @ np.ones((1, 50))
+    cut, randomized = top_directions(
+        LayerInfo("w", "linear", (60, 50)), gradient, 5, "randomized"
+    ).notes
+    assert cut == "window cut to 1 of 5 directions by the gradient's numerical rank"
+    assert randomized.startswith("randomized singular vectors")
 
 
 def test_randomized_directions_are_the_same_each_time():
