@@ -273,6 +273,17 @@ def test_rank_profiles(xp):
             assert abs(float(value[row]) - number) < 2e4 * xp.eps * (1 + abs(number))
 
 
+def test_each_profile_has_the_rounding_of_its_own_row():
+    """Residuals are not below the rounding of the data, here of logarithms of 3 and of 600."""
+    exact = np.arange(1.0, 21) ** -1.0
+    many = sc.fit_rank_profiles(np.stack([exact, 1e260 * exact]))
+    one = sc.fit_rank_profiles(exact)
+    for name in ("power_law", "exponential", "log_normal"):
+        assert float(getattr(many, name).rss[0]) == pytest.approx(
+            float(getattr(one, name).rss), rel=1e-9
+        )
+
+
 def test_rank_profiles_of_the_points_asked_for(xp):
     where = np.arange(K) % 3 != 1
     mask = xp.array(where.astype(float)) > 0.5
