@@ -274,13 +274,13 @@ def test_rank_profiles(xp):
 
 
 def test_each_profile_has_the_rounding_of_its_own_row():
-    """Residuals are not below the rounding of the data, here of logarithms of 3 and of 600."""
+    """Residuals are not below the rounding of the data, here of logarithms of 3 and of 300."""
     exact = np.arange(1.0, 21) ** -1.0
-    many = sc.fit_rank_profiles(np.stack([exact, 1e260 * exact]))
+    many = sc.fit_rank_profiles(np.stack([exact, exact**100]))
     one = sc.fit_rank_profiles(exact)
     for name in ("power_law", "exponential", "log_normal"):
         assert float(getattr(many, name).rss[0]) == pytest.approx(
-            float(getattr(one, name).rss), rel=1e-9
+            float(getattr(one, name).rss), rel=1e-9, abs=0
         )
 
 
