@@ -573,6 +573,7 @@ def test_calls_of_lapack_take_turns(monkeypatch):
     ordered = jax.jit(lambda array, earlier: after(jnp, array, earlier))
     for earlier in (one, two, -two, two[:, ::-1], -two[:, ::-1]):  # the first entry may be ±∞
         assert bits_equal(ordered(one, earlier), one)
+        assert ordered(one.astype("float32"), earlier).dtype == "float32"
     compiled = ordered.lower(one, two).compile().as_text()
     assert "compare" in compiled  # the compiler has not seen through it
     seen = []
