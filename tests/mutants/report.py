@@ -154,14 +154,16 @@ def page(found: Sequence[Mutant]) -> str:
     known = reasons()
     explained = sum(any(reason.of(mutant) for reason in known) for mutant in alive)
     share = 100 * (1 - len(alive) / len(tried))
+    untried = f"{left} more were not tried. " if (left := len(found) - len(tried)) else ""
     return "\n".join([
         "# Mutation testing",
         "",
         f"`nox -s mutants` changes every function of `spectral_core` in every way that mutmut "
-        f"{version('mutmut')} knows and runs the tests that reach it. Of {len(tried)} mutants "
+        f"{version('mutmut')} knows and runs the tests that reach it, with NumPy, array-api-strict "
+        f"and PyTorch, the quick and narrow ones first. Of {len(tried)} mutants "
         f"{share:.1f} % are killed; of the {len(alive)} others {explained} have a reason below "
         f"(Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}). "
-        f"{len(found) - len(tried)} more were not tried. "
+        f"{untried}"
         "`testing`, of which every clause has a broken backend of its own, and the protocols of "
         "`problem.py`, which have no code, are left out.",
         "",
