@@ -204,11 +204,36 @@ def test_5_1_a_rank_deficient_factor_has_no_alignment_beyond_its_rank():
 
 
 def test_5_1_eigenvalues_below_a_tolerance_are_none():
-    s = sc.spectral_alignment(np.eye(3), np.eye(3), np.diag([2.0, 1.0, 1e-3]), np.eye(3), rtol=1e-2)
-    assert s.delta.rank == 2 and s.delta.condition == 2 and s.delta.effective_rank < 2
-    np.testing.assert_array_equal(s.rho_delta, [1, 1, np.nan])
+    small, eye = np.diag([4.0, 2.0, 1e-3]), np.eye(3)
+    s = sc.spectral_alignment(eye, eye, small, small, rtol=1e-2)
+    for found in (s.delta, s.a):
+        assert found.rank == 2 and found.condition == 2 and found.effective_rank < 2
+        np.testing.assert_array_equal(found.rho, [1, 1, np.nan])
+    # By default those below the rounding of the dtype.
+    wide = np.diag([1.0, 0.5, 2e-7])
+    for dtype, rank in ((np.float32, 2), (np.float64, 3)):
+        found = sc.spectral_alignment(*(a.astype(dtype) for a in (eye, eye, wide, 0 * eye)))
+        assert found.delta.rank == rank and found.a.rank == 0 and np.isnan(found.a.condition)
     s = sc.spectral_alignment(np.eye(3), np.eye(3), np.eye(3), np.diag([2.0, 1e-3, 0]), rtol=1e-2)
     assert s.a.rank == 1 and s.a.condition == 1
+
+
+def test_factors_in_a_batch_are_those_of_each():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(4, 2, 6, 5)), rng.normal(size=(2, 9, 7))
+    c_delta, c_a = np.swapaxes(x, -1, -2) @ x, np.swapaxes(y, -1, -2) @ y
+    c_delta[1, 0, 1:] = c_delta[1, 0, :, 1:] = 0  # of rank one
+    u, v = orthonormal(rng, 5)[:, :3], orthonormal(rng, 7)[:, :3]
+    whole = sc.spectral_alignment(u, np.stack([v, -v[:, ::-1]]), c_delta, c_a)
+    assert whole.kron.shape == whole.rho_delta.shape == (4, 2, 3)
+    assert whole.delta.rank.shape == whole.delta.condition.shape == (4, 2)
+    for i, j in np.ndindex(4, 2):
+        one = sc.spectral_alignment(u, (v, -v[:, ::-1])[j], c_delta[i, j], c_a[j])
+        np.testing.assert_allclose(whole.kron[i, j], one.kron)
+        for side, k in (("delta", (i, j)), ("a", (j,))):
+            found, expected = vars(getattr(whole, side)), vars(getattr(one, side))
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name][k], value, rtol=1e-6, err_msg=name)
 
 
 def test_5_1_factors_of_one_dimension():

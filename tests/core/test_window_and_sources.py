@@ -320,6 +320,50 @@ def test_values_that_are_not_finite_are_measured_again():
     assert certificate.reason == "engine 'tangents' met values that are not finite"
 
 
+class Many(Quadratic):
+    """What its engine finds of each layer is given; one by one, all curvatures are 1, or 2."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def layer_curvatures(self, directions, kind="hessian", **options):
+        self.asked = (list(directions), kind, options)
+        yield from self.found
+
+    def curvatures(self, layer, u, v, kind="hessian"):
+        return np.full(2, 2.0 if kind == "ggn" else 1.0)
+
+
+def test_layers_that_an_engine_fails_on_are_measured_by_themselves():
+    layers = [LayerInfo(name, "linear", (30, 20)) for name in "abcd"]
+    window = top_directions(layers[0], 3 * graded(30, 20), 2)
+    ones, sigma = np.ones(2, dtype=np.float32), window.sigma
+    problem = Many([
+        sc.LayerError("a", "has none."),
+        LayerCurvature("b", np.array([1.0, np.nan]), Certificate("columns"), derivative=sigma),
+        LayerCurvature("c", ones, Certificate("tangents"), derivative=sigma / 2),
+        LayerCurvature("d", ones, Certificate("tangents"), 3 * ones, sigma + np.array([0, 3e-9])),
+    ])  # fmt: skip
+    tell, windows = [].append, {layer.name: window for layer in layers}
+    a, b, c, d = curvatures_of(problem, layers, windows, "ggn", "tangents", 6, ("e",), tell)
+    options = {"engine": "tangents", "draws": 6, "done": ("e",), "tell": tell}
+    assert problem.asked == (list("abcd"), "ggn", options)
+    assert a is problem.found[0]
+    reasons = {
+        "b": "engine 'columns' met values that are not finite",
+        "c": "engine 'tangents' overlooked a use of the weight: derivatives along D_k are off by "
+        "0.5 σ_1",
+    }
+    for found in (b, c):
+        assert found.certificate == Certificate("double-backward", reason=reasons[found.name])
+        assert found.values.tolist() == found.ggn.tolist() == [2, 2]
+    assert d.certificate.engine == "tangents"
+    assert d.certificate.derivative_error == pytest.approx(1e-9, rel=1e-5)
+    assert d.values.tolist() == [1, 1] and d.ggn.tolist() == [3, 3]
+    assert d.values.dtype == d.ggn.dtype == np.float64
+
+
 def test_values_of_another_shape_name_the_problem():
     for kind in (Quadratic, Overlooking):
         problem = type("Short", (kind,), {"curvatures": lambda *_: np.ones(4)})()

@@ -264,6 +264,7 @@ CASES = [
             ("no directions", (np.ones((3, 0)), U, EYE, EYE), {}, ("u", "(3, 0)", "pass (3, K)")),
             ("factor not square", (U, U, np.ones((3, 2)), EYE), {}, ("c_delta", "(3, 2)", "pass a square")),
             ("batches differ", (np.ones((2, 3, 2)), U, np.ones((5, 3, 3)), EYE), {}, ("u (2,)", "broadcast", "equal shapes")),
+            ("batches of v differ", (U, np.ones((2, 3, 2)), EYE, np.ones((5, 3, 3))), {}, ("v (2,)", "broadcast", "equal shapes")),
             ("libraries differ", (torch.asarray(U), U, EYE, EYE), {}, ("u: torch", "v: numpy", "convert them")),
             ("rtol a str", (U, U, EYE, EYE), {"rtol": "x"}, ("rtol", "'x'", "say 1e-3")),
             ("rtol of one", (U, U, EYE, EYE), {"rtol": 1}, ("rtol", "1", "say 1e-3")),
