@@ -554,6 +554,12 @@ def test_an_ensemble_of_exponents():
         assert np.allclose(update, expected, rtol=0, atol=1e-12)
 
 
+def test_a_traced_exponent_of_float64_leaves_float32():
+    values, exponent = jnp.asarray([[2.0, 1.0]], dtype="float32"), jnp.asarray(1.5)
+    for function in (sc.transfer, sc.precondition):
+        assert jax.jit(function)(values, exponent).dtype == "float32"
+
+
 def test_eight_devices_are_one():
     """In a process of its own: the number of devices is fixed when JAX starts."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

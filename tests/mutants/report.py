@@ -3,6 +3,7 @@
 ::
 
     python tests/mutants/report.py mutants     # the folder that `nox -s mutants` leaves
+    python tests/mutants/report.py mutants "A mutant met 20 seconds of tests at most."
 
 Why a mutant survives stands in reasons.toml, by function and a piece of what is mutated, as the
 numbers of mutants change with the code.
@@ -147,8 +148,8 @@ def survivors(tried: Sequence[Mutant]) -> list[str]:
     return lines
 
 
-def page(found: Sequence[Mutant]) -> str:
-    """Return the Markdown."""
+def page(found: Sequence[Mutant], remark: str = "") -> str:
+    """Return the Markdown, with a remark on how the run was made."""
     tried = [mutant for mutant in found if mutant.code is not None]
     alive = [mutant for mutant in tried if mutant.survives]
     known = reasons()
@@ -166,6 +167,7 @@ def page(found: Sequence[Mutant]) -> str:
         f"{untried}"
         "`testing`, of which every clause has a broken backend of its own, and the protocols of "
         "`problem.py`, which have no code, are left out.",
+        *(["", remark] if remark else []),
         "",
         *table(tried),
         "",
@@ -177,8 +179,8 @@ def page(found: Sequence[Mutant]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    (folder,) = sys.argv[1:] if given is None else given
-    PAGE.write_text(page(list(mutants(Path(folder)))), "utf-8")
+    folder, *remarks = sys.argv[1:] if given is None else given
+    PAGE.write_text(page(list(mutants(Path(folder))), " ".join(remarks)), "utf-8")
     return 0
 
 
