@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
+from spectral_backends.torch.threads import threads_for
 
 __all__ = ["Digits", "Transformer", "accuracy", "cnn", "load_digits", "problem", "trained"]
 
@@ -67,7 +68,8 @@ def trained(
     build: Callable[[], nn.Module], data: tuple[Tensor, Tensor], epochs: int, seed: int
 ) -> nn.Module:
     """Build a network and train it with AdamW, the same for the same seed; in eval mode."""
-    with torch.random.fork_rng(devices=[]):
+    # The operations are too small to be shared by threads: see `threads_for`.
+    with torch.random.fork_rng(devices=[]), threads_for(0):
         torch.manual_seed(seed)
         model = build()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)

@@ -20,7 +20,7 @@ from spectral_backends.torch import CurvatureProblem
 OPTIONS = {"top_k": 3, "engine": "double-backward"}
 # Where the model and the process are changed and put back, and files are written. Not where the
 # lock is: a signal cannot come between its ``with`` and C, where tracing can.
-WATCHED = ("torch/state.py", "torch/functional_model.py", "torch/objective.py",
+WATCHED = ("torch/state.py", "torch/threads.py", "torch/functional_model.py", "torch/objective.py",
            "spectral_core/journal.py", "spectral_core/_files.py",
            "torch/overrides.py", "torch/autograd/grad_mode.py", "torch/autograd/graph.py",
            "torch/nn/attention/__init__.py", "torch/amp/autocast_mode.py", "torch/random.py")  # fmt: skip

@@ -1,6 +1,7 @@
 """The size of the second-order part on random directions, measured without shortcuts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.nested import common_length, map_tensors
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.tangent_batch import Block, TangentBatch
+from spectral_backends.torch.threads import threads_for
 
 __all__ = ["N_DIRECTIONS", "probe_second_order"]
 
@@ -56,9 +58,10 @@ def _probe_batch(
     for data in _candidates(batch):
         leaves = objective.leaves(layers)
         try:
-            found = objective.model.hold(
-                leaves, partial(_shares, objective, layers, leaves, data, blocks, generator)
-            )
+            with threads_for(objective.work_of_operation * data.share):
+                found = objective.model.hold(
+                    leaves, partial(_shares, objective, layers, leaves, data, blocks, generator)
+                )
         except Exception:
             if data.is_last:
                 raise
@@ -68,16 +71,21 @@ def _probe_batch(
     return {}
 
 
+@dataclass(frozen=True)
 class _Data:
-    def __init__(self, batch: Any, *, is_last: bool) -> None:
-        self.batch, self.is_last = batch, is_last
+    """A batch or a part of it: which share of the whole, and whether nothing else is left to try."""
+
+    batch: Any
+    share: float
+    is_last: bool
 
 
 def _candidates(batch: Any) -> Iterator[_Data]:
     length = common_length(batch)
     if length is not None and length > N_SAMPLES:
-        yield _Data(map_tensors(lambda t: t[:N_SAMPLES], batch), is_last=False)
-    yield _Data(batch, is_last=True)
+        first = map_tensors(lambda t: t[:N_SAMPLES], batch)
+        yield _Data(first, N_SAMPLES / length, is_last=False)
+    yield _Data(batch, 1.0, is_last=True)
 
 
 def _shares(

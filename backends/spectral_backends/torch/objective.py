@@ -1,7 +1,7 @@
 """The mean loss of a model over its batches, as a function of its parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRe
 from spectral_backends.torch.nested import map_tensors
 from spectral_backends.torch.state import differentiable_operations, modes_put_back, seeded
 from spectral_backends.torch.term_check import check_additive
+from spectral_backends.torch.threads import threads_for
 from spectral_core._exclusive import exclusively
 from spectral_core.backend_checks import checked_count
 from spectral_core.errors import InputError
@@ -29,6 +30,12 @@ class Objective:
         The model as a function of its parameters.
     loss_fn, batches, forward, weight, reduction
         As given to `CurvatureProblem`.
+
+    Attributes
+    ----------
+    work_of_operation : float
+        Multiply-adds of a matrix product or convolution of the model on one batch, which decide how
+        many threads a pass runs on; infinite until they are known.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Objective:
         self._loss_fn = _with_tensors_cast(loss_fn, model)
         self._batches, self._forward = batches, forward
         self._weight, self._reduction = weight, reduction
+        self.work_of_operation = float("inf")
 
     @contextmanager
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:
@@ -51,9 +59,11 @@ class Objective:
 
         Passes of other threads wait: a module holds the parameters of one, the process its seed.
         """
+        on_cpu = self.model.device.type == "cpu"
         with (
             exclusively(),
             modes_put_back(),
+            threads_for(self.work_of_operation) if on_cpu else nullcontext(),
             seeded(seed, self.model.device, self._batches),
             differentiable_operations(self.model.device),
             torch.inference_mode(False),

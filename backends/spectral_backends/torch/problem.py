@@ -134,6 +134,7 @@ class CurvatureProblem:
             if self._evaluation.depends_on_count:
                 self._objective.check_terms(seed)
         self._structure = examine(self._objective, seed)
+        self._objective.work_of_operation = self._structure.work_of_operation
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
 
     def layers(self) -> list[LayerInfo]:

@@ -31,6 +31,8 @@ class Structure:
         Parameters in which the outputs are curved, with the operation that shows it.
     work : float
         Multiply-adds of the forward pass.
+    operations : int
+        Matrix products and convolutions of the forward pass.
     """
 
     layers: dict[str, Layer]
@@ -38,6 +40,12 @@ class Structure:
     n_outputs: int | None
     curved: dict[str, str]
     work: float
+    operations: int
+
+    @property
+    def work_of_operation(self) -> float:
+        """Return the multiply-adds of a matrix product or convolution, on average."""
+        return self.work / max(self.operations, 1)
 
     def downstream(self, layer: Layer) -> float:
         """Return the share of the layers' work that lies behind a layer, its own included."""
@@ -68,4 +76,4 @@ def examine(objective: Objective, seed: int) -> Structure:
             found = find_curvature([outputs], {i: [leaves[n]] for i, n in enumerate(names)})
             curved = {names[i]: node for i, node in found.items()}
     n_outputs = None if outputs is None else outputs.numel() // max(len(outputs), 1)
-    return Structure(layers, skipped, n_outputs, curved, counter.work)
+    return Structure(layers, skipped, n_outputs, curved, counter.work, counter.operations)

@@ -16,11 +16,14 @@ class WorkCounter(TorchDispatchMode):
     ----------
     work : float
         Multiply-adds so far. Operations on single elements are not counted.
+    operations : int
+        Matrix products and convolutions so far.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.work = 0.0
+        self.operations = 0
 
     def __torch_dispatch__(
         self,
@@ -34,4 +37,5 @@ class WorkCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.work += formula(*args, **kwargs, out_val=result) / 2
+            self.operations += 1
         return result

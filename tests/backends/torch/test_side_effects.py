@@ -55,7 +55,7 @@ def snapshot(model, loader):
         "fastpath": torch.backends.mha.get_fastpath_enabled(),
         "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "observers": len(torch.overrides._get_current_function_mode_stack()),
-        "autocast": torch.is_autocast_enabled("cpu"),
+        "autocast": torch.is_autocast_enabled("cpu"), "threads": torch.get_num_threads(),
         "attributes": sorted(vars(model)), "cached": id(model.cached),
     }  # fmt: skip
 
