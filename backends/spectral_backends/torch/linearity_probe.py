@@ -73,7 +73,7 @@ def _probe_batch(
 
 @dataclass(frozen=True)
 class _Data:
-    """A batch or a part of it: which share of the whole, and whether nothing else is left to try."""
+    """A batch or a share of it, and whether nothing else is left to try."""
 
     batch: Any
     share: float

@@ -23,7 +23,7 @@ WORK_PER_THREAD = 2**26
 """Multiply-adds that keep a core busy for about two milliseconds."""
 
 MAX_TEAMS = 4
-"""Teams of sleeping threads that are made at most: more are needed where few of many cores serve."""
+"""Most teams of sleeping threads: more would be needed where few of many cores are used."""
 
 
 @contextmanager
