@@ -133,7 +133,8 @@ def scale_by_spectral_newton(
     Notes
     -----
     A matrix whose gradient holds a NaN or an infinity gets an update of exactly 0 and keeps its
-    momentum to the bit. Under `jax.jit` arrays are whole however they are sharded, and so is T of
+    momentum to the bit. One whose gradient is 0 throughout gets weight decay alone, while its
+    momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of
     them; inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be
     taken for a matrix: pass whole gradients, as data parallelism has them.
     """
