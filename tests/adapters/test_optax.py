@@ -773,6 +773,13 @@ def test_trees_that_are_refused():
         sc.InputError, match="None for 'b'; scale_by_spectral_newton is for matrices"
     ):
         scale_by_spectral_newton(weight_dimension_numbers={"b": None}).init({"b": jnp.ones(3)})
+    for shape in ((3, 3, 4, 8), (5, 4, 8)):
+        with pytest.raises(
+            sc.InputError, match=r"'k' has shape \(.*, 4, 8\), of which any two axes"
+        ):
+            optimizer.init({"k": jnp.ones(shape)})
+        told = scale_by_spectral_newton(weight_dimension_numbers="conv-last")
+        told.init({"k": jnp.ones(shape)})
     with pytest.raises(sc.InputError, match="empty axis"):
         optimizer.init({"w": jnp.ones((0, 3))})
     params = arrays({"w": (4, 6)})
