@@ -343,6 +343,18 @@ def test_torch_compiles_every_method_as_one_graph(method, alpha, damping):
     assert (compiled(g) - run(g)).abs().max() <= error * run(g).abs().max()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_torch_compiles_matrices_as_told():
+    torch = pytest.importorskip("torch")
+    g = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(x):
+        return sc.precondition(x, 2.0, matrices="conv")
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(g), run(g))
+
+
 @pytest.mark.parametrize(
     ("method", "alpha"),
     [("closed", 2.0), ("shifts", 1.0), ("eigh", 1.0), ("svd", 1.0), ("polynomial", 2.0)],
