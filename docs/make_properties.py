@@ -54,7 +54,7 @@ STATEMENTS = {
     "9.4": "T(cσ; d) = c^(1−α) T(σ; d/c^α); spectral damping is free of scale.",
     "9.5": "The maximum of T, where it lies, and steps divided by it.",
     "9.6": "Each method keeps the error that it states.",
-    "9.9": "A step does not see the scale of gradients, and is bounded.",
+    "9.9": "A step is bounded, sees no scale of gradients, and is without T where there are none.",
 }
 """One sentence for each statement of theory.md that has a property."""
 

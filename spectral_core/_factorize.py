@@ -13,7 +13,7 @@ import array_api_compat
 
 from spectral_core._arrays import Array, device_of
 
-__all__ = ["after", "identity", "inverse", "on_cpu", "one_by_one", "solve"]
+__all__ = ["after", "identity", "in_turn", "inverse", "on_cpu", "one_by_one", "solve"]
 
 CUBLAS_BATCH, CUBLAS_ROWS = 8, 512
 """Matrices, and rows of each, up to which PyTorch solves triangular batches by cuBLAS."""
@@ -65,6 +65,14 @@ def after(xp: Any, array: Array, earlier: Array) -> Array:
     # Always 0, for NaN too; but the compiler does not know that, so the order stays.
     nothing = xp.reshape(earlier, (-1,))[:1] > float("inf")
     return array + xp.astype(nothing, array.dtype)
+
+
+def in_turn(xp: Any, function: Callable[[Array], Array], batches: list[Array]) -> list[Array]:
+    """Apply a function to one batch of matrices after the other; see `after`."""
+    found: list[Array] = []
+    for batch in batches:
+        found.append(function(after(xp, batch, found[-1]) if found else batch))
+    return found
 
 
 def on_cpu(xp: Any, array: Array) -> bool:

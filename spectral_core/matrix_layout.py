@@ -322,6 +322,35 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     return MatrixLayout(shape, spec)
 
 
+def matrices_of(
+    name: str, shape: tuple[int, ...], matrices: MatrixSpec | str | None
+) -> MatrixLayout | None:
+    """Return the matrices of an argument as `matrices=` says; None for (m, n) and (B, m, n).
+
+    Raises
+    ------
+    InputError
+        If the two do not fit, or nothing says which of more than three axes make a matrix.
+    """
+    if matrices is not None:
+        try:
+            return as_matrices(shape, matrices)
+        except InputError as error:
+            raise InputError(f"matrices: {error}") from error
+    if len(shape) < 2 or 0 in shape[-2:]:
+        raise InputError(
+            f"{name}: has shape {shape}; pass a matrix (m, n) or a batch (B, m, n) of them (leave "
+            "vectors to another optimizer)."
+        )
+    if len(shape) > 3:
+        raise InputError(
+            f"{name}: has shape {shape}, of which any two axes may be those of a matrix; say which "
+            "by matrices=: 'conv' for a kernel (out, in, …), 'conv-last' for (…, in, out), 'stack' "
+            "where all axes but the last two count matrices, or another spec of as_matrices."
+        )
+    return None
+
+
 def _sizes(length: int, blocks: int | tuple[int, ...]) -> tuple[int, ...]:
     return blocks if isinstance(blocks, tuple) else (length // blocks,) * blocks
 

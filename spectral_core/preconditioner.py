@@ -5,7 +5,7 @@ from numbers import Real
 from typing import Any
 
 from spectral_core._arrays import Array, floating, linear_algebra
-from spectral_core._factorize import on_cpu
+from spectral_core._factorize import in_turn, on_cpu
 from spectral_core._gram import Coefficients, Gram, ScaledMatrix
 from spectral_core._gram_functions import (
     Product,
@@ -17,6 +17,7 @@ from spectral_core._gram_functions import (
 from spectral_core._gram_polynomial import by_polynomial
 from spectral_core._method_choice import METHODS, POLAR_MARGIN, PRECISIONS, Request, choose
 from spectral_core.errors import InputError
+from spectral_core.matrix_layout import MatrixSpec, matrices_of
 from spectral_core.polar import polar_factor
 from spectral_core.transfer import check_exponent, damped_ratio, peak
 
@@ -37,13 +38,15 @@ def precondition(
     tolerance: float | None = None,
     normalize: str = "none",
     precision: str = "working",
+    matrices: MatrixSpec | str | None = None,
 ) -> Array:
     """Return ``U T(Σ) Vᵀ`` of ``G = U Σ Vᵀ`` with ``T(σ) = σ / (σ^α + d)`` (Theory 9).
 
     Parameters
     ----------
-    gradient : array, shape (..., m, n)
-        G: one matrix, or a batch of independent ones. Float16 and bfloat16 are computed in float32.
+    gradient : array, shape (m, n) or (B, m, n)
+        G: one matrix, or a batch of independent ones; of any shape with `matrices`. Float16 and
+        bfloat16 are computed in float32.
     alpha : float or 0-d array
         In [0, 4]. 0 leaves the direction of G, 1 without damping gives its polar factor, 2 is a
         Newton step where curvature goes with σ².
@@ -65,17 +68,23 @@ def precondition(
         ``"bfloat16"`` has method "polynomial" multiply in bfloat16, for hardware that does so
         several times as fast as in float32; "auto" then takes that method, or "closed" for α = 0.
         An error of several per cent, see the notes. For PyTorch and JAX.
+    matrices : MatrixSpec or str, optional
+        How G is made of matrices, in the words of `as_matrices`: ``"conv"`` takes a kernel (out,
+        in, height, width) as one matrix (out, in · height · width), ``"stack"`` takes all axes but
+        the last two for those of a batch. More than three axes need it, and so does the kernel of
+        a convolution in one dimension, whose three axes are a batch otherwise.
 
     Returns
     -------
-    array, shape (..., m, n)
+    array, shape of the gradient
         In the dtype of the gradient. Exactly zero for a zero matrix; a matrix that holds a NaN or
         an infinity gives NaN throughout and leaves the others of the batch alone.
 
     Raises
     ------
     InputError
-        If an argument is out of range, or the method does not serve the request.
+        If an argument is out of range, the method does not serve the request, or more than three
+        axes come without `matrices`.
 
     Notes
     -----
@@ -128,18 +137,26 @@ def precondition(
     """
     xp, (gradient,) = floating(gradient=gradient)
     linear_algebra("gradient", gradient)
-    _check(gradient, alpha, damping, damping_mode, method, tolerance, normalize)
+    _check(alpha, damping, damping_mode, method, tolerance, normalize)
     _check_precision(xp, precision)
-    scaled = ScaledMatrix.of(xp, gradient, solved=method != "polynomial" and precision == "working")
-    wide = scaled.wide
-    rows, columns = wide.shape[-2:]
-    request = Request(
-        alpha, damping, damping_mode, method, tolerance, normalize,
-        rows, columns, float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide), precision == "bfloat16",
-    )  # fmt: skip
-    filtered = _METHODS[choose(request)](xp, scaled, request)
-    result = scaled.restore(xp, filtered.normalized(xp, normalize))
-    return xp.astype(result, gradient.dtype, copy=False)
+    layout = matrices_of("gradient", tuple(gradient.shape), matrices)
+
+    def filtered(batch: Array) -> Array:
+        solved = method != "polynomial" and precision == "working"
+        scaled = ScaledMatrix.of(xp, batch, solved)
+        wide = scaled.wide
+        rows, columns = wide.shape[-2:]
+        request = Request(
+            alpha, damping, damping_mode, method, tolerance, normalize, rows, columns,
+            float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide), precision == "bfloat16",
+        )  # fmt: skip
+        found = _METHODS[choose(request)](xp, scaled, request)
+        result = scaled.restore(xp, found.normalized(xp, normalize))
+        return xp.astype(result, gradient.dtype, copy=False)
+
+    if layout is None:
+        return filtered(gradient)
+    return layout.merge(in_turn(xp, filtered, layout.split(gradient)))
 
 
 @dataclass(frozen=True)
@@ -251,7 +268,6 @@ def _filtered(
 
 
 def _check(
-    gradient: Array,
     alpha: float | Array,
     damping: float | Array,
     damping_mode: str,
@@ -259,12 +275,6 @@ def _check(
     tolerance: float | None,
     normalize: str,
 ) -> None:
-    shape = tuple(gradient.shape)
-    if gradient.ndim < 2 or 0 in shape[-2:]:
-        raise InputError(
-            f"gradient: has shape {shape}; pass a matrix (m, n) or a batch (..., m, n) of them "
-            "(leave vectors to another optimizer, reshape convolution kernels)."
-        )
     check_exponent(alpha, damping, damping_mode)
     if method not in METHODS:
         raise InputError(f"method: {method!r} is none of {', '.join(METHODS)}.")

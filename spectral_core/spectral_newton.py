@@ -1,9 +1,13 @@
 """One step of Spectral Newton on one matrix or a batch: momentum, T, scaling, weight decay."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from spectral_core._arrays import Array, as_like, floating
 from spectral_core.errors import InputError
+from spectral_core.matrix_layout import MatrixLayout, MatrixSpec, matrices_of
 from spectral_core.preconditioner import NORMALIZATIONS, precondition
 from spectral_core.transfer import check_number_or_array, is_number
 
@@ -26,6 +30,7 @@ def spectral_newton_step(
     method: str = "auto",
     tolerance: float | None = None,
     precision: str = "working",
+    matrices: MatrixSpec | str | None = None,
 ) -> tuple[Array, Array]:
     """Return the step to add to a weight, and the new momentum (Theory 9.9).
 
@@ -33,19 +38,19 @@ def spectral_newton_step(
 
         m' = β m + (1 − β) g
         d = β m' + (1 − β) g  with Nesterov momentum, m' without
-        step = −lr (scaled T(d) + weight_decay · weight)
+        step = −lr (scaled T(d) + weight_decay · weight), T(d) only where g is not zero
 
     Parameters
     ----------
-    weight, gradient : array, shape (..., m, n)
-        One matrix, or a batch of independent ones.
-    momentum : array, shape (..., m, n)
+    weight, gradient : array, shape (m, n) or (B, m, n)
+        One matrix, or a batch of independent ones; of any shape with `matrices`.
+    momentum : array, of the same shape
         m of the step before, zeros at first. All is computed in its dtype: keep it in float32 for
         weights of half precision.
     lr : float or array
         Learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so do
         those of `beta` and `weight_decay`. Their values are not checked.
-    alpha, damping, damping_mode, method, tolerance, precision
+    alpha, damping, damping_mode, method, tolerance, precision, matrices
         As in `precondition`.
     beta : float or array
         Coefficient of the exponential moving average, in [0, 1).
@@ -61,22 +66,25 @@ def spectral_newton_step(
 
     Returns
     -------
-    step : array, shape (..., m, n)
+    step : array, of the same shape
         In the dtype of the weight.
-    momentum : array, shape (..., m, n)
+    momentum : array, of the same shape
         m', in the dtype of the momentum.
 
         A matrix of the batch whose gradient holds a NaN or an infinity gets a step of exactly 0
-        and keeps its momentum. Without gradient and momentum only weight decay is left. No
-        argument is written to. Runs under `jax.jit`.
+        and keeps its momentum. One whose gradient is 0 throughout gets weight decay alone, while
+        its momentum decays: T does not see how small momentum has become, and would make a full
+        step for ever. No argument is written to. Runs under `jax.jit`.
 
     Raises
     ------
     InputError
-        If an argument is out of range or no number, or shapes do not fit.
+        If an argument is out of range or no number, shapes do not fit, or more than three axes
+        come without `matrices`.
     """
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
+    layout = matrices_of("weight", tuple(weight.shape), matrices)
     _check_options(lr, beta, weight_decay, scale, tuple(weight.shape))
     lr, beta, weight_decay = (
         value if is_number(value) else as_like(xp, value, momentum)
@@ -84,11 +92,14 @@ def spectral_newton_step(
     )
 
     gradient = xp.astype(gradient, momentum.dtype, copy=False)
-    finite = xp.all(xp.isfinite(gradient), axis=(-2, -1), keepdims=True)
+    finite = _for_each(xp, xp.all, xp.isfinite(gradient), layout)
     fresh = (1 - beta) * xp.where(finite, gradient, xp.zeros_like(gradient))
     averaged = beta * momentum + fresh
+    direction = beta * averaged + fresh if nesterov else averaged
+    # T sees no scale: momentum that only decays would make full steps for ever.
+    informed = _for_each(xp, xp.any, fresh != 0, layout)
     update = precondition(
-        beta * averaged + fresh if nesterov else averaged,
+        xp.where(informed, direction, xp.zeros_like(direction)),
         alpha,
         damping,
         damping_mode=damping_mode,
@@ -96,10 +107,23 @@ def spectral_newton_step(
         tolerance=tolerance,
         normalize=scale,
         precision=precision,
+        matrices=matrices,
     )
     step = -lr * (update + weight_decay * xp.astype(weight, momentum.dtype, copy=False))
     step = xp.where(finite, step, xp.zeros_like(step))
     return xp.astype(step, weight.dtype, copy=False), xp.where(finite, averaged, momentum)
+
+
+def _for_each(
+    xp: Any, quantifier: Callable[..., Array], mask: Array, layout: MatrixLayout | None
+) -> Array:
+    """Return for each matrix whether all, or any, of its entries are true; broadcasts to them."""
+    if layout is None:
+        return quantifier(mask, axis=(-2, -1), keepdims=True)
+    parts = layout.split(mask)
+    found = [quantifier(part, axis=(-2, -1), keepdims=True) for part in parts]
+    pairs = zip(found, parts, strict=True)
+    return layout.merge([xp.broadcast_to(one, part.shape) for one, part in pairs])
 
 
 def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
@@ -107,7 +131,7 @@ def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
     if len(set(shapes)) > 1:
         raise InputError(
             f"weight, gradient and momentum have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; "
-            "pass three of one shape (..., m, n), zeros as the first momentum."
+            "pass three of one shape, zeros as the first momentum."
         )
 
 

@@ -87,7 +87,8 @@ class SpectralNewton:
     Parameters are a dict of arrays or a list of them; whose names say nothing in a list, so all
     matrices are T's. Matrices of one shape, dtype and α are updated in one call. Nothing is written
     to: `update` returns new arrays. It runs under `jax.jit`. A parameter whose gradient holds a NaN
-    or an infinity stays as it is, with its state.
+    or an infinity stays as it is, with its state. A matrix of T whose gradient is 0 throughout gets
+    weight decay alone, while its momentum decays.
 
     Examples
     --------

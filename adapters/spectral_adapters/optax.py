@@ -116,7 +116,7 @@ def scale_by_spectral_newton(
     weight_dimension_numbers : MatrixAxes, pytree or callable, optional
         The matrices of each leaf: `SpectralDimensionNumbers`, or a spec of `as_matrices`; one for
         all, a prefix of the tree, or a function of the tree that returns one. By default all
-        leaves have two axes.
+        leaves have two axes, and others are refused.
 
     Returns
     -------
@@ -133,7 +133,8 @@ def scale_by_spectral_newton(
     Notes
     -----
     A matrix whose gradient holds a NaN or an infinity gets an update of exactly 0 and keeps its
-    momentum to the bit. Under `jax.jit` arrays are whole however they are sharded, and so is T of
+    momentum to the bit. One whose gradient is 0 throughout gets weight decay alone, while its
+    momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of
     them; inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be
     taken for a matrix: pass whole gradients, as data parallelism has them.
     """
@@ -143,19 +144,16 @@ def scale_by_spectral_newton(
         "precision": precision, "lr": 1.0,
     }  # fmt: skip
     _check_options(options, alpha, weight_decay)
-    axes = (
-        SpectralDimensionNumbers() if weight_dimension_numbers is None else weight_dimension_numbers
-    )
 
     def init(params: Tree) -> ScaleBySpectralNewtonState:
-        _matrix_rules(params, axes)
+        _matrix_rules(params, weight_dimension_numbers)
         return ScaleBySpectralNewtonState(jax.tree.map(lambda p: _zeros(p, mu_dtype), params))
 
     def update(
         updates: Tree, state: ScaleBySpectralNewtonState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ScaleBySpectralNewtonState]:
         structure: Any = jax.tree.structure(updates)
-        rules = _matrix_rules(updates, axes)
+        rules = _matrix_rules(updates, weight_dimension_numbers)
         alphas = alphas_of(alpha, updates, rules)
         decays = _decays(weight_decay, weight_decay_mask, updates if params is None else params)
         gradients = structure.flatten_up_to(updates)
@@ -291,7 +289,10 @@ def spectral_newton(
 
 
 def _matrix_rules(tree: Tree, axes: AxesOrTree) -> list[LeafRule]:
-    """Return the rules of leaves that are all for T."""
+    """Return the rules of leaves that are all for T; without axes they must be matrices."""
+    if axes is None:
+        _check_two_axes(tree)
+        axes = SpectralDimensionNumbers()
     rules = rules_of(tree, axes)
     _check_dtypes(tree, rules)
     for name, rule in zip(leaf_names(tree), rules, strict=True):
@@ -301,6 +302,16 @@ def _matrix_rules(tree: Tree, axes: AxesOrTree) -> list[LeafRule]:
                 "matrices alone. Use spectral_newton, or optax.partition or optax.masked around it."
             )
     return rules
+
+
+def _check_two_axes(tree: Tree) -> None:
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        if leaf.ndim > 2:
+            raise InputError(
+                f"weight_dimension_numbers: {name!r} has shape {tuple(leaf.shape)}, of which any "
+                "two axes may be those of a matrix; say which by SpectralDimensionNumbers or a "
+                "spec of as_matrices, 'conv-last' for a kernel (…, in, out)."
+            )
 
 
 def _check_dtypes(tree: Tree, rules: list[LeafRule]) -> None:

@@ -98,8 +98,9 @@ class SpectralNewton(torch.optim.Optimizer):
     ``alpha`` and ``matrices`` of a group are one value or a list with one for each parameter.
     Matrices of one shape, dtype and α in a group are updated in one call. Momentum is kept in
     float32 or wider. A matrix with a non-finite gradient is skipped without touching its state;
-    AdamW's parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step`
-    compiles AdamW's part and calls T's as it is.
+    one whose gradient is 0 throughout gets weight decay alone, while its momentum decays. AdamW's
+    parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step` compiles
+    AdamW's part and calls T's as it is.
     """
 
     def __init__(

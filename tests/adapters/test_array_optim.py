@@ -208,6 +208,23 @@ def test_a_parameter_without_a_gradient_stays():
     assert not np.array_equal(new["1.weight"], params["1.weight"])
 
 
+def test_what_gets_zeros_for_a_gradient_stops(xp):
+    params = {
+        "a": xp.array(RNG.standard_normal((4, 6))),
+        "b": xp.array(RNG.standard_normal((4, 6))),
+    }
+    optimizer = SpectralNewton(lr=0.01, weight_decay=0.1)
+    state = optimizer.init(params)._replace(momentum=dict(params))
+    zeros = params | {"a": xp.array(np.zeros((4, 6)))}
+    after, new = optimizer.update(params, zeros, state)
+    expected = (1 - 0.01 * 0.1) * xp.numpy(params["a"])
+    np.testing.assert_allclose(xp.numpy(after["a"]), expected, rtol=4 * xp.eps)
+    held = 0.95 * xp.numpy(state.momentum["a"])
+    np.testing.assert_allclose(xp.numpy(new.momentum["a"]), held, rtol=4 * xp.eps)
+    moved = xp.numpy(after["b"]) - (1 - 0.01 * 0.1) * xp.numpy(params["b"])
+    assert abs(np.sqrt(np.mean(moved**2)) / (0.01 * 0.2) - 1) < 1e-4
+
+
 def test_half_precision_keeps_a_wide_momentum():
     params = {"w": RNG.standard_normal((4, 5)).astype(np.float16), "b": np.ones(4, np.float16)}
     optimizer = SpectralNewton(lr=0.1)

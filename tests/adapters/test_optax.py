@@ -300,6 +300,48 @@ def test_zero_gradients_give_zero_updates():
     assert not jnp.any(updates["w"])
 
 
+def test_branches_that_are_not_taken_stop():
+    """`lax.cond` gives zeros for what only the other branch uses."""
+    params = arrays({"used": {"kernel": (4, 6)}, "other": {"kernel": (4, 6)}})
+    optimizer = spectral_newton(0.01, weight_decay=0.1)
+
+    def loss(params, x, used):
+        kernels = [params[name]["kernel"] for name in ("used", "other")]
+        return jnp.sum(jax.lax.cond(used, lambda: x @ kernels[0], lambda: x @ kernels[1]) ** 2)
+
+    @jax.jit
+    def step(params, state, used):
+        gradients = jax.grad(loss)(
+            params, jnp.ones((3, 4)) + params["used"]["kernel"][:3, :4], used
+        )
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), updates, state
+
+    params, _, state = step(params, optimizer.init(params), False)
+    held = optax.tree.get(state.inner_states["spectral"], "mu")["other"]["kernel"]
+    assert jnp.any(held)
+    for _ in range(3):
+        start = params["other"]["kernel"]
+        params, updates, state = step(params, state, True)
+        expected = -0.01 * 0.1 * start
+        assert np.allclose(updates["other"]["kernel"], expected, rtol=1e-5, atol=0)
+        assert jnp.all(updates["used"]["kernel"] != 0)
+    momentum = optax.tree.get(state.inner_states["spectral"], "mu")["other"]["kernel"]
+    assert np.allclose(momentum, 0.95**3 * held, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("axes", ["stack", SpectralDimensionNumbers(1, 2)])
+def test_experts_that_nothing_is_routed_to_stop(axes):
+    params = arrays({"experts": (3, 4, 6)})
+    optimizer = scale_by_spectral_newton(2.0, weight_dimension_numbers=axes)
+    update = jax.jit(optimizer.update)
+    _, state = update(arrays({"experts": (3, 4, 6)}, 1), optimizer.init(params))
+    gradient = arrays({"experts": (3, 4, 6)}, 2)["experts"].at[1].set(0.0)
+    updates, _ = update({"experts": gradient}, state)
+    moved = updates["experts"]
+    assert not jnp.any(moved[1]) and jnp.all(moved[jnp.asarray([0, 2])] != 0)
+
+
 def test_half_precision_keeps_momentum_in_float32():
     params = arrays({"w": (4, 6)}, dtype=jnp.bfloat16)
     gradients = arrays({"w": (4, 6)}, 1, jnp.bfloat16)
@@ -731,6 +773,13 @@ def test_trees_that_are_refused():
         sc.InputError, match="None for 'b'; scale_by_spectral_newton is for matrices"
     ):
         scale_by_spectral_newton(weight_dimension_numbers={"b": None}).init({"b": jnp.ones(3)})
+    for shape in ((3, 3, 4, 8), (5, 4, 8)):
+        with pytest.raises(
+            sc.InputError, match=r"'k' has shape \(.*, 4, 8\), of which any two axes"
+        ):
+            optimizer.init({"k": jnp.ones(shape)})
+        told = scale_by_spectral_newton(weight_dimension_numbers="conv-last")
+        told.init({"k": jnp.ones(shape)})
     with pytest.raises(sc.InputError, match="empty axis"):
         optimizer.init({"w": jnp.ones((0, 3))})
     params = arrays({"w": (4, 6)})

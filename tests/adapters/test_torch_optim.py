@@ -261,6 +261,66 @@ def test_a_matrix_with_a_bad_gradient_is_skipped_alone():
     assert all(torch.all(torch.isfinite(p)) for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("scale", "weight_decay", "steps"),
+    [("rms", 0.0, 400), ("rms", 0.1, 20), ("spectral", 0.0, 20), ("none", 0.1, 20)],
+)
+def test_what_gets_zeros_for_a_gradient_stops(scale, weight_decay, steps):
+    """An expert without tokens, `zero_grad(set_to_none=False)`: momentum decays, T is not of it."""
+    torch.manual_seed(0)
+    experts, plain = nn.Parameter(torch.randn(3, 6, 8)), nn.Parameter(torch.randn(6, 8))
+    optimizer = SpectralNewton(
+        [{"params": [experts], "matrices": "stack"}, {"params": [plain]}],
+        lr=0.01, weight_decay=weight_decay, scale=scale,
+    )  # fmt: skip
+    for parameter in (experts, plain):
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    start, moved = [p.detach().clone() for p in (experts, plain)], 0.0
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=False)
+        experts.grad[1] = torch.randn(6, 8)
+        before = experts.detach().clone()
+        optimizer.step()
+        moved += (experts[1] - before[1]).square().mean().sqrt().item()
+    decayed = (1 - 0.01 * weight_decay) ** steps
+    for one, two in ((experts[0], start[0][0]), (experts[2], start[0][2]), (plain, start[1])):
+        assert torch.allclose(one, decayed * two, rtol=1e-3, atol=0)
+        assert weight_decay or torch.equal(one, two)
+    assert torch.all(optimizer.state[plain]["momentum"].abs() < max(1e-40, 0.95**steps))
+    assert scale != "rms" or abs(moved / (0.01 * 0.2 * steps) - 1) < 0.01 + weight_decay
+
+
+@pytest.mark.parametrize("block", ["queries", "group"])
+def test_blocks_of_a_parameter_stop_by_themselves(block):
+    torch.manual_seed(0)
+    attention, kernel = nn.Linear(4, 12), nn.Conv2d(4, 6, 3, groups=2)
+    weight, spec, rows = {
+        "queries": (attention.weight, "qkv", slice(0, 4)),
+        "group": (kernel.weight, "conv groups=2", slice(0, 3)),
+    }[block]
+    optimizer = SpectralNewton([{"params": [weight], "matrices": spec}], lr=0.01)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    start = weight.detach().clone()
+    weight.grad[rows] = 0.0
+    optimizer.step()
+    assert torch.equal(weight[rows], start[rows])
+    assert not torch.any(weight[rows.stop :] == start[rows.stop :])
+
+
+def test_no_gradient_at_all_leaves_everything_as_ever():
+    """None leaves a parameter alone in every optimizer of torch: no decay, and momentum stays."""
+    weight = nn.Parameter(torch.randn(4, 6))
+    optimizer = SpectralNewton([weight], lr=0.01, weight_decay=0.1)
+    weight.grad = torch.randn(4, 6)
+    optimizer.step()
+    start, momentum = weight.detach().clone(), optimizer.state[weight]["momentum"].clone()
+    weight.grad = None
+    optimizer.step()
+    assert torch.equal(weight, start) and torch.equal(optimizer.state[weight]["momentum"], momentum)
+
+
 def test_closures():
     model, twin = gpt(), gpt()
     optimizer, other = SpectralNewton(model, lr=0.01), SpectralNewton(twin, lr=0.01)

@@ -143,7 +143,9 @@ def test_batches_are_independent_matrices(xp):
         2, 3, 1, 1
     )
     for alpha in (0.7, 2.0, 3.0):
-        found = xp.numpy(xp.run(lambda x, a=alpha: sc.precondition(x, a), xp.array(g)))
+        found = xp.numpy(
+            xp.run(lambda x, a=alpha: sc.precondition(x, a, matrices="stack"), xp.array(g))
+        )
         for i in range(2):
             for j in range(3):
                 one = xp.numpy(sc.precondition(xp.array(g[i, j]), alpha))
@@ -341,16 +343,65 @@ def test_torch_compiles_every_method_as_one_graph(method, alpha, damping):
     assert (compiled(g) - run(g)).abs().max() <= error * run(g).abs().max()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_torch_compiles_matrices_as_told():
+    torch = pytest.importorskip("torch")
+    g = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(x):
+        return sc.precondition(x, 2.0, matrices="conv")
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(g), run(g))
+
+
 @pytest.mark.parametrize(
     ("method", "alpha"),
     [("closed", 2.0), ("shifts", 1.0), ("eigh", 1.0), ("svd", 1.0), ("polynomial", 2.0)],
 )
 def test_batches_have_any_number_of_axes(method, alpha):
     g = np.random.default_rng(0).normal(size=(2, 3, 7, 9))
-    found = sc.precondition(g, alpha, method=method, tolerance=TOLERANCE)
+    found = sc.precondition(g, alpha, method=method, tolerance=TOLERANCE, matrices="stack")
     for place in np.ndindex(2, 3):
         alone = sc.precondition(g[place], alpha, method=method, tolerance=TOLERANCE)
         np.testing.assert_allclose(found[place], alone, atol=1e-13)
+
+
+@pytest.mark.parametrize("normalize", ["none", "spectral", "rms"])
+@pytest.mark.parametrize(
+    ("shape", "spec", "to_matrices"),
+    [
+        ((8, 3, 3, 3), "conv", lambda a: [a.reshape(8, 27)]),
+        ((3, 3, 4, 8), "conv-last", lambda a: [a.reshape(36, 8).T]),
+        ((6, 5, 2, 2), "conv groups=3", lambda a: list(a.reshape(3, 2, 20))),
+        ((8, 3, 5), "conv", lambda a: [a.reshape(8, 15)]),  # in one dimension; else a batch
+        ((5, 4, 2, 2), "conv-transpose", lambda a: [np.moveaxis(a, 1, 0).reshape(4, 20)]),
+        ((2, 3, 4, 5), "stack", lambda a: list(a.reshape(6, 4, 5))),
+        ((2, 3, 4, 2, 2), "conv stack=2", lambda a: list(a.reshape(6, 4, 4))),
+        ((2, 3, 4, 3, 3), "conv stack=1", lambda a: list(a.reshape(2, 3, 36))),
+        ((12, 5), "qkv", lambda a: list(a.reshape(3, 4, 5))),
+        ((3, 4, 5), "stack", list),
+    ],
+)  # fmt: skip
+def test_matrices_are_taken_as_told(xp, shape, spec, to_matrices, normalize):
+    g = xp.precise(np.random.default_rng(6).normal(size=shape))
+    found = xp.run(
+        lambda x: sc.precondition(x, 2.0, normalize=normalize, matrices=spec), xp.array(g)
+    )
+    xp.check_kind(found, xp.array(g))
+    assert tuple(found.shape) == shape
+    found = to_matrices(np.asarray(xp.numpy(found), dtype=np.float64))
+    for own, matrix in zip(found, to_matrices(g), strict=True):
+        assert spectral_error(own, sc.precondition(matrix, 2.0, normalize=normalize)) < 500 * xp.eps
+
+
+def test_blocks_of_several_shapes_are_told_too(xp):
+    g = xp.precise(np.random.default_rng(7).normal(size=(12, 5)))
+    spec = sc.MatrixSpec(rows=(6, 3, 3))
+    found = xp.run(lambda x: sc.precondition(x, 2.0, matrices=spec), xp.array(g))
+    expected = np.concatenate([sc.precondition(g[rows], 2.0) for rows in (
+        slice(0, 6), slice(6, 9), slice(9, 12))])  # fmt: skip
+    assert np.max(np.abs(xp.numpy(found) - expected)) <= 500 * xp.eps * np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize("method", ["closed", "svd"])
@@ -412,6 +463,16 @@ G = np.ones((3, 4))
         (lambda: sc.precondition(G, 1.0, normalize="l2"), "normalize: 'l2' is none of"),
         (lambda: sc.precondition(G, 1.0, tolerance=0.0), "tolerance: 0.0 is not between"),
         (lambda: sc.precondition(np.ones(3), 1.0), r"gradient: has shape \(3,\); pass a matrix"),
+        (
+            lambda: sc.precondition(np.ones((8, 3, 3, 3)), 2.0),
+            r"gradient: has shape \(8, 3, 3, 3\).*by matrices=: 'conv' .* 'stack'",
+        ),
+        (
+            lambda: sc.precondition(np.ones((8, 3, 3, 3)), 2.0, matrices="matrix"),
+            r"matrices: shape \(8, 3, 3, 3\) does not fit the spec 'matrix'",
+        ),
+        (lambda: sc.precondition(G, 2.0, matrices="kernel"), "matrices: spec: 'kernel' is not"),
+        (lambda: sc.precondition(G, 2.0, matrices=2), "matrices: spec: 2 is neither"),
         (lambda: sc.precondition(np.ones((2, 0)), 1.0), r"gradient: has shape \(2, 0\)"),
         (lambda: sc.precondition(G.astype(int), 1.0), "gradient: has dtype int64"),
         (lambda: sc.precondition(G.astype(complex), 1.0), "gradient: has dtype complex128"),

@@ -73,7 +73,9 @@ def test_a_batch_is_its_matrices(xp):
     w, g, m = (rng.normal(size=(2, 3, 4, 6)) for _ in range(3))
 
     def step(*arrays):
-        return sc.spectral_newton_step(*arrays, lr=0.1, alpha=1.2, weight_decay=0.1)
+        return sc.spectral_newton_step(
+            *arrays, lr=0.1, alpha=1.2, weight_decay=0.1, matrices="stack"
+        )
 
     together = [xp.numpy(a) for a in xp.run(step, *map(xp.array, (w, g, m)))]
     for i in range(2):
@@ -100,7 +102,13 @@ def test_split_equals_each_block_by_itself(xp, shape, spec):
         ]
         return tuple(layout.merge([r[i] for r in results]) for i in range(2))
 
+    def told(*given_arrays):
+        return sc.spectral_newton_step(
+            *given_arrays, lr=0.1, alpha=1.4, method="eigh", matrices=spec
+        )
+
     step, momentum = xp.run(whole, *map(xp.array, arrays))
+    same = xp.run(told, *map(xp.array, arrays))
     split = [layout.split(a) for a in arrays]
     blocks = [[], []]
     for part in zip(*split, strict=True):
@@ -110,8 +118,10 @@ def test_split_equals_each_block_by_itself(xp, shape, spec):
         ]
         for i in range(2):
             blocks[i].append(np.stack([r[i] for r in results]))
-    for found, expected in ((step, blocks[0]), (momentum, blocks[1])):
-        assert np.allclose(xp.numpy(found), layout.merge(expected), rtol=0, atol=1e3 * xp.eps)
+    for found, told_so, blocks_of_it in zip((step, momentum), same, blocks, strict=True):
+        expected = layout.merge(blocks_of_it)
+        assert np.allclose(xp.numpy(found), expected, rtol=0, atol=1e3 * xp.eps)
+        assert np.allclose(xp.numpy(told_so), expected, rtol=0, atol=1e3 * xp.eps)
 
 
 def test_what_is_not_finite_is_skipped_and_stays_alone(xp):
@@ -129,6 +139,86 @@ def test_what_is_not_finite_is_skipped_and_stays_alone(xp):
         change, held = textbook(w[i], g[i], m[i], 0.1, 2.0, 0.1, 0.95, True, 0.1, "rms")
         assert np.allclose(moved[i], change, atol=1e3 * xp.eps)
         assert np.allclose(momentum[i], held, atol=1e3 * xp.eps)
+
+
+@pytest.mark.parametrize("scale", ["rms", "spectral", "none"])
+def test_9_9_without_a_gradient_there_is_no_step(xp, scale):
+    rng = np.random.default_rng(9)
+    w, m = rng.normal(size=(2, 4, 3, 5))
+    g = np.zeros_like(w)
+    g[2], g[3] = rng.normal(size=(2, 3, 5)) * [[[1.0]], [[1e-30]]]
+    for decay in (0.0, 0.1):
+
+        def step(*arrays, decay=decay):
+            return sc.spectral_newton_step(
+                *arrays, lr=0.1, alpha=2.0, weight_decay=decay, scale=scale
+            )
+
+        moved, momentum = (xp.numpy(a) for a in xp.run(step, *map(xp.array, (w, g, m))))
+        assert np.allclose(moved[:2], -0.1 * decay * w[:2], rtol=4 * xp.eps, atol=0)
+        assert np.allclose(momentum[:2], 0.95 * m[:2], rtol=4 * xp.eps, atol=0)
+        for i in (2, 3):  # a gradient that is there counts, however small
+            change, held = textbook(w[i], g[i], m[i], 0.1, 2.0, 0.1, 0.95, True, decay, scale)
+            assert np.allclose(moved[i], change, rtol=0, atol=1e3 * xp.eps)
+            assert np.allclose(momentum[i], held, rtol=0, atol=1e3 * xp.eps)
+
+
+def test_9_9_a_matrix_whose_gradients_end_stays(xp):
+    """Momentum becomes ever smaller, in float32 to numbers that are no more normal: no matter."""
+    rng = np.random.default_rng(10)
+    weight, gradient = (xp.array(rng.normal(size=(3, 4))) for _ in range(2))
+    zero, momentum = xp.array(np.zeros((3, 4))), xp.array(np.zeros((3, 4)))
+
+    def step(*arrays):
+        return sc.spectral_newton_step(*arrays, lr=0.1, alpha=2.0, damping=1e-3)
+
+    with np.errstate(over="raise", invalid="raise"):
+        _, momentum = xp.run(step, weight, gradient, momentum)
+        for size in (1.0, 1e-10, 1e-30, 1e-42 if xp.eps > 1e-10 else 1e-310):
+            moved, _ = xp.run(step, weight, zero, size * momentum)
+            assert np.all(xp.numpy(moved) == 0)
+    again, _ = xp.run(step, weight, gradient, size * momentum)
+    first, _ = xp.run(step, weight, gradient, zero)
+    assert np.array_equal(xp.numpy(again), xp.numpy(first))
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.0, 1.0, 1e-9, 1e-60]), min_size=1, max_size=12),
+    st.integers(0, 2**31), st.sampled_from([0.5, 1.0, 2.0]), st.floats(0, 0.99),
+)  # fmt: skip
+def test_9_9_a_way_has_one_step_for_each_gradient(sizes, seed, alpha, beta):
+    rng = np.random.default_rng(seed)
+    weight, momentum = rng.normal(size=(4, 5)), np.zeros((4, 5))
+    for scale, norm, most in (
+        ("rms", lambda s: np.sqrt(np.mean(s**2)), 0.2),
+        ("spectral", lambda s: np.linalg.norm(s, 2), 1.0),
+    ):
+        way = 0.0
+        for size in sizes:
+            step, momentum = sc.spectral_newton_step(
+                weight, size * rng.normal(size=(4, 5)), momentum,
+                lr=0.1, alpha=alpha, beta=beta, scale=scale, method="svd",
+            )  # fmt: skip
+            way += norm(step)
+        there = np.count_nonzero(sizes)
+        assert way <= 0.1 * most * there * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("spec", ["qkv", "matrix rows=6,3,3"])
+def test_a_block_without_a_gradient_stays_alone(xp, spec):
+    rng = np.random.default_rng(11)
+    w, g, m = rng.normal(size=(3, 12, 5))
+    zero, bad = (slice(0, 4), slice(4, 8)) if spec == "qkv" else (slice(0, 6), slice(6, 9))
+    g[zero], g[bad, 1] = 0.0, np.nan
+
+    def step(*arrays):
+        return sc.spectral_newton_step(*arrays, lr=0.1, alpha=2.0, matrices=spec)
+
+    moved, momentum = (xp.numpy(a) for a in xp.run(step, *map(xp.array, (w, g, m))))
+    assert np.all(moved[zero] == 0) and np.all(moved[bad] == 0) and np.all(moved[bad.stop :])
+    kept = xp.numpy(xp.array(m))
+    assert np.array_equal(momentum[bad], kept[bad])
+    assert np.allclose(momentum[zero], 0.95 * m[zero], rtol=4 * xp.eps, atol=0)
 
 
 @pytest.mark.parametrize("scale", ["rms", "spectral", "none"])
@@ -222,6 +312,16 @@ def test_options_of_another_dtype_do_not_widen_the_step(xp):
         assert np.allclose(xp.numpy(one), xp.numpy(other), rtol=0, atol=20 * xp.eps)
 
 
+def test_options_as_arrays_beside_matrices():
+    """They broadcast against the parameter, not against its matrices."""
+    rng = np.random.default_rng(12)
+    w, g, m = rng.normal(size=(3, 2, 3, 2, 2))
+    rate = np.asarray([0.1, 0.2])[:, None, None, None]
+    step, _ = sc.spectral_newton_step(w, g, m, lr=rate, alpha=2.0, matrices="conv")
+    one, _ = sc.spectral_newton_step(w, g, m, lr=1.0, alpha=2.0, matrices="conv")
+    assert np.allclose(step, rate * one, rtol=1e-14, atol=0)
+
+
 def test_no_learning_rate_and_no_momentum_are_numbers_too():
     w, g, m = np.random.default_rng(8).normal(size=(3, 3, 4))
     step, momentum = sc.spectral_newton_step(w, g, m, lr=0, beta=0, alpha=2.0)
@@ -245,5 +345,8 @@ def test_what_is_out_of_range_is_named(change, said):
     w = np.ones((2, 3))
     with pytest.raises(sc.InputError, match=said):
         sc.spectral_newton_step(w, w, w, **({"lr": 0.1, "alpha": 1.0} | change))
+    for shape, remedy in (((3,), "pass a matrix"), ((2, 3, 2, 2), "by matrices=: 'conv'")):
+        with pytest.raises(sc.InputError, match=f"weight: has shape .*{remedy}"):
+            sc.spectral_newton_step(*[np.ones(shape)] * 3, lr=0.1, alpha=1.0)
     with pytest.raises(sc.InputError, match=r"\(2, 3\), \(3, 2\) and \(2, 2\)"):
         sc.spectral_newton_step(w, w.T, w @ w.T, lr=0.1, alpha=1.0)

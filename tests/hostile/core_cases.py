@@ -16,6 +16,7 @@ NAN, INF = float("nan"), float("inf")
 A = np.arange(5.0, 0, -1)
 EYE = np.eye(3)
 U = EYE[:, :2]
+KERNEL = np.ones((8, 3, 3, 3))
 OBJECTS = np.asarray([1.0, None, "x"], dtype=object)
 LAYERS = [sc.LayerInfo("a", "linear", (3, 3)), sc.LayerInfo("b", "linear", (3, 3))]
 STRICT = torch.asarray(A)
@@ -316,11 +317,15 @@ CASES = [
         for what, value, seen, remedy in (
             ("a vector", A, "(5,)", "pass a matrix"), ("empty", np.ones((0, 3)), "(0, 3)", "pass a matrix"), ("ints", np.eye(3, dtype=int), "int64", "convert"),
             ("bool", EYE > 0, "bool", "convert"), ("complex", EYE * 1j, "complex128", "convert"), ("None", None, "a NoneType", "pass an array"),
+            ("a kernel", KERNEL, "(8, 3, 3, 3)", "by matrices="),
         )
     ),
     *(refused("precondition", f"{name} {value!r}", lambda n=name, v=value: sc.precondition(EYE, 2.0, **{n: v}), name, str(value), remedy) for name, value, remedy in (
         ("method", "lu", "closed"), ("method", None, "closed"), ("tolerance", 0, "0.01 is"), ("tolerance", 1.0, "0.01 is"), ("tolerance", NAN, "0.01 is"), ("tolerance", "x", "0.01 is"),
         ("normalize", "max", "rms"), ("precision", "float8", "working"), ("precision", "bfloat16", "use 'working'"),
+    )),
+    *(refused("precondition", f"matrices {m!r} of {len(g.shape)} axes", lambda g=g, m=m: sc.precondition(g, 2.0, matrices=m), "matrices", seen, remedy) for g, m, seen, remedy in (
+        (KERNEL, "matrix", "'matrix'", "pass the spec"), (KERNEL, "conv groups=3", "3 groups", "pass the spec"), (EYE, "conv", "(3, 3)", "pass the spec"), (EYE, "kernel", "'kernel'", "write for instance"), (EYE, 2, "2", "write for instance"), (A, "matrix", "(5,)", "pass the spec"), (KERNEL[:0], "conv", "(0, 3, 3, 3)", "pass the spec"),
     )),
     refused("precondition", "method that does not serve", lambda: sc.precondition(EYE, 1.5, method="closed"), "method", "1.5", "use 'auto'"),
     *(refused("precondition", what, lambda a=arguments, o=options: sc.precondition(*a, **o), name, seen, remedy) for what, arguments, options, name, seen, remedy in (
@@ -343,6 +348,9 @@ CASES = [
     gives("precondition", "one NaN matrix of a batch", lambda: sc.precondition(np.stack([EYE, EYE * NAN]), 2.0), lambda r: np.isfinite(r[0]).all() and nan(r[1])),
     *(refused("spectral_newton_step", f"{name} {what}", lambda n=name, v=value: step(**{n: v}), name, seen, remedy) for name, remedy in (("lr", "1e-3 is"), ("beta", "0.95 is"), ("weight_decay", "0.01 is")) for what, value, seen in (("negative", -1.0, "-1.0"), ("NaN", NAN, "nan"), ("infinite", INF, "inf"))),
     *(refused("spectral_newton_step", f"{name} {what}", lambda n=name, v=value: step(**{n: v}), name, seen, "pass") for name in ("lr", "beta", "weight_decay") for what, value, seen in (("None", None, "None"), ("a str", "x", "'x'"), ("complex", np.asarray(1j), "complex128"), ("of another shape", np.ones(7), "(7,)"), ("of more axes", np.ones((2, 3, 3)), "(2, 3, 3)"))),
+    refused("spectral_newton_step", "a kernel", lambda: sc.spectral_newton_step(KERNEL, KERNEL, KERNEL, lr=0.1, alpha=1), "weight", "(8, 3, 3, 3)", "by matrices="),
+    refused("spectral_newton_step", "a vector", lambda: sc.spectral_newton_step(A, A, A, lr=0.1, alpha=1), "weight", "(5,)", "pass a matrix"),
+    refused("spectral_newton_step", "matrices that do not fit", lambda: step(matrices="conv"), "matrices", "(3, 3)", "pass the spec"),
     refused("spectral_newton_step", "unknown scale", lambda: step(scale="max"), "scale", "'max'", "rms"),
     refused("spectral_newton_step", "shapes differ", lambda: sc.spectral_newton_step(EYE, EYE, U, lr=0.1, alpha=1), "weight, gradient and momentum", "(3, 2)", "pass three of one shape"),
     refused("spectral_newton_step", "libraries differ", lambda: sc.spectral_newton_step(EYE, torch.asarray(EYE), EYE, lr=0.1, alpha=1), "gradient: torch", "weight: numpy", "convert"),
