@@ -9,6 +9,11 @@ from typing import Any
 
 from spectral_core.errors import InputError, ReportError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
 MAX_BYTES = 2**28
 """Of a report or a journal: that of 10,000 layers with a decomposition takes a quarter of it."""
 
@@ -97,6 +102,79 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def open_alone(path: Path) -> int:
+    """Open a file to read and append, made if it is not there, that nobody else has open so.
+
+    `close_alone` closes it. A file system that knows no locks keeps nobody out.
+
+    Raises
+    ------
+    ReportError
+        If another process, or another measurement of this one, has it open.
+    OSError
+        If it cannot be opened.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _lock(handle)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return handle
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ReportError(
+                f"{path}: another measurement is writing to it; give each process or rank a file "
+                'of its own, such as f"run.{rank}.journal", or let one of them measure, or wait '
+                "until it has ended."
+            ) from error
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever had it open has deleted it meanwhile: take what is there now
+
+
+def close_alone(handle: int) -> None:
+    """Close a file of `open_alone`; processes forked since may still have it open."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
+
+
+def delete_alone(path: Path) -> None:
+    """Delete a file, if it is there, that nobody has open by `open_alone`.
+
+    Raises
+    ------
+    ReportError
+        If someone has, or it cannot be deleted.
+    """
+    try:
+        if path.exists():
+            handle = open_alone(path)
+            try:
+                os.unlink(path)
+            finally:
+                close_alone(handle)
+    except OSError as error:
+        raise ReportError(
+            f"{path}: cannot be deleted ({error.strerror}); choose another name."
+        ) from error
+
+
+def _lock(handle: int) -> None:
+    """Raise `BlockingIOError` if the file is locked; lock it where the file system knows how."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a network file system without locks
+        return
 
 
 def append_line(handle: int, line: bytes) -> None:
