@@ -21,6 +21,9 @@ PATIENCE = 300.0
 ROUNDING = 1e-3
 """Of an α measured on the same batches, on devices that add in another order."""
 
+_Note = dict[str, tuple[str, float | None, str]]
+"""By parameter its state to the bit, α and the reason."""
+
 _exchanges = count()
 
 
@@ -53,26 +56,24 @@ class Replicas:
         board = None if self._alone else find_board()
         if board is None:
             return found
-        gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        bits = iter(bits_of([*parameters.values(), *gradients]))
-        states = {name: next(bits) for name in parameters}
-        states |= {n: states[n] + next(bits) for n, p in parameters.items() if p.grad is not None}
-        notes = self._exchanged(board, {name: [states[name], *found[name]] for name in found})
-        agreed, shared = dict(found), False
+        states = _states(parameters)
+        notes = self._exchanged(board, {name: (states[name], *found[name]) for name in found})
+        agreed, shared = {}, False
         for name, state in states.items():
-            same = {rank: note[name][1:] for rank, note in notes.items()
-                    if note.get(name, [None])[0] == state}  # fmt: skip
-            alpha, reason = same[min(same)]
-            agreed[name] = alpha, reason
+            same = {
+                rank: (alpha, reason)
+                for rank, note in sorted(notes.items())
+                for held, alpha, reason in [note.get(name, ("", None, ""))]
+                if held == state
+            }
+            agreed[name] = next(iter(same.values()))
             shared |= len(same) > 1
-            self._tell_of_others(name, {rank: answer[0] for rank, answer in same.items()})
+            self._tell_of_others(name, {rank: alpha for rank, (alpha, _) in same.items()})
         self._alone = len(notes) == board.size and not shared
         return agreed
 
-    def _exchanged(
-        self, board: Board, own: dict[str, list[str | float | None]]
-    ) -> dict[int, dict[str, list[str | float | None]]]:
-        """Return the notes of all ranks that answer, in their order."""
+    def _exchanged(self, board: Board, own: _Note) -> dict[int, _Note]:
+        """Return the notes of this rank and of all that answer."""
         number, notes, why = next(_exchanges), dict[int, str](), ""
         try:
             notes = gather(board, f"alpha/{number}", json.dumps(own), PATIENCE)
@@ -91,7 +92,7 @@ class Replicas:
                 UserWarning,
                 stacklevel=6,
             )
-        return {board.rank: own} | {rank: json.loads(note) for rank, note in notes.items()}
+        return {rank: json.loads(note) for rank, note in notes.items()} | {board.rank: own}
 
     def _tell_of_others(self, name: str, alphas: Mapping[int, float | None]) -> None:
         first, *others = sorted(alphas)
@@ -109,6 +110,14 @@ class Replicas:
                 UserWarning,
                 stacklevel=6,
             )
+
+
+def _states(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what identifies each parameter with its gradient, to the bit."""
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    values = dict(zip(parameters, bits_of(parameters.values()), strict=True))
+    slopes = dict(zip(gradients, bits_of(gradients.values()), strict=True))
+    return {name: f"{value} {slopes.get(name, '')}" for name, value in values.items()}
 
 
 def _shown(alpha: float | None) -> str:

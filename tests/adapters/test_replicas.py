@@ -97,7 +97,9 @@ def agreed(monkeypatch, found, parameters, patience=30.0, answering=None):
     local = threading.local()
     monkeypatch.setattr(replicas, "PATIENCE", patience)
     monkeypatch.setattr(
-        replicas, "find_board", lambda: Board("rank", local.rank, size, store.__setitem__, store.get)
+        replicas,
+        "find_board",
+        lambda: Board("rank", local.rank, size, store.__setitem__, store.get),
     )
     monkeypatch.setattr(replicas, "_exchanges", iter([0] * size))
     said = {rank: [] for rank in range(size)}

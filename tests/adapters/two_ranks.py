@@ -36,7 +36,9 @@ def problem(model, seed):
 
 
 def digest(model):
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    return hashlib.sha256(
+        b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    ).hexdigest()
 
 
 def trained(model, optimizer, seed, steps):
@@ -75,7 +77,10 @@ def zero():
     def groups(model):
         first, second, third = (model[i].weight for i in (0, 2, 4))
         biases = [model[i].bias for i in (0, 2, 4)]
-        return [{"params": [first, second], "alpha": 1.5}, {"params": [*biases, third], "rule": "adamw"}]
+        return [
+            {"params": [first, second], "alpha": 1.5},
+            {"params": [*biases, third], "rule": "adamw"},
+        ]
 
     one, all_of = network(), network()
     sharded = ZeroRedundancyOptimizer(groups(one), SpectralNewton, lr=0.01)

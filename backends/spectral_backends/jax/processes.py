@@ -19,7 +19,7 @@ def find_board() -> Board | None:
         return None
     # The store that the processes met by; it has no public name. Unlike a collective it makes
     # nobody wait.
-    client: Any = jax._src.distributed.global_state.client  # type: ignore[attr-defined]
+    client: Any = jax._src.distributed.global_state.client
 
     def leave(key: str, note: str) -> None:
         if client is None:

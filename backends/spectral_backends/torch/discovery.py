@@ -46,8 +46,10 @@ def name_layers(
     skipped: dict[str, str] = {}
     for name in recorder.order + unused:
         base, uses = bases[name], recorder.uses[name]
-        reason = _SHARDED if is_distributed(parameters[name]) else _why_no_layer(
-            name in frozen, uses.matrices, uses.other_operations
+        reason = (
+            _SHARDED
+            if is_distributed(parameters[name])
+            else _why_no_layer(name in frozen, uses.matrices, uses.other_operations)
         )
         if reason:
             skipped[base] = reason

@@ -216,7 +216,9 @@ def test_fully_sharded_models_are_refused():
     with process_group(1):
         mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
         model = fsdp.fully_shard(network(), mesh=mesh)
-        with pytest.raises(sc.InputError, match=r"'0.weight' is sharded by fully_shard.*_state_dict"):
+        with pytest.raises(
+            sc.InputError, match=r"'0.weight' is sharded by fully_shard.*_state_dict"
+        ):
             measured(model)
         with pytest.raises(sc.InputError, match=r"0\.weight of shape .* is a distributed tensor"):
             SpectralNewton(model)
