@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 __all__ = ["Board", "OtherData", "gather"]
@@ -41,7 +41,9 @@ class Board:
     read: Callable[[str], str | None]
 
 
-def gather(board: Board, key: str, note: str, patience: float = 0.0) -> dict[int, str]:
+def gather(
+    board: Board, key: str, note: str, patience: float = 0.0, but: Collection[int] = ()
+) -> dict[int, str]:
     """Leave a note, and return by rank those left under the same key.
 
     Parameters
@@ -54,12 +56,14 @@ def gather(board: Board, key: str, note: str, patience: float = 0.0) -> dict[int
         Of this process.
     patience : float
         Seconds to wait until all are there.
+    but : collection of int
+        Ranks that are not waited for.
     """
     board.leave(f"{key}/{board.rank}", note)
     deadline = time.monotonic() + patience
     while True:
         notes = _present(board, key)
-        if len(notes) == board.size or time.monotonic() >= deadline:
+        if len({*notes, *but}) == board.size or time.monotonic() >= deadline:
             return notes
         time.sleep(0.02)
 

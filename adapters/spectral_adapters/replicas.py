@@ -37,6 +37,8 @@ class Replicas:
 
     def __init__(self) -> None:
         self._alone = self._told = False
+        self._silent: set[int] = set()
+        self._last = ""  # exchange
 
     def agree(self, found: Found, parameters: Mapping[str, Tensor]) -> Found:
         """Return for each parameter what was found by the lowest rank that holds the same.
@@ -74,16 +76,20 @@ class Replicas:
 
     def _exchanged(self, board: Board, own: _Note) -> dict[int, _Note]:
         """Return the notes of this rank and of all that answer."""
-        number, notes, why = next(_exchanges), dict[int, str](), ""
+        key, last = f"alpha/{next(_exchanges)}", self._last
+        self._last = key
         try:
-            notes = gather(board, f"alpha/{number}", json.dumps(own), PATIENCE)
-            missing = sorted(set(range(board.size)) - set(notes))
-            if missing:
-                why = f"ranks {', '.join(map(str, missing))} did not answer in {PATIENCE:g} s"
-            else:  # all have read the notes before these
-                board.leave(f"alpha/{number - 1}/{board.rank}", "")
+            # Some are none that train; one that was only late has left its note since.
+            self._silent = {r for r in self._silent if board.read(f"{last}/{r}") is None}
+            notes = gather(board, key, json.dumps(own), PATIENCE, self._silent)
+            if len(notes) == board.size and last:  # all have read the notes before these
+                board.leave(f"{last}/{board.rank}", "")
+            missing = sorted(set(range(board.size)) - notes.keys() - self._silent)
+            self._silent |= set(missing)
+            named = ", ".join(map(str, missing))
+            why = f"no answer in {PATIENCE:g} s of: {named}" if missing else ""
         except RuntimeError as error:
-            why = str(error).partition("\n")[0]
+            notes, why = {}, str(error).partition("\n")[0]
         if why:
             warnings.warn(
                 f"alpha: α of rank {board.rank} of {board.size} could not be compared with that of "

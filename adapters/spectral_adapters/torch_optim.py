@@ -93,6 +93,11 @@ class SpectralNewton(torch.optim.Optimizer):
         If an option or `params` cannot be used, or a parameter is sparse, complex or a shard of a
         matrix.
 
+    Warns
+    -----
+    UserWarning
+        If parameters are flat shards of matrices, which only AdamW can update.
+
     Notes
     -----
     All options are those of a parameter group, so schedulers and `add_param_group` work as ever;

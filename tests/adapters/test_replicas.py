@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -103,9 +105,7 @@ def agreed(monkeypatch, found, parameters, patience=30.0, answering=None):
     )
     monkeypatch.setattr(replicas, "_exchanges", iter([0] * size))
     said = {rank: [] for rank in range(size)}
-    monkeypatch.setattr(
-        replicas.warnings, "warn", lambda text, *a, **k: said[local.rank].append(text)
-    )
+    monkeypatch.setattr(warnings, "warn", lambda text, *a, **k: said[local.rank].append(text))
 
     def run(rank):
         local.rank = rank
@@ -163,7 +163,26 @@ def test_a_rank_that_does_not_answer_is_named(monkeypatch):
     found, parameters = [{"w": (1.0, "")}] * 3, [{"w": weight(0)}] * 3
     results, said = agreed(monkeypatch, found, parameters, patience=0.1, answering=[0, 2])
     assert results == {0: found[0], 2: found[0]}
-    assert "ranks 1 did not answer in 0.1 s" in said[0][0] and "drift apart" in said[0][0]
+    assert "(no answer in 0.1 s of: 1)" in said[0][0] and "drift apart" in said[0][0]
+
+
+def test_a_rank_that_never_answers_is_waited_for_once_and_a_late_one_again(monkeypatch):
+    """As processes that make data, or one that was slow once."""
+    store, numbers = {}, iter([0, 1, 2, 3])
+    monkeypatch.setattr(replicas, "_exchanges", numbers)
+    monkeypatch.setattr(replicas, "PATIENCE", 0.2)
+    board = Board("rank", 0, 2, store.__setitem__, store.get)
+    monkeypatch.setattr(replicas, "find_board", lambda: board)
+    ranks, waited = Replicas(), []
+    for late in (False, False, True):
+        if late:
+            store["alpha/1/1"] = "{}"
+        begun = time.monotonic()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert ranks.agree({"w": (1.0, "")}, {"w": weight(0)}) == {"w": (1.0, "")}
+        waited.append((time.monotonic() - begun > 0.15, len(caught)))
+    assert waited == [(True, 1), (False, 0), (True, 1)]
 
 
 def test_without_a_store_it_is_said(monkeypatch):

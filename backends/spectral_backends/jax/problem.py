@@ -87,6 +87,11 @@ class CurvatureProblem:
         If functions, parameters or data cannot be used; the message says what to change.
     NonDeterministicError
         If the batches are not repeatable and `check_deterministic`.
+
+    Warns
+    -----
+    UserWarning
+        If another process measures the same model on other data, each as if it were the whole.
     """
 
     def __init__(

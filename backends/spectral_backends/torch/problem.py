@@ -99,11 +99,18 @@ class CurvatureProblem:
     NonDeterministicError
         If the loss is not repeatable and `check_deterministic`.
 
+    Warns
+    -----
+    UserWarning
+        If the batches are one rank's part of the data, or some matrices flat shards.
+
     Notes
     -----
     Threads may measure at once, also one model: passes over the data take turns. Nothing else may
     use the model, or draw random numbers, meanwhile. An error of the model's own code comes through
-    as it is, with a note that says which batch it was.
+    as it is, with a note that says which batch it was. In a process group each rank measures what
+    it is given; that this is a part, its loader's sampler or the loss of another rank may show, and
+    then it is warned of. Layers whose weights are sharded are skipped or refused.
     """
 
     def __init__(
