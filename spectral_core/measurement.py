@@ -106,7 +106,7 @@ def measure(
     resume : path, optional
         A journal to which each finished layer is appended. If it holds layers of the same
         measurement they are not measured again, and the report is the same to the byte. One
-        measurement at a time: each process or rank needs a file of its own.
+        process at a time: each process or rank needs a file of its own.
 
     Returns
     -------
@@ -122,7 +122,8 @@ def measure(
     SpectralError
         If not one of the selected layers could be measured.
     ReportError
-        If `resume` cannot be written, belongs to another measurement, or another is writing to it.
+        If `resume` cannot be written, belongs to another measurement, or another process is
+        writing to it.
     """
     check_problem(problem)
     _check_arguments(top_k, curvature, confidence, draws, progress)

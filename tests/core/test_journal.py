@@ -214,9 +214,8 @@ needs_locks = pytest.mark.skipif(_files.fcntl is None, reason="this system has n
 
 def taken(path):
     return (
-        f"{path}: another measurement is writing to it; give each process or rank a file of its "
-        'own, such as f"run.{rank}.journal", or let one of them measure, or wait until it has '
-        "ended."
+        f"{path}: another process is writing to it; give each process or rank a file of its own, "
+        'such as f"run.{rank}.journal", or let one of them measure, or wait until it has ended.'
     )
 
 
@@ -226,7 +225,7 @@ def test_one_process_at_a_time(path):
     with writer(path) as other:
         assert other.stdout.readline() == "open\n"
         assert said(path) == taken(path) and path.read_bytes() == content
-        with pytest.raises(sc.ReportError, match="another measurement is writing"):
+        with pytest.raises(sc.ReportError, match="another process is writing"):
             _files.delete_alone(path)
         assert path.read_bytes() == content
         other.communicate("go\n", timeout=60)
@@ -236,12 +235,38 @@ def test_one_process_at_a_time(path):
             assert other.communicate(timeout=60) == (taken(path) + "\n", None)
 
 
+def test_threads_of_one_process_share_it(path):
+    with Journal(path, provenance(), SHAPES) as one, Journal(path, provenance(), SHAPES) as two:
+        one.add(spectrum("head"))
+        two.add(spectrum("head"))
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["body", "head"]
+    assert path.read_bytes().count(b"schema_version") == 1
+
+
 @needs_locks
-def test_one_measurement_of_a_process_at_a_time(path):
+@pytest.mark.parametrize("first", [0, 1])
+def test_it_is_kept_until_the_last_of_them_is_done(path, first):
+    both = [Journal(path, provenance(), SHAPES) for _ in range(2)]
+    for journal in (both[first], both[1 - first]):
+        with writer(path) as other:
+            assert other.communicate(timeout=60) == (taken(path) + "\n", None)
+        journal.__exit__(None, None, None)
+    with writer(path) as other:
+        assert other.communicate("go\n", timeout=60) == ("open\n", None)
+
+
+@pytest.mark.skipif(_files.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork")
+def test_a_forked_process_is_another(path):
     with Journal(path, provenance(), SHAPES):
-        assert said(path) == taken(path)
-    with Journal(path, provenance(), SHAPES):
-        pass
+        child = os.fork()
+        if child == 0:
+            try:
+                Journal(path, provenance(), SHAPES)
+            except sc.ReportError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @needs_locks
