@@ -1,9 +1,5 @@
 """Ranks that train one model: they keep one α, and are told of what they measure apart."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -11,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from side_by_side import run_side_by_side
 from torch import nn
 
 from spectral_adapters import replicas
@@ -25,23 +22,9 @@ if not distributed.is_available():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two ranks of gloo saw."""
-    script = Path(__file__).with_name("two_ranks.py")
     meet = tmp_path_factory.mktemp("ranks") / "store"
-    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), "2", meet], env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        done = [process.communicate(timeout=180) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [p.returncode for p in started] == [0, 0], done[0][1] + done[1][1]
-    return [json.loads(out.splitlines()[-1]) for out, _ in done]
+    script = Path(__file__).with_name("two_ranks.py")
+    return run_side_by_side(script, [meet], GLOO_SOCKET_IFNAME="lo")
 
 
 def seen(ranks, scene):

@@ -1,13 +1,10 @@
 """Processes of `jax.distributed` that hold parts of the data, or of arrays."""
 
-import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from side_by_side import run_side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -17,21 +14,7 @@ def processes():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": ""}
-    started = [
-        subprocess.Popen(
-            [sys.executable, script, str(number), "2", str(port)], env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    try:
-        done = [process.communicate(timeout=180) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [p.returncode for p in started] == [0, 0], done[0][1] + done[1][1]
-    return [json.loads(out.splitlines()[-1]) for out, _ in done]
+    return run_side_by_side(script, [str(port)], JAX_PLATFORMS="cpu", XLA_FLAGS="")
 
 
 def test_own_batches_are_told(processes):

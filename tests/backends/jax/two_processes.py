@@ -3,7 +3,6 @@
 Run as a script with its number, how many there are, and the port of the first on this machine.
 """
 
-import faulthandler
 import json
 import sys
 import warnings
@@ -55,7 +54,6 @@ def refused(params, batch):
 
 
 def main(number, size, port):
-    faulthandler.dump_traceback_later(120, exit=True)
     address = f"127.0.0.1:{port}"
     jax.distributed.initialize(address, size, number, coordinator_bind_address=address)
     client = jax._src.distributed.global_state.client
