@@ -7,7 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from spectral_core._files import append_line, as_path, check_regular, check_size
+from spectral_core._exclusive import exclusively
+from spectral_core._files import (
+    append_line,
+    as_path,
+    check_regular,
+    check_size,
+    close_alone,
+    open_alone,
+)
 from spectral_core._json import UNREADABLE, encode, parse
 from spectral_core.errors import ReportError
 from spectral_core.report import SCHEMA_VERSION, LayerSpectrum, Provenance
@@ -22,7 +30,8 @@ class Journal:
     a file that is no journal is never written to. Each other line carries a checksum. One that was
     cut short by a crash or damaged since is passed over, and its layer is measured again. A layer
     that could not be measured is no finished layer: a resumed run tries again, perhaps with more
-    memory.
+    memory. While one process writes to the file no other can: several would write its header twice,
+    measure the same layers, and cut off a line that another is writing. Threads may share it.
 
     Parameters
     ----------
@@ -38,7 +47,8 @@ class Journal:
     InputError
         If `path` is no path.
     ReportError
-        If the file cannot be written, or belongs to another measurement.
+        If the file cannot be written, belongs to another measurement, or another process is
+        writing to it.
     """
 
     def __init__(
@@ -88,7 +98,7 @@ class Journal:
 
     def _close(self) -> None:
         if self._handle >= 0:
-            os.close(self._handle)
+            close_alone(self._handle)
             self._handle = -1
 
     def _open(self, header: dict[str, Any]) -> None:
@@ -96,8 +106,9 @@ class Journal:
         try:
             check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._read(header)
+            with exclusively():  # of threads that share it, one writes the header
+                self._handle = open_alone(path)
+                self._read(header)
         except OSError as error:
             self._close()
             raise ReportError(
@@ -123,7 +134,8 @@ class Journal:
             spectrum = _finished(line)
             if spectrum is not None and spectrum.name in self._shapes:
                 self.spectra[spectrum.name] = spectrum
-        os.ftruncate(self._handle, len(content) - len(lines[-1]))
+        if lines[-1]:  # else another thread may have added a line since
+            os.ftruncate(self._handle, len(content) - len(lines[-1]))
 
     def _parsed_header(self, line: bytes) -> Any:
         try:

@@ -105,7 +105,8 @@ def measure(
         ``progress(done, total, name)``; None shows a bar on a terminal and nothing in a pipe.
     resume : path, optional
         A journal to which each finished layer is appended. If it holds layers of the same
-        measurement they are not measured again, and the report is the same to the byte.
+        measurement they are not measured again, and the report is the same to the byte. One
+        process at a time: each process or rank needs a file of its own.
 
     Returns
     -------
@@ -121,7 +122,8 @@ def measure(
     SpectralError
         If not one of the selected layers could be measured.
     ReportError
-        If `resume` cannot be written or belongs to another measurement.
+        If `resume` cannot be written, belongs to another measurement, or another process is
+        writing to it.
     """
     check_problem(problem)
     _check_arguments(top_k, curvature, confidence, draws, progress)

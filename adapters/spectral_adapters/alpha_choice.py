@@ -1,15 +1,16 @@
 """α measured while a model of PyTorch trains."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectral_adapters.alpha_values import belongs, layer_name, measured_alphas
+from spectral_adapters.replicas import Found, Replicas
 from spectral_core import CurvatureProblem, InputError, SpectralError, measure
 
 __all__ = ["AlphaMeasurement"]
@@ -36,6 +37,7 @@ class AlphaMeasurement:
     problem: Callable[[], CurvatureProblem]
     every: int
     options: Mapping[str, Any]
+    _replicas: Replicas = field(default_factory=Replicas, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.problem):
@@ -46,8 +48,14 @@ class AlphaMeasurement:
         if not isinstance(self.every, int) or self.every < 1:
             raise InputError(f"measure_every: {self.every!r} is not a number of steps; pass 500.")
 
-    def run(self, names: Sequence[str]) -> dict[str, tuple[float | None, str]]:
-        """Return α of the named parameters, or None where it could not be measured."""
+    def run(self, parameters: Mapping[str, Tensor]) -> Found:
+        """Return α of parameters by name, or None where it could not be measured.
+
+        Ranks of a process group that train the same parameters get the same.
+        """
+        return self._replicas.agree(self._measured(list(parameters)), parameters)
+
+    def _measured(self, names: list[str]) -> Found:
         wanted = [layer_name(name) for name in names]
 
         def selected(layer: Any) -> bool:
@@ -59,7 +67,7 @@ class AlphaMeasurement:
                 report = measure(self.problem(), selected, **options)
             except SpectralError as error:
                 text = f"α could not be measured and stays as it is: {error}"
-                warnings.warn(text, RuntimeWarning, stacklevel=4)
+                warnings.warn(text, RuntimeWarning, stacklevel=5)
                 return dict.fromkeys(names, (None, "the measurement failed"))
         return measured_alphas(report, names)
 

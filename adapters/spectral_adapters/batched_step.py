@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spectral_core import MatrixLayout, as_matrices
+from spectral_core import InputError, MatrixLayout, as_matrices
 from spectral_core.batched_newton import spectral_newton_steps
 
 __all__ = ["Update", "layout_of", "step_options"]
@@ -75,5 +75,17 @@ def step_options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def layout_of(shape: tuple[int, ...], spec: str) -> MatrixLayout:
-    """Return the layout of a parameter, made once for each shape and spec."""
+    """Return the layout of a parameter, made once for each shape and spec.
+
+    Raises
+    ------
+    InputError
+        If it is none of the shape that it had when it was added.
+    """
+    if len(shape) < 2:
+        raise InputError(
+            f"params: a matrix has become a vector of shape {shape} since it was added, as "
+            "DeepSpeed's ZeRO and others put flat shards in the place of parameters; T needs whole "
+            "matrices. Train with DistributedDataParallel, where parameters stay whole."
+        )
     return as_matrices(shape, spec)

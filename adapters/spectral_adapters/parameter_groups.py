@@ -1,7 +1,9 @@
 """Parameter groups: what the user gives, split by rule and checked before the first step."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from spectral_adapters.alpha_values import Alpha, choose_alphas
 from spectral_adapters.batched_step import step_options
-from spectral_adapters.parameter_routing import Route, route_parameter
+from spectral_adapters.parameter_routing import FLAT_SHARD, Route, route_parameter
+from spectral_backends.torch.shards import is_distributed
 from spectral_core import InputError, spectral_newton_step
 
 __all__ = [
@@ -26,7 +29,9 @@ __all__ = [
 _BY_ROUTE = ("params", "rule", "alpha", "matrices")
 
 
-def split_group(given: Mapping[str, Any], routes: Sequence[Route]) -> list[dict[str, Any]]:
+def split_group(
+    given: Mapping[str, Any], routes: Sequence[Route], default: Alpha
+) -> list[dict[str, Any]]:
     """Return groups of one rule each, T's with α and matrices of each parameter.
 
     Parameters
@@ -35,13 +40,15 @@ def split_group(given: Mapping[str, Any], routes: Sequence[Route]) -> list[dict[
         The group as the user passed it.
     routes : sequence of Route
         Of its parameters.
+    default : float, str, mapping, path or SpectralReport
+        α where the group has none.
     """
     for route in routes:
         _check_whole(route)
+    _warn_of_flat_shards(routes)
     rest = {key: value for key, value in given.items() if key not in _BY_ROUTE}
-    empty = {"params": [], "rule": "spectral", "alpha": 1.0, "matrices": "matrix"}
     named = all(route.name for route in routes)
-    return [rest | group for group in _groups(routes, named) or [empty]]
+    return [rest | group for group in _groups(routes, named) or [_empty(given, default)]]
 
 
 def routes_of_group(
@@ -74,6 +81,23 @@ def routes_of_group(
         alphas = each_value(given, "alpha", len(members))
         return [replace(r, alpha=float(a)) for r, a in zip(routes, alphas, strict=True)]
     return choose_alphas(default if alpha is None else alpha, routes)
+
+
+def _empty(given: Mapping[str, Any], default: Alpha) -> dict[str, Any]:
+    """Return a group without parameters, as `ZeroRedundancyOptimizer` makes of an empty shard.
+
+    It says what the group says on ranks that have some, as any rank may write the checkpoint.
+    """
+    if given.get("rule") == "adamw":
+        return {"params": [], "rule": "adamw"}
+    alpha = default if given.get("alpha") is None else given["alpha"]
+    one = isinstance(alpha, Real) and not isinstance(alpha, bool)
+    return {
+        "params": [],
+        "rule": "spectral",
+        "alpha": alpha if one else 1.0,  # there is no type or name to look up
+        "matrices": given.get("matrices") or "matrix",
+    }
 
 
 def _groups(routes: Sequence[Route], named: bool) -> list[dict[str, Any]]:
@@ -165,11 +189,26 @@ def check_parameter(parameter: Tensor) -> None:
 
 
 def _check_whole(route: Route) -> None:
-    if route.rule == "spectral" and type(route.parameter.data).__name__ == "DTensor":
+    if route.rule == "spectral" and is_distributed(route.parameter):
         raise InputError(
             f"params: {route.name or 'one'} of shape {route.shape} is a distributed tensor; T of a "
             "shard is no shard of T. Leave it to AdamW with route= or 'rule'."
         )
+
+
+def _warn_of_flat_shards(routes: Sequence[Route]) -> None:
+    shards = [route for route in routes if route.reason == FLAT_SHARD]
+    if not shards:
+        return
+    name = repr(shards[0].name) if shards[0].name else "one"
+    warnings.warn(
+        f"params: {len(shards)} of {len(routes)}, such as {name} of shape {shards[0].shape}, are "
+        "flat shards of matrices, as FullyShardedDataParallel or DeepSpeed's ZeRO make them, and "
+        "AdamW updates them as vectors: T needs whole matrices. Train with "
+        "DistributedDataParallel, where parameters stay whole.",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def check_gradient(parameter: Tensor) -> None:

@@ -10,9 +10,20 @@ from torch import Tensor, nn
 
 from spectral_adapters.layer_types import LayerType, embedding_reason, layer_type, output_heads
 from spectral_adapters.routing_table import Route, RoutingTable
+from spectral_backends.torch.shards import is_flat_shard
 from spectral_core import InputError, MatrixSpec, as_matrices
 
-__all__ = ["Overrides", "Route", "RoutingTable", "route_parameter", "route_parameters"]
+__all__ = [
+    "FLAT_SHARD",
+    "Overrides",
+    "Route",
+    "RoutingTable",
+    "route_parameter",
+    "route_parameters",
+]
+
+FLAT_SHARD = "a flat shard of matrices"
+"""The reason why a vector is none of the model's own."""
 
 Overrides = Mapping[str, str | Mapping[str, Any]]
 """``route=``: glob of parameter names to a rule, or to options of these parameters."""
@@ -65,9 +76,10 @@ def route_parameters(model: nn.Module, overrides: Overrides | None = None) -> li
 def route_parameter(parameter: Tensor, name: str = "", matrices: str = "") -> Route:
     """Return the route of a parameter of which only the shape and perhaps a name are known."""
     shape = tuple(parameter.shape)
-    if parameter.ndim < 2:
-        return Route(name, shape, "adamw", "", "", _axes(parameter), parameter)
     path, _, last = name.rpartition(".")
+    if parameter.ndim < 2:
+        reason = FLAT_SHARD if is_flat_shard(parameter, last) else _axes(parameter)
+        return Route(name, shape, "adamw", "", "", reason, parameter)
     found = layer_type(None, path, last, parameter, None)
     if matrices:
         found = replace(found, matrices=matrices, reason="matrices as given")
@@ -141,6 +153,8 @@ def _why_adamw(owned: _Owned, last: str, heads: Mapping[int, str]) -> str:
 
 def _vector_reason(owned: _Owned) -> str:
     kind = type(owned.module).__name__
+    if is_flat_shard(owned.parameter, owned.names[0].rpartition(".")[2], owned.module):
+        return FLAT_SHARD
     if "Norm" in kind:
         return f"norm: {kind}"
     return "bias" if "bias" in owned.names[0] else _axes(owned.parameter)

@@ -49,7 +49,8 @@ class SpectralNewton(torch.optim.Optimizer):
     alpha : float, str, mapping, SpectralReport or path
         The exponent: one number, or ``"per-type"`` (`TYPE_ALPHAS`), or numbers by layer type or
         glob of parameter names, or those measured in a saved report, or ``"auto"``: measured
-        every `measure_every` steps.
+        every `measure_every` steps. Ranks of a process group that train the same parameters take
+        that of the lowest, and warn if others measured another.
     damping, damping_mode, method, tolerance, precision
         As in `spectral_core.precondition`, with less damping by default: δ = 0.001 and α = 2 won
         the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
@@ -91,6 +92,11 @@ class SpectralNewton(torch.optim.Optimizer):
     InputError
         If an option or `params` cannot be used, or a parameter is sparse, complex or a shard of a
         matrix.
+
+    Warns
+    -----
+    UserWarning
+        If parameters are flat shards of matrices, which only AdamW can update.
 
     Notes
     -----
@@ -202,7 +208,7 @@ class SpectralNewton(torch.optim.Optimizer):
         routes = param_group.pop("routes", None)  # those of a model
         if routes is None:
             routes = routes_of_group(members, param_group, self._alpha)
-        for group in split_group(param_group, routes):
+        for group in split_group(param_group, routes, self._alpha):
             own = self._adamw_options if group["rule"] == "adamw" else {}
             options = self.defaults | own | group
             if isinstance(options["lr"], Tensor):  # schedulers write into it, group by group
@@ -340,7 +346,7 @@ class SpectralNewton(torch.optim.Optimizer):
         if count % self._measurement.every:
             return
         names = {p: self._routes[p].name for group in groups for p in group["params"]}
-        found = self._measurement.run(list(names.values()))
+        found = self._measurement.run({name: parameter for parameter, name in names.items()})
         for group in groups:
             alphas = each_value(group, "alpha")
             for i, parameter in enumerate(group["params"]):

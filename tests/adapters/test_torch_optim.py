@@ -507,6 +507,30 @@ def test_groups_say_what_they_want():
     assert optimizer.routing_table()[0]["matrices"] == "qkv"
 
 
+@pytest.mark.parametrize(
+    ("given", "options", "kept"),
+    [({"rule": "adamw"}, {}, {"rule": "adamw"}),
+     ({"rule": "adamw", "alpha": 1.5}, {}, {"rule": "adamw"}),
+     ({}, {}, {"rule": "spectral", "alpha": 2.0, "matrices": "matrix"}),
+     ({}, {"alpha": 0.5}, {"rule": "spectral", "alpha": 0.5, "matrices": "matrix"}),
+     ({"alpha": 1.5, "matrices": "qkv"}, {}, {"rule": "spectral", "alpha": 1.5, "matrices": "qkv"}),
+     ({"rule": "spectral"}, {"alpha": "per-type"}, {"rule": "spectral", "alpha": 1.0}),
+     ({"alpha": [], "matrices": []}, {}, {"rule": "spectral", "alpha": 1.0})],
+)  # fmt: skip
+def test_an_empty_group_keeps_what_it_was_given(given, options, kept):
+    """As of a rank whose shard of a group is empty, and that may write the checkpoint."""
+    weight = nn.Parameter(torch.eye(3))
+    optimizer = SpectralNewton([{"params": [weight]}, {"params": [], "lr": 0.25} | given],
+                               **options)  # fmt: skip
+    empty = optimizer.param_groups[1]
+    assert empty["params"] == [] and empty["lr"] == 0.25
+    assert {key: empty.get(key) for key in kept} == kept
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[1]["rule"] == kept["rule"]
+
+
 def test_blocks_of_several_shapes_find_their_place():
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(12, 5, dtype=torch.float64)) for _ in range(2)]

@@ -4,11 +4,14 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import spectral_core as sc
+from spectral_core import _files
 from spectral_core.journal import Journal
 from spectral_core.measurement import spectrum_from_values
 from spectral_core.report import Provenance
@@ -182,3 +185,149 @@ def test_a_damaged_line_is_passed_over_and_a_later_one_is_not(path, damage):
     with Journal(path, provenance(), SHAPES) as journal:
         assert list(journal.spectra) == ["head"]
     assert path.read_bytes() == b"\n".join([header, damaged, second, b""])
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_journal import SHAPES, Journal, provenance, sc, spectrum
+try:
+    with Journal(sys.argv[1], provenance(), SHAPES) as journal:
+        print("open", flush=True)
+        sys.stdin.readline()
+        journal.add(spectrum("head"))
+except sc.ReportError as error:
+    print(error, flush=True)
+"""
+
+
+def writer(path):
+    """Another process that opens the journal, and writes a layer when it is told to."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, os.path.dirname(__file__)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+needs_locks = pytest.mark.skipif(_files.fcntl is None, reason="this system has no locks of files")
+
+
+def taken(path):
+    return (
+        f"{path}: another process is writing to it; give each process or rank a file of its own, "
+        'such as f"run.{rank}.journal", or let one of them measure, or wait until it has ended.'
+    )
+
+
+@needs_locks
+def test_one_process_at_a_time(path):
+    content = path.read_bytes()
+    with writer(path) as other:
+        assert other.stdout.readline() == "open\n"
+        assert said(path) == taken(path) and path.read_bytes() == content
+        with pytest.raises(sc.ReportError, match="another process is writing"):
+            _files.delete_alone(path)
+        assert path.read_bytes() == content
+        other.communicate("go\n", timeout=60)
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["body", "head"]
+        with writer(path) as other:
+            assert other.communicate(timeout=60) == (taken(path) + "\n", None)
+
+
+def test_threads_of_one_process_share_it(path):
+    with Journal(path, provenance(), SHAPES) as one, Journal(path, provenance(), SHAPES) as two:
+        one.add(spectrum("head"))
+        two.add(spectrum("head"))
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["body", "head"]
+    assert path.read_bytes().count(b"schema_version") == 1
+
+
+@needs_locks
+@pytest.mark.parametrize("first", [0, 1])
+def test_it_is_kept_until_the_last_of_them_is_done(path, first):
+    both = [Journal(path, provenance(), SHAPES) for _ in range(2)]
+    for journal in (both[first], both[1 - first]):
+        with writer(path) as other:
+            assert other.communicate(timeout=60) == (taken(path) + "\n", None)
+        journal.__exit__(None, None, None)
+    with writer(path) as other:
+        assert other.communicate("go\n", timeout=60) == ("open\n", None)
+
+
+@pytest.mark.skipif(_files.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork")
+def test_a_forked_process_is_another(path):
+    with Journal(path, provenance(), SHAPES):
+        child = os.fork()
+        if child == 0:
+            try:
+                Journal(path, provenance(), SHAPES)
+            except sc.ReportError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@needs_locks
+def test_a_killed_process_holds_nobody_up(path):
+    with writer(path) as other:
+        assert other.stdout.readline() == "open\n"
+        other.kill()
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["body"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked")
+def test_a_worker_that_was_forked_meanwhile_holds_nobody_up(path):
+    """As those of a loader, which may outlive the measurement."""
+    wait, end = os.pipe()
+    with Journal(path, provenance(), SHAPES):
+        child = os.fork()
+        if child == 0:
+            os.close(end)
+            os.read(wait, 1)
+            os._exit(0)
+    try:
+        with Journal(path, provenance(), SHAPES) as journal:
+            journal.add(spectrum("head"))
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+        os.close(wait)
+
+
+@needs_locks
+def test_a_journal_deleted_while_it_was_opened_is_made_anew(path, monkeypatch):
+    """As the command line does when it is done, between another's opening and locking."""
+    lock = _files._lock
+
+    def deleted_first(handle):
+        monkeypatch.setattr(_files, "_lock", lock)
+        path.unlink()
+        lock(handle)
+
+    monkeypatch.setattr(_files, "_lock", deleted_first)
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert not journal.spectra
+        journal.add(spectrum("head"))
+    with Journal(path, provenance(), SHAPES) as journal:
+        assert list(journal.spectra) == ["head"]
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if _files.fcntl is not None:
+        monkeypatch.setattr(_files.fcntl, "flock", unsupported)
+    with Journal(path, provenance(), SHAPES), Journal(path, provenance(), SHAPES) as journal:
+        journal.add(spectrum("head"))
+
+
+def test_a_file_is_deleted_where_it_is(path, tmp_path):
+    _files.delete_alone(path)
+    assert not path.exists()
+    _files.delete_alone(path)
+    with pytest.raises(sc.ReportError, match="cannot be deleted"):
+        _files.delete_alone(tmp_path)

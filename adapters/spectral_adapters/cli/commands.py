@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import spectral_core as sc
 from spectral_adapters.cli.factory import load_problem
 from spectral_adapters.tables import to_csv, to_markdown, to_rich
+from spectral_core._files import delete_alone
 from spectral_core._text_table import printable
 from spectral_core.certificate import Engine
 from spectral_core.progress import ProgressCallback
@@ -129,7 +130,7 @@ def measure(
     """
     journal = Path(f"{output}.journal")
     if fresh:
-        journal.unlink(missing_ok=True)
+        delete_alone(journal)
     problem = load_problem(target, weights)
     with _resumable(journal), _progress() as progress:
         report = sc.measure(
@@ -146,7 +147,7 @@ def measure(
             resume=journal,
         )
     report.save(output)
-    journal.unlink()
+    journal.unlink(missing_ok=True)  # another process may have resumed it, and be done as well
     _show(report, _console())
     print(f"\n{output}")
     if plots:

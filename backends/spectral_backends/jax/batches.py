@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_backends.jax.processes import check_in_sight
 from spectral_core.errors import InputError
 
 __all__ = [
@@ -66,6 +67,7 @@ def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
             f"batches: batch {index} is being traced; build the problem outside of jit, grad and "
             "vmap, with arrays that have values."
         )
+    check_in_sight(f"batches: an array of batch {index}", leaf)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     try:

@@ -8,6 +8,7 @@ import numpy as np
 
 from spectral_backends.jax.batches import count_where
 from spectral_backends.jax.discovery import path_name
+from spectral_backends.jax.processes import check_in_sight
 from spectral_core.errors import InputError
 
 __all__ = ["Parameters"]
@@ -95,3 +96,4 @@ def _check_leaf(name: str, leaf: Any) -> None:
         raise InputError(
             f"params: {name!r} is complex ({leaf.dtype}); pass its real and imaginary parts."
         )
+    check_in_sight(f"params: {name!r}", leaf)

@@ -15,9 +15,11 @@ from spectral_backends.jax.loss_terms import Reduction
 from spectral_backends.jax.matrix_view import MatrixView
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameters import Parameters
+from spectral_backends.jax.processes import find_board, identity_of
 from spectral_backends.jax.program import Loss
 from spectral_backends.jax.second_derivatives import curvatures_along
 from spectral_backends.jax.sizes import largest_value
+from spectral_core._processes import OtherData
 from spectral_core.backend_checks import (
     check_chunk_size,
     check_direction_shapes,
@@ -85,6 +87,11 @@ class CurvatureProblem:
         If functions, parameters or data cannot be used; the message says what to change.
     NonDeterministicError
         If the batches are not repeatable and `check_deterministic`.
+
+    Warns
+    -----
+    UserWarning
+        If another process measures the same model on other data, each as if it were the whole.
     """
 
     def __init__(
@@ -114,6 +121,13 @@ class CurvatureProblem:
         self._objective.evaluate(check=check_deterministic)
         self._layers, self._skipped = self._objective.first().program.found
         self._reversed: set[int] = set()
+        self._others = OtherData(
+            find_board(),
+            partial(identity_of, self._parameters.values),
+            self._objective.loss,
+            self._objective.n_terms if self._objective.known else None,
+        )
+        self._others.look()
 
     def layers(self) -> list[LayerInfo]:
         """Return the weight matrices in the order of the forward pass."""
@@ -153,6 +167,7 @@ class CurvatureProblem:
         InputError
             If a name is not a layer.
         """
+        self._others.look()  # those that were slower may be there by now
         located = [self._find(name) for name in layers]
         totals: list[Any] = []
         for batch, terms in self._objective.weighted():

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from spectral_backends.torch.matrix_view import MatrixView
 from spectral_backends.torch.operations import MatrixUse, OperationRecorder
+from spectral_backends.torch.shards import WHOLE_COPY, is_distributed
 from spectral_core.problem import LayerInfo
 
 __all__ = ["Layer", "name_layers"]
 
 MIN_GROUP_RANK = 3
 """Groups with a smaller side below this have too few directions for any fit."""
+
+_SHARDED = f"it is a distributed tensor (DTensor); {WHOLE_COPY}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ def name_layers(
     skipped: dict[str, str] = {}
     for name in recorder.order + unused:
         base, uses = bases[name], recorder.uses[name]
-        if reason := _why_no_layer(name in frozen, uses.matrices, uses.other_operations):
+        reason = (
+            _SHARDED
+            if is_distributed(parameters[name])
+            else _why_no_layer(name in frozen, uses.matrices, uses.other_operations)
+        )
+        if reason:
             skipped[base] = reason
             continue
         for index, use in enumerate(uses.matrices):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spectral_backends.torch.shards import WHOLE_COPY, is_distributed, is_fully_sharded
 from spectral_backends.torch.state import put_back
 from spectral_core._exclusive import exclusively
 from spectral_core.errors import InputError
@@ -177,7 +178,13 @@ def _tensors_of(
         buffers: dict[str, Tensor] = dict(model.named_buffers())
     else:
         named, frozen, buffers = _checked_params(model, params), frozenset(), {}
+    sharded = isinstance(model, nn.Module) and is_fully_sharded(model)
     for name, parameter in named.items():
+        if sharded and is_distributed(parameter):
+            raise InputError(
+                f"model: parameter {name!r} is sharded by fully_shard, each rank holds a part of "
+                f"it; {WHOLE_COPY}."
+            )
         if parameter.layout != torch.strided or parameter.is_quantized:
             kind = "quantized" if parameter.is_quantized else "sparse"
             raise InputError(

@@ -1,5 +1,6 @@
 """`CurvatureProblem` for PyTorch: a model, its loss and its data, as the core measures them."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from spectral_backends.torch.batches import warn_of_sampler
 from spectral_backends.torch.determinism import compare_evaluations
 from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.evaluation import evaluate
@@ -23,7 +25,10 @@ from spectral_backends.torch.quadratic_forms import (
     QuadraticForm,
     along_directions,
 )
+from spectral_backends.torch.ranks import find_board, identity_of
+from spectral_backends.torch.shards import WHOLE_COPY, flat_shards
 from spectral_backends.torch.structure import examine
+from spectral_core._processes import OtherData
 from spectral_core.backend_checks import (
     check_chunk_size,
     check_direction_shapes,
@@ -94,11 +99,18 @@ class CurvatureProblem:
     NonDeterministicError
         If the loss is not repeatable and `check_deterministic`.
 
+    Warns
+    -----
+    UserWarning
+        If the batches are one rank's part of the data, or some matrices flat shards.
+
     Notes
     -----
     Threads may measure at once, also one model: passes over the data take turns. Nothing else may
     use the model, or draw random numbers, meanwhile. An error of the model's own code comes through
-    as it is, with a note that says which batch it was.
+    as it is, with a note that says which batch it was. In a process group each rank measures what
+    it is given; that this is a part, its loader's sampler or the loss of another rank may show, and
+    then it is warned of. Layers whose weights are sharded are skipped or refused.
     """
 
     def __init__(
@@ -121,8 +133,7 @@ class CurvatureProblem:
         check_reiterable(batches)
         _check_options(loss_fn, forward, weight, reduction, dtype, chunk_size, memory_budget, seed)
         self._model = FunctionalModel(model, params, forward, dtype, _checked_device(device))
-        if not any(p.ndim >= 2 for p in self._model.parameters.values()):
-            raise InputError("model: it has no parameter with two or more axes, so no matrix.")
+        _check_matrices(model, self._model)
         self._seed, self._chunk_size = seed, chunk_size
         self._without_batching_rule: set[str] = set()
         self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
@@ -136,6 +147,8 @@ class CurvatureProblem:
         self._structure = examine(self._objective, seed)
         self._objective.work_of_operation = self._structure.work_of_operation
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
+        self._others = self._other_data(batches)
+        self._others.look()
 
     def layers(self) -> list[LayerInfo]:
         """Return the weight matrices in the order of the forward pass."""
@@ -167,6 +180,7 @@ class CurvatureProblem:
         InputError
             If a name is not a layer.
         """
+        self._others.look()  # those that were slower may be there by now
         located = [self._find(name) for name in layers]
         names = list(dict.fromkeys(layer.parameter for layer in located))
         count = 0.0
@@ -337,6 +351,15 @@ class CurvatureProblem:
         options = FactorOptions(delta, sharing, draws, max_columns)
         return kronecker_factors(self._objective, located, options, self._seed, self._together)
 
+    def _other_data(self, batches: Any) -> OtherData:
+        """Return what watches for ranks that measure other data, unless that is known already."""
+        return OtherData(
+            None if warn_of_sampler(batches) else find_board(),
+            partial(identity_of, self._model.parameters.values()),
+            self._evaluation.loss,
+            self._evaluation.n_terms,
+        )
+
     def _together(self, bytes_of_one: int) -> int:
         return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
 
@@ -395,6 +418,24 @@ class CurvatureProblem:
         u, v = _as_directions("u", u), _as_directions("v", v)
         check_direction_shapes(layer.info, u.shape, v.shape)
         return self._model.cast(u), self._model.cast(v)
+
+
+def _check_matrices(model: Any, copied: FunctionalModel) -> None:
+    """Refuse a model without matrices, and say where flat shards are why."""
+    shards = flat_shards(model) if isinstance(model, nn.Module) else {}
+    kept = any(p.ndim >= 2 for p in copied.parameters.values())
+    if shards:
+        name, shard = next(iter(shards.items()))
+        text = (
+            f"model: {len(shards)} of its parameters, such as {name!r} of shape "
+            f"{tuple(shard.shape)}, are flat shards of matrices, as FullyShardedDataParallel or "
+            f"DeepSpeed make them, which cannot be measured; {WHOLE_COPY}."
+        )
+        if not kept:
+            raise InputError(text)
+        warnings.warn(text, UserWarning, stacklevel=3)
+    if not kept:
+        raise InputError("model: it has no parameter with two or more axes, so no matrix.")
 
 
 def _whole_if_whole(count: float | None) -> float | int | None:
