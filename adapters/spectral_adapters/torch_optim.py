@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw as adamw_update
 from spectral_adapters.alpha_choice import AlphaMeasurement
 from spectral_adapters.alpha_values import Alpha, choose_alphas
 from spectral_adapters.batched_step import Update, layout_of
+from spectral_adapters.exact_steps import exact_steps
 from spectral_adapters.parameter_groups import (
     check_gradient,
     check_options,
@@ -100,7 +101,8 @@ class SpectralNewton(torch.optim.Optimizer):
     Matrices of one shape, dtype and α in a group are updated in one call. Momentum is kept in
     float32 or wider. A matrix with a non-finite gradient is skipped without touching its state;
     AdamW's parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step`
-    compiles AdamW's part and calls T's as it is.
+    compiles AdamW's part and calls T's as it is. An autocast around `step`, and what the process
+    has chosen for products in float32, count for the closure alone.
     """
 
     def __init__(
@@ -319,11 +321,13 @@ class SpectralNewton(torch.optim.Optimizer):
             group,
         )
         gradients = [parameter.grad for parameter in parameters]
-        # Absent from states saved before it was there; inside another recording it is part of that.
-        if group.get("cuda_graph") and not _is_being_recorded(parameters):
-            self._recording(update, gradients).apply(gradients, group["lr"])
-        else:
-            update.apply(gradients, group["lr"])
+        with exact_steps({parameter.device.type for parameter in parameters}):
+            # Absent from states saved before it was there; inside another recording it is part of
+            # that.
+            if group.get("cuda_graph") and not _is_being_recorded(parameters):
+                self._recording(update, gradients).apply(gradients, group["lr"])
+            else:
+                update.apply(gradients, group["lr"])
 
     def _recording(self, update: Update, gradients: list[Tensor]) -> RecordedUpdate:
         """Return the recording of an update, made anew where it no longer holds."""
