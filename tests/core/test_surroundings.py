@@ -180,7 +180,12 @@ def test_jax_keeps_to_float32_whatever_the_defaults():
     jax = pytest.importorskip("jax")
     g = jax.numpy.asarray(gradients().numpy())
     expected = sc.precondition(g, 2.0, 1e-3, method="closed")
-    for around in (jax.enable_x64(True), jax.numpy_dtype_promotion("strict")):
+    before = jax.config.jax_enable_x64
+    x64 = put_back(
+        lambda: jax.config.update("jax_enable_x64", True),
+        lambda: jax.config.update("jax_enable_x64", before),
+    )
+    for around in (x64, jax.numpy_dtype_promotion("strict")):
         with around:
             found = sc.precondition(g, 2.0, 1e-3, method="closed")
         assert found.dtype == expected.dtype and np.array_equal(found, expected)
