@@ -60,7 +60,8 @@ VERSIONS: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["torch==2.9.1"],
         [TORCH, "numpy"],
         ["--namespaces=torch", "tests/core", "tests/backends/torch",
-         "tests/adapters/test_torch_optim.py", "tests/adapters/test_recorded_update.py"],
+         "tests/adapters/test_torch_optim.py", "tests/adapters/test_recorded_update.py",
+         "tests/adapters/test_saved_state.py", "tests/adapters/test_step_surroundings.py"],
     ),
     "jax": (
         ["jax==0.8.0", "jaxlib==0.8.0", "optax==0.2.5"],

@@ -6,6 +6,7 @@ from typing import Any, Self
 from spectral_core._arrays import Array, check_broadcast, floating
 from spectral_core._checks import is_real
 from spectral_core._eigen import eigvalsh
+from spectral_core._products import exact_products
 from spectral_core.errors import InputError
 from spectral_core.participation import entropy_rank
 from spectral_core.power_law import to_floats
@@ -183,7 +184,8 @@ def _spectrum(
     smallest = xp.min(xp.where(present, eigenvalues, eigenvalues[..., :1]), axis=-1)
     nan = xp.full_like(eigenvalues, float("nan"))
     shown = xp.where(present, eigenvalues, nan)[..., :window]
-    quadratic = xp.sum(directions * (covariance @ directions), axis=-2)
+    with exact_products(xp, covariance):
+        quadratic = xp.sum(directions * (covariance @ directions), axis=-2)
     shown = xp.broadcast_to(shown, quadratic.shape)
     return FactorSpectrum(
         eigenvalues=shown,

@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 
 from spectral_core._arrays import to_numpy
+from spectral_core._products import exact_products
 from spectral_core.alignment import SpectralAlignment, spectral_alignment
 from spectral_core.errors import LayerError
 from spectral_core.problem import CurvatureProblem, Delta, KroneckerFactors, LayerInfo, Sharing
@@ -128,7 +129,8 @@ def _notes(
 ) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if factors.output_noise is not None:
-        noise = to_numpy(xp.sum(u * (factors.output_noise @ u), axis=-2))
+        with exact_products(xp, u):
+            noise = to_numpy(xp.sum(u * (factors.output_noise @ u), axis=-2))
         error = float(np.sqrt(np.mean((noise / to_numpy(alignment.delta.quadratic)) ** 2)))
         notes = (f"standard error of uᵀ C_δ u: {error:.1%} (root mean square over the window)",)
     for symbol, factor in (("C_δ", alignment.delta), ("C_A", alignment.a)):

@@ -16,6 +16,7 @@ from spectral_core._gram_functions import (
 )
 from spectral_core._gram_polynomial import by_polynomial
 from spectral_core._method_choice import METHODS, POLAR_MARGIN, PRECISIONS, Request, choose
+from spectral_core._products import exact_products
 from spectral_core.errors import InputError
 from spectral_core.matrix_layout import MatrixSpec, matrices_of
 from spectral_core.polar import polar_factor
@@ -127,8 +128,9 @@ def precondition(
     - A spectral damping below η is refused by "closed" and "shifts". With absolute damping, whose
       ratio to σ_max^α nobody knows beforehand, "closed" raises it to ``η σ_max^α``.
 
-    Where float32 is multiplied in TF32, which JAX does on a GPU unless told "highest", products err
-    by ``2⁻¹¹`` an operand and these bounds do not hold.
+    Products are in the dtype of their operands also inside `torch.autocast`, and in JAX whatever
+    its default precision is. PyTorch's TF32 is a choice of the whole process that is left alone:
+    with it products err by ``2⁻¹¹`` an operand and these bounds do not hold.
 
     "auto" takes α = 0 as it is, and "polar" on a GPU where it serves. It takes "svd" with absolute
     damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it goes
@@ -150,8 +152,9 @@ def precondition(
             alpha, damping, damping_mode, method, tolerance, normalize, rows, columns,
             float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide), precision == "bfloat16",
         )  # fmt: skip
-        found = _METHODS[choose(request)](xp, scaled, request)
-        result = scaled.restore(xp, found.normalized(xp, normalize))
+        with exact_products(xp, batch):
+            found = _METHODS[choose(request)](xp, scaled, request)
+            result = scaled.restore(xp, found.normalized(xp, normalize))
         return xp.astype(result, gradient.dtype, copy=False)
 
     if layout is None:

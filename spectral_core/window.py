@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spectral_core._arrays import to_numpy
+from spectral_core._products import exact_products
 from spectral_core.errors import LayerError
 from spectral_core.problem import LayerInfo
 
@@ -75,7 +76,8 @@ def top_directions(
         u, singular, vh = xp.linalg.svd(gradient, full_matrices=False)
         v = xp.matrix_transpose(vh)
     else:
-        u, singular, v = _subspace_iteration(xp, gradient, some)
+        with exact_products(xp, gradient):
+            u, singular, v = _subspace_iteration(xp, gradient, some)
     sigma = to_numpy(singular).astype(np.float64)
     if not sigma[0] > 0:
         raise LayerError(
@@ -97,7 +99,8 @@ def top_directions(
         )
     u, v = u[:, :window], v[:, :window]
     if svd == "randomized" and some < min(layer.shape):
-        residual = gradient @ v - u * singular[:window]
+        with exact_products(xp, gradient):
+            residual = gradient @ v - u * singular[:window]
         error = to_numpy(xp.sqrt(xp.sum(residual * residual, axis=0))).astype(np.float64)
         notes += (
             "randomized singular vectors: each σ_k lies within "

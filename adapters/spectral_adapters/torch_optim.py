@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw as adamw_update
 from spectral_adapters.alpha_choice import AlphaMeasurement
 from spectral_adapters.alpha_values import Alpha, choose_alphas
 from spectral_adapters.batched_step import Update, layout_of
+from spectral_adapters.exact_steps import exact_steps
 from spectral_adapters.parameter_groups import (
     check_gradient,
     check_options,
@@ -23,6 +24,7 @@ from spectral_adapters.parameter_groups import (
 )
 from spectral_adapters.parameter_routing import Overrides, Route, RoutingTable, route_parameters
 from spectral_adapters.recorded_update import RecordedUpdate, update_key
+from spectral_adapters.saved_state import entries, matched_state, with_names
 from spectral_core import CurvatureProblem, InputError
 from spectral_core._checks import check_mapping
 
@@ -106,7 +108,8 @@ class SpectralNewton(torch.optim.Optimizer):
     float32 or wider. A matrix with a non-finite gradient is skipped without touching its state;
     one whose gradient is 0 throughout gets weight decay alone, while its momentum decays. AdamW's
     parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step` compiles
-    AdamW's part and calls T's as it is.
+    AdamW's part and calls T's as it is. An autocast around `step`, and what the process has chosen
+    for products in float32, count for the closure alone.
     """
 
     def __init__(
@@ -248,21 +251,54 @@ class SpectralNewton(torch.optim.Optimizer):
                 self._spectral_step(group)
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as any torch optimizer does.
+
+        Returns
+        -------
+        dict
+            ``alpha`` and ``matrices`` of a named group, where they differ, are pairs of name and
+            value.
+        """
+        with self.register_state_dict_post_hook(lambda _, state: with_names(state), prepend=True):
+            return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, momentum in the dtype in which it was saved.
+        """Load a state, as its pre-hooks return it; momentum stays in float32 or wider.
 
         Parameters
         ----------
         state_dict : dict
-            From `state_dict` of an optimizer of the same parameters.
+            From `state_dict` of an optimizer of the same parameters. By name, in any order, where
+            both have names; otherwise by position.
+
+        Raises
+        ------
+        InputError
+            If the names differ, other than by what wrappers of a model add, or a shape does; if
+            another optimizer saved it.
         """
-        super().load_state_dict(state_dict)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        own = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved, own, strict=True):
-            momentum = state_dict["state"].get(index, {}).get("momentum")
-            if momentum is not None:  # torch casts states to the dtype of the parameter
-                self.state[parameter]["momentum"] = momentum.to(parameter.device, copy=True)
+        loaded: dict[str, Any] = {}
+        hooked = bool(self._optimizer_load_state_dict_pre_hooks)
+
+        def match(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(matched_state(self.param_groups, state, hooked))
+            return loaded
+
+        def widen(_: Any) -> None:  # torch has cast to the dtype of the parameter
+            for parameter, entry, _name in entries(self.param_groups, loaded):
+                if "momentum" in entry:
+                    momentum = entry["momentum"]
+                    dtype = torch.promote_types(momentum.dtype, _momentum_dtype(parameter))
+                    self.state[parameter]["momentum"] = momentum.to(
+                        parameter.device, dtype, copy=True
+                    )
+
+        with (  # after the pre-hooks of the user, and before the post-hooks
+            self.register_load_state_dict_pre_hook(match),
+            self.register_load_state_dict_post_hook(widen, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles hold; they do not measure."""
@@ -292,11 +328,13 @@ class SpectralNewton(torch.optim.Optimizer):
             group,
         )
         gradients = [parameter.grad for parameter in parameters]
-        # Absent from states saved before it was there; inside another recording it is part of that.
-        if group.get("cuda_graph") and not _is_being_recorded(parameters):
-            self._recording(update, gradients).apply(gradients, group["lr"])
-        else:
-            update.apply(gradients, group["lr"])
+        with exact_steps({parameter.device.type for parameter in parameters}):
+            # Absent from states saved before it was there; inside another recording it is part of
+            # that.
+            if group.get("cuda_graph") and not _is_being_recorded(parameters):
+                self._recording(update, gradients).apply(gradients, group["lr"])
+            else:
+                update.apply(gradients, group["lr"])
 
     def _recording(self, update: Update, gradients: list[Tensor]) -> RecordedUpdate:
         """Return the recording of an update, made anew where it no longer holds."""

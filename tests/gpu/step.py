@@ -237,7 +237,6 @@ def on_model(title: str, shapes: list[Shape], device: str, quick: bool) -> None:
     makers: dict[str, Callable[[], Run]] = {
         name: partial(lambda make: make(weights).step, make) for name, make in optimizers.items()
     }
-    makers["ours tf32 2"] = lambda: in_tf32(own(weights, alpha=2.0).step)
     if sum(map(min, shapes)) <= MOST_SVD_ROWS:
         makers["svd"] = lambda: partial(step_by_svd, weights, momenta)
     if device == "cuda":
