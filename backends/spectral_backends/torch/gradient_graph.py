@@ -23,8 +23,9 @@ def gradient_with_graph(
     ------
     RuntimeError
         If a function on the way has no second derivative: it is marked `once_differentiable`, or
-        what its backward returns has lost its graph, as where it runs a part of the forward pass
-        again on inputs that it has detached. Autograd would take such a part for a constant.
+        its backward returns something that does not depend on what arrives there. It has lost its
+        graph then, as where a part of the forward pass is run again on detached inputs, and
+        autograd would take it for a constant.
     """
     detached: list[str] = []
     handles = []
@@ -41,8 +42,8 @@ def gradient_with_graph(
             handle.remove()
     if detached:
         raise RuntimeError(
-            f"the backward of a function on the way, {detached[0]}, returns gradients without a "
-            "graph"
+            f"the backward of a function on the way, {detached[0]}, returns a gradient that does "
+            "not depend on the one it is given"
         )
     # Where a function is marked, torch puts a node that raises when it is reached; but it leads
     # nowhere, so a second derivative passes it by and is silently wrong.
@@ -63,7 +64,6 @@ def _with_graphs(arriving: Gradients) -> Gradients:
 def _note_detached(
     detached: list[str], name: str, returned: Gradients, arriving: Gradients
 ) -> None:
-    """Note a function none of whose gradients, not all of them zero, depends on what arrived."""
-    given = [g for g in returned if g is not None]
-    if not any(g.requires_grad for g in given) and any(bool(g.to_dense().any()) for g in given):
+    """Note a function that returns a gradient, not all zero, without a graph."""
+    if any(g is not None and not g.requires_grad and bool(g.to_dense().any()) for g in returned):
         detached.append(name)

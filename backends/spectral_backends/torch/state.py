@@ -143,8 +143,10 @@ def saved_tensors_kept() -> Iterator[None]:
     changes the gradient. They are entered and left as ever, but get nothing to keep. This is what
     PyTorch's own tracing of graphs does; it is a setting of the thread.
     """
-    before = _AUTOGRAD._saved_tensors_hooks_set_tracing(True)
-    with put_back(lambda: _AUTOGRAD._saved_tensors_hooks_set_tracing(before)):
+    set_tracing = _AUTOGRAD._saved_tensors_hooks_set_tracing
+    before = set_tracing(False)  # it is read by being set
+    with put_back(lambda: set_tracing(before)):
+        set_tracing(True)
         yield
 
 

@@ -4,23 +4,19 @@ The oracle is the same network without any of it.
 """
 
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from engine_helpers import (
-    check_case,
     expected_of,
     findings,
     function_case,
     given_by,
-    module_case,
-    whole,
     wrong_values,
 )
-from factor_helpers import problem_of, split
-from layer_cases import Pool, classes, identity, random, third
+from factor_helpers import problem_of
+from layer_cases import classes, identity, random, third
 from test_functions_on_the_way import Cube
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -32,10 +28,6 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
     set_checkpoint_early_stop,
 )
-
-import spectral_core as sc
-from spectral_backends.torch import CurvatureProblem
-from spectral_core.errors import LayerError
 
 WIDTH = 4
 
@@ -177,7 +169,9 @@ PAIRS = {(block, "checkpoint") for block in BLOCKS}
 PAIRS |= {(block, way) for block in (attention, functions) for way in WAYS}
 
 
-@pytest.mark.parametrize(("block", "way"), sorted(PAIRS, key=lambda pair: (pair[0].__name__, pair[1])))
+@pytest.mark.parametrize(
+    ("block", "way"), sorted(PAIRS, key=lambda pair: (pair[0].__name__, pair[1]))
+)
 def test_what_is_recomputed_is_what_was_recorded(block, way, oracles):
     problem, expected = problem_of(case_of(block, WAYS[way]), 3), oracles[block]
     assert {layer.name for layer in problem.layers()} == expected.keys()
