@@ -98,6 +98,11 @@ class CurvatureProblem:
     Threads may measure at once, also one model: passes over the data take turns. Nothing else may
     use the model, or draw random numbers, meanwhile. An error of the model's own code comes through
     as it is, with a note that says which batch it was.
+
+    What operations save for their backward passes is kept: gradient checkpointing (which must not
+    be reentrant), offloading and compression of saved tensors do not act during a measurement, so
+    their networks are measured as they would be without. Second derivatives hold that much in any
+    case; smaller batches need less memory.
     """
 
     def __init__(
