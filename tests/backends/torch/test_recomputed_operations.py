@@ -29,6 +29,9 @@ from torch.utils.checkpoint import (
     set_checkpoint_early_stop,
 )
 
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+
 WIDTH = 4
 
 
@@ -197,3 +200,51 @@ def test_factors_are_those_of_the_network_without(block, way):
             assert found[name].notes == factors.notes
             assert torch.equal(found[name].output_covariance, factors.output_covariance)
             assert torch.equal(found[name].input_covariance, factors.input_covariance)
+
+
+def relu(x, w):
+    return F.relu_(F.linear(x, w)).chunk(3, -1)[0] + x
+
+
+def test_piecewise_linear_networks_keep_their_engine():
+    """The probe for a second-order part runs on the network as it is, too."""
+    expected = expected_of(case_of(relu))
+    for way in ("checkpoint", "nested", "in half precision"):
+        problem = problem_of(case_of(relu, WAYS[way]), 3)
+        found = findings(problem, given_by(expected))
+        assert not (wrong := wrong_values(found, expected)), "\n".join(wrong)
+        assert all(f.certificate.engine == "columns" for f in found.values())
+        assert all(f.certificate.piecewise_linear for f in found.values())
+
+
+class Encoder(nn.Module):
+    """Packed attention, in modules."""
+
+    def __init__(self, again):
+        super().__init__()
+        layer = partial(nn.TransformerEncoderLayer, 8, 2, 12, 0.0, batch_first=True)
+        self.layers = nn.ModuleList([layer(), layer(activation="gelu", norm_first=True)])
+        self.again = again
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if self.again else layer(x)
+        return x.mean(1)
+
+
+def test_a_report_is_that_of_the_network_without():
+    """In float32, to the bit; in training mode, where modules run their fused operations."""
+    torch.manual_seed(0)
+    plain, again = Encoder(False), Encoder(True)
+    again.load_state_dict(plain.state_dict())
+    data = [(torch.randn(6, 3, 8), classes(6, 8))]
+    expected, found = (
+        sc.measure(CurvatureProblem(model, F.cross_entropy, data), top_k=5, decompose=True)
+        for model in (plain, again)
+    )
+    assert list(found) == list(expected) and len(found) == 12
+    for name, spectrum in expected.items():
+        for what in ("sigma", "curvature", "ggn"):
+            assert list(getattr(found[name], what)) == list(getattr(spectrum, what)), (name, what)
+        assert found[name].notes == spectrum.notes
+        assert found[name].certificate.engine == spectrum.certificate.engine
