@@ -54,9 +54,12 @@ def gradient_with_graph(
 
 
 def _with_graphs(arriving: Gradients) -> Gradients:
-    """Give a graph to what arrives at a function, so that what it returns must have one, too."""
+    """Give a graph to what arrives at a function, so that what it returns must have one, too.
+
+    It is no leaf, as the function may change it in place.
+    """
     return tuple(
-        g.detach().requires_grad_() if g is not None and not g.requires_grad else g
+        g.detach().requires_grad_().clone() if g is not None and not g.requires_grad else g
         for g in arriving
     )
 

@@ -194,6 +194,26 @@ def test_a_backward_that_keeps_its_graph():
             assert not (wrong := wrong_values(found, expected, kind)), (engine, wrong)
 
 
+class InPlace(Cube):
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad.mul_(3 * x**2)
+
+
+def test_a_backward_in_place_under_a_linear_loss():
+    torch.manual_seed(0)
+    params, x, y = two_layers(1), random(8, 5), classes(8, 4)
+    found, expected = (
+        problem_of(
+            function_case(between(function.apply), params, x, y, loss=mean_of_outputs)
+        ).curvatures("a", torch.eye(6).double()[:, :4], torch.eye(5).double()[:, :4])
+        for function in (InPlace, Cube)
+    )
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 class Beside(torch.autograd.Function):
     """The first input; gives the second a gradient of one, as some routers of experts do."""
 
