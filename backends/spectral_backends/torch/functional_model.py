@@ -79,7 +79,7 @@ class FunctionalModel:
     def hold(self, parameters: Mapping[str, Tensor], action: Callable[[], T]) -> T:
         """Run `action` while a module holds these parameters instead of its own.
 
-        Gradient checkpointing runs parts of the forward pass again during a backward pass, so
+        A custom function may run parts of the forward pass again during a backward pass, so
         backward passes belong in here too.
         """
         if not isinstance(self._model, nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Alias", "find_curvature", "identity", "is_alias"]
+__all__ = ["Alias", "find_curvature", "identity", "is_alias", "is_identity"]
 
 _IDENTITIES: set[Any] = set()
 
@@ -44,6 +44,11 @@ class Alias(torch.autograd.Function):
 def is_alias(node: Any) -> bool:
     """Say whether a node of a graph is an `Alias`."""
     return getattr(node, "_forward_cls", None) is Alias
+
+
+def is_identity(node: Any) -> bool:
+    """Say whether a node of a graph is a function of ours that is the identity."""
+    return getattr(node, "_forward_cls", None) in _IDENTITIES
 
 
 _LINEAR = """
@@ -117,7 +122,7 @@ def find_curvature(
 def _curved_in(node: Any, inputs: Sequence[int]) -> int:
     """Return the groups in which a node is curved, given those that each of its inputs has."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return 0 if getattr(node, "_forward_cls", None) in _IDENTITIES else _union(inputs)
+        return 0 if is_identity(node) else _union(inputs)
     name = node.name().rstrip("0123456789")
     if name in _LINEAR_NODES:
         return 0

@@ -11,7 +11,12 @@ from spectral_backends.torch.discovery import Layer
 from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.loss_terms import LossTerms, Reduction, ReductionRecorder
 from spectral_backends.torch.nested import map_tensors
-from spectral_backends.torch.state import differentiable_operations, modes_put_back, seeded
+from spectral_backends.torch.state import (
+    differentiable_operations,
+    modes_put_back,
+    saved_tensors_kept,
+    seeded,
+)
 from spectral_backends.torch.term_check import check_additive
 from spectral_backends.torch.threads import threads_for
 from spectral_core._exclusive import exclusively
@@ -66,6 +71,7 @@ class Objective:
             threads_for(self.work_of_operation) if on_cpu else nullcontext(),
             seeded(seed, self.model.device, self._batches),
             differentiable_operations(self.model.device),
+            saved_tensors_kept(),
             torch.inference_mode(False),
             torch.enable_grad(),
             self.model.unchanged(),

@@ -20,7 +20,6 @@ from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.quadratic_forms import (
     GaussNewtonForm,
-    GraphSize,
     HessianForm,
     QuadraticForm,
     along_directions,
@@ -111,6 +110,11 @@ class CurvatureProblem:
     as it is, with a note that says which batch it was. In a process group each rank measures what
     it is given; that this is a part, its loader's sampler or the loss of another rank may show, and
     then it is warned of. Layers whose weights are sharded are skipped or refused.
+
+    What operations save for their backward passes is kept: gradient checkpointing (which must not
+    be reentrant), offloading and compression of saved tensors do not act during a measurement, so
+    their networks are measured as they would be without. Second derivatives hold that much in any
+    case; smaller batches need less memory.
     """
 
     def __init__(
@@ -379,29 +383,25 @@ class CurvatureProblem:
         batch: Any,
         kind: CurvatureKind,
     ) -> tuple[Tensor, LossTerms]:
-        form, terms, size = self._form(layer, weight, batch, kind)
-        return self._along(form, layer, u, v, size), terms
+        form, terms = self._form(layer, weight, batch, kind)
+        return self._along(form, layer, u, v), terms
 
     def _form(
         self, layer: Layer, weight: Tensor, batch: Any, kind: CurvatureKind
-    ) -> tuple[QuadraticForm, LossTerms, int]:
-        """Return the batch's quadratic form, its terms, and the bytes of its graph."""
-        size = GraphSize()
+    ) -> tuple[QuadraticForm, LossTerms]:
+        """Return the batch's quadratic form, and its terms."""
         weights = {layer.parameter: weight}
-        with size.measuring():
-            if kind == "hessian":
-                loss, terms = self._objective.loss(weights, batch)
-                with _naming(layer.info.name):
-                    return HessianForm(loss, weight), terms, size.bytes
-            outputs, loss_of, terms = self._objective.split(weights, batch)
+        if kind == "hessian":
+            loss, terms = self._objective.loss(weights, batch)
             with _naming(layer.info.name):
-                return GaussNewtonForm(outputs, loss_of, weight), terms, size.bytes
+                return HessianForm(loss, weight), terms
+        outputs, loss_of, terms = self._objective.split(weights, batch)
+        with _naming(layer.info.name):
+            return GaussNewtonForm(outputs, loss_of, weight), terms
 
-    def _along(
-        self, form: QuadraticForm, layer: Layer, u: Tensor, v: Tensor, graph_bytes: int
-    ) -> Tensor:
+    def _along(self, form: QuadraticForm, layer: Layer, u: Tensor, v: Tensor) -> Tensor:
         name, shape = layer.info.name, self._model.parameters[layer.parameter].shape
-        per_direction = graph_bytes + 3 * shape.numel() * u.element_size()
+        per_direction = form.graph_bytes + 3 * shape.numel() * u.element_size()
         chunk = self._chunk_size or max(1, self._memory_budget // max(per_direction, 1))
         with _naming(name):
             if chunk > 1 and name not in self._without_batching_rule:

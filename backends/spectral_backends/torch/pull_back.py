@@ -12,7 +12,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.graph import node_names
+from spectral_backends.torch.gradient_graph import gradient_with_graph
 from spectral_backends.torch.tape import Segment
 
 __all__ = ["Bend", "PullBack", "Tangents"]
@@ -68,12 +68,7 @@ class PullBack:
             adjoint.detach().requires_grad_() for adjoint in adjoints if adjoint is not None
         ]
         self.inputs = list(inputs)
-        self.pulled: Sequence[Tensor | None] = torch.autograd.grad(
-            self.outputs, self.inputs, self.adjoints, create_graph=True, allow_unused=True
-        )
-        for pulled in self.pulled:
-            if pulled is not None and "torch::autograd::Error" in node_names(pulled):
-                raise RuntimeError("a function on the way is marked once_differentiable")
+        self.pulled = gradient_with_graph(self.outputs, self.inputs, self.adjoints)
 
     @property
     def input_adjoints(self) -> list[Tensor | None]:

@@ -6,20 +6,25 @@ backward pass through what lies after the layer.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.graph import node_names
+from spectral_backends.torch.gradient_graph import gradient_with_graph
+from spectral_backends.torch.graph import saved_bytes
 from spectral_backends.torch.matrix_view import MatrixView
 
-__all__ = ["GaussNewtonForm", "GraphSize", "HessianForm", "QuadraticForm", "along_directions"]
+__all__ = ["GaussNewtonForm", "HessianForm", "QuadraticForm", "along_directions"]
 
 
 class QuadraticForm(Protocol):
     """``D ↦ <D, B[D]>`` for directions of shape ``(K, *weight.shape)``; returns shape ``(K,)``."""
+
+    @property
+    def graph_bytes(self) -> int:
+        """Return the bytes that its graph keeps."""
+        ...
 
     def __call__(self, directions: Tensor) -> Tensor:
         """Evaluate the form for each direction."""
@@ -39,8 +44,8 @@ class HessianForm:
 
     def __init__(self, loss: Tensor, weight: Tensor) -> None:
         self._weight = weight
-        self._gradient = _gradient(loss, weight, create_graph=True)
-        _check_twice_differentiable(self._gradient)
+        self._gradient = _gradient(loss, weight)
+        self.graph_bytes = saved_bytes([loss, self._gradient])
 
     def __call__(self, directions: Tensor) -> Tensor:
         """Evaluate the form for each direction."""
@@ -67,53 +72,18 @@ class GaussNewtonForm:
     def __init__(
         self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: Tensor
     ) -> None:
-        self._cotangent = torch.zeros_like(outputs, requires_grad=True)
-        (self._pulled,) = torch.autograd.grad(
-            outputs, weight, self._cotangent, create_graph=True, materialize_grads=True
-        )
-        _check_twice_differentiable(self._pulled)
+        # Any z will do; from zero no function on the way would return anything to look at.
+        self._cotangent = torch.ones_like(outputs, requires_grad=True)
+        self._pulled = _gradient(outputs, weight, self._cotangent)
         self._outputs = outputs.detach().requires_grad_()
-        self._output_gradient = _gradient(loss_of(self._outputs), self._outputs, create_graph=True)
+        self._output_gradient = _gradient(loss_of(self._outputs), self._outputs)
+        self.graph_bytes = saved_bytes([outputs, self._pulled, self._output_gradient])
 
     def __call__(self, directions: Tensor) -> Tensor:
         """Evaluate the form for each direction."""
         tangents = _pull_back(self._pulled, self._cotangent, directions)
         products = _pull_back(self._output_gradient, self._outputs, tangents)
         return (products * tangents).flatten(1).sum(1)
-
-
-class GraphSize:
-    """Bytes that autograd keeps for its backward passes, measured while graphs are built."""
-
-    def __init__(self) -> None:
-        self._storages: dict[int, int] = {}
-
-    @property
-    def bytes(self) -> int:
-        """Return the bytes of all storages kept, each counted once."""
-        return sum(self._storages.values())
-
-    def measuring(self) -> AbstractContextManager[object]:
-        """Return a context in which graphs are measured."""
-
-        def pack(tensor: Tensor) -> tuple[Tensor, int]:
-            if tensor.layout == torch.strided:
-                storage = tensor.untyped_storage()
-                self._storages[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach(), tensor._version
-
-        def unpack(saved: tuple[Tensor, int]) -> Tensor:
-            tensor, version = saved
-            if tensor._version != version:  # autograd's own check, which hooks switch off
-                raise RuntimeError(
-                    "a variable needed for it has been modified by an inplace operation"
-                )
-            return tensor
-
-        hooks: AbstractContextManager[object] = torch.autograd.graph.saved_tensors_hooks(
-            pack, unpack
-        )
-        return hooks
 
 
 def along_directions(
@@ -153,24 +123,15 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _gradient(value: Tensor, of: Tensor, *, create_graph: bool) -> Tensor:
-    (gradient,) = torch.autograd.grad(value, of, create_graph=create_graph, materialize_grads=True)
-    return _dense(gradient)
+def _gradient(value: Tensor, of: Tensor, cotangent: Tensor | None = None) -> Tensor:
+    cotangents = None if cotangent is None else [cotangent]
+    (gradient,) = gradient_with_graph([value], [of], cotangents)
+    return torch.zeros_like(of) if gradient is None else _dense(gradient)
 
 
 def _dense(gradient: Tensor) -> Tensor:
     """Return a gradient that an embedding may have made sparse as a plain tensor."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
-
-
-def _check_twice_differentiable(gradient: Tensor) -> None:
-    """Raise `RuntimeError` if part of the gradient's own graph is cut off.
-
-    Behind a function that is differentiable once only, torch puts a node that raises when it is
-    reached; but it leads nowhere, so a second derivative passes it by and is silently wrong.
-    """
-    if "torch::autograd::Error" in node_names(gradient):
-        raise RuntimeError("a function on the way is marked once_differentiable")
 
 
 def _pull_back(outputs: Tensor, inputs: Tensor, cotangents: Tensor) -> Tensor:

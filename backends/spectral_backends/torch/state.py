@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable_operations", "modes_put_back", "put_back", "seeded"]
+__all__ = [
+    "differentiable_operations", "modes_put_back", "put_back", "saved_tensors_kept", "seeded"
+]  # fmt: skip
 
 Setting = TypeVar("Setting")
 
 _OVERRIDES: Any = torch.overrides  # without types
+_AUTOGRAD: Any = torch._C._autograd
 _CUDA: Any = torch.backends.cuda
 _ATTENTION_KERNELS = (
     (_CUDA.flash_sdp_enabled, _CUDA.enable_flash_sdp),
@@ -129,6 +132,22 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
             yield
+
+
+@contextmanager
+def saved_tensors_kept() -> Iterator[None]:
+    """Let autograd keep what an operation saves, whatever hooks ask for it.
+
+    Such hooks put something else in its place: gradient checkpointing runs the operations again,
+    out of sight of who watched them and ran some as what they are made of, and a compression
+    changes the gradient. They are entered and left as ever, but get nothing to keep. This is what
+    PyTorch's own tracing of graphs does; it is a setting of the thread.
+    """
+    set_tracing = _AUTOGRAD._saved_tensors_hooks_set_tracing
+    before = set_tracing(False)  # it is read by being set
+    with put_back(lambda: set_tracing(before)):
+        set_tracing(True)
+        yield
 
 
 @contextmanager

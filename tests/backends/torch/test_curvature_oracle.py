@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.quadratic_forms import GraphSize
+from spectral_backends.torch.graph import saved_bytes
 
 TOLERANCE = 1e-10
 
@@ -96,13 +96,27 @@ def test_sparse_gradients_are_gradients(kind):
     torch.testing.assert_close(*values, rtol=1e-12, atol=1e-15)
 
 
-def test_the_size_of_a_graph():
+def test_the_bytes_that_a_graph_keeps():
     x, w = random(7, 5), random(5, 3).requires_grad_()
-    size = GraphSize()
-    with size.measuring():
-        y = torch.tanh(x @ w)
-    # The product keeps x, tanh its result; the leaf w is there anyway but is kept with them.
-    assert y.requires_grad and size.bytes in (8 * (35 + 21), 8 * (35 + 21 + 15))
+    hidden = x @ w
+    y = torch.tanh(hidden)
+    # The product keeps x (and may keep the leaf w), tanh its result.
+    assert saved_bytes([y]) in (8 * (35 + 21), 8 * (35 + 21 + 15))
+    assert saved_bytes([y, hidden]) == saved_bytes([y])
+    assert saved_bytes([y, y.sum()]) == saved_bytes([y])  # a sum keeps shapes only
+    assert saved_bytes([x]) == 0
+
+
+def test_the_bytes_of_what_is_no_longer_to_be_had():
+    """Released by a backward pass, or changed in place."""
+    w = random(5, 3).requires_grad_()
+    y = torch.tanh(w)
+    z = y.exp()
+    z.sum().backward()
+    assert saved_bytes([z]) == 0
+    y = torch.tanh(w)
+    y.zero_()
+    assert saved_bytes([y]) == 0
 
 
 def test_float32_is_near_float64():

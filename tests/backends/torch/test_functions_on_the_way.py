@@ -95,6 +95,182 @@ def test_a_function_with_one_derivative():
     assert not (wrong := wrong_values(found, expected, "ggn")), wrong
 
 
+class RunAgain(torch.autograd.Function):
+    """Keeps its input only, and runs `cube` again for its backward pass, without a graph behind."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = x**3
+        return torch.autograd.grad(y, x, grad)
+
+
+class RunAgainIntoGrad(RunAgain):
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = x**3
+        y.backward(grad)
+        return x.grad
+
+
+class RunAgainWithGraph(RunAgain):
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0]
+        with torch.enable_grad():
+            y = x.view_as(x) ** 3
+        return torch.autograd.grad(y, x, grad, create_graph=torch.is_grad_enabled())
+
+
+class Inverted(RunAgain):
+    """Reversible: keeps its output only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = 2 * x + x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        y = ctx.saved_tensors[0].detach()
+        x = y / 2
+        for _ in range(50):
+            x = (y - x.tanh()) / 2
+        x.requires_grad_()
+        with torch.enable_grad():
+            (2 * x + x.tanh()).backward(grad)
+        return x.grad
+
+
+def mean_of_outputs(outputs, targets):
+    return outputs.mean()
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, mean_of_outputs])
+@pytest.mark.parametrize("function", [RunAgain, RunAgainIntoGrad, Inverted])
+@pytest.mark.parametrize("beside", [0, 1])
+def test_a_backward_that_loses_its_graph(function, beside, loss):
+    """No number in front of it, also where a sum hides the missing part; behind it, as ever."""
+    torch.manual_seed(0)
+    params, x, y = two_layers(1), random(8, 5), classes(8, 4)
+
+    def network(f):
+        return between(lambda h: f(h) + beside * h)
+
+    exact = (lambda h: 2 * h + h.tanh()) if function is Inverted else Cube.apply
+    expected = expected_of(function_case(network(exact), params, x, y, loss=loss))
+    problem = problem_of(function_case(network(function.apply), params, x, y, loss=loss))
+    for kind in ("hessian", "ggn"):
+        for engine in ("tangents", "double-backward"):
+            found = findings(problem, given_by(expected), kind, engine=engine)
+            assert f"{function.__name__}Backward" in found["a"].reason
+            if loss is mean_of_outputs:
+                assert not found["b"].values.any()
+                continue
+            wrong = wrong_values({"b": found["b"]}, {"b": expected["b"]}, kind)
+            assert not wrong, wrong
+    if loss is F.cross_entropy:
+        found = findings(problem, given_by(expected), "ggn", engine="columns")
+        assert not (wrong := wrong_values(found, expected, "ggn")), wrong
+
+
+def test_a_backward_that_keeps_its_graph():
+    torch.manual_seed(0)
+    params, x, y = two_layers(1), random(8, 5), classes(8, 4)
+    expected = expected_of(function_case(between(Cube.apply), params, x, y))
+    problem = problem_of(function_case(between(RunAgainWithGraph.apply), params, x, y), 3)
+    for kind in ("hessian", "ggn"):
+        for engine in ("auto", "tangents", "double-backward"):
+            found = findings(problem, given_by(expected), kind, engine=engine)
+            assert not (wrong := wrong_values(found, expected, kind)), (engine, wrong)
+
+
+class InPlace(Cube):
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad.mul_(3 * x**2)
+
+
+def test_a_backward_in_place_under_a_linear_loss():
+    torch.manual_seed(0)
+    params, x, y = two_layers(1), random(8, 5), classes(8, 4)
+    found, expected = (
+        problem_of(
+            function_case(between(function.apply), params, x, y, loss=mean_of_outputs)
+        ).curvatures("a", torch.eye(6).double()[:, :4], torch.eye(5).double()[:, :4])
+        for function in (InPlace, Cube)
+    )
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+class Beside(torch.autograd.Function):
+    """The first input; gives the second a gradient of one, as some routers of experts do."""
+
+    @staticmethod
+    def forward(ctx, x, penalty):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, torch.ones((), dtype=grad.dtype)
+
+
+def test_a_backward_with_a_gradient_of_its_own():
+    """Every further backward pass through it would add that gradient once more."""
+    torch.manual_seed(0)
+    params, x, y = two_layers(1), random(8, 5), classes(8, 4)
+
+    def with_penalty(h):
+        return Beside.apply(h, (h**4).mean())
+
+    expected = expected_of(function_case(between(lambda h: h), params, x, y))
+    problem = problem_of(function_case(between(with_penalty), params, x, y))
+    for kind in ("hessian", "ggn"):
+        for engine in ("auto", "tangents", "double-backward"):
+            found = findings(problem, given_by(expected), kind, engine=engine)
+            assert "BesideBackward" in found["a"].reason
+            wrong = wrong_values({"b": found["b"]}, {"b": expected["b"]}, kind)
+            assert not wrong, wrong
+
+
+class Zero(torch.autograd.Function):
+    """A step, whose backward says so."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
+
+
+def test_a_backward_of_zeros():
+    torch.manual_seed(0)
+
+    def network(sign):
+        return between(lambda h: h**2 * sign(h))
+
+    params, x, y = two_layers(1), random(8, 5), classes(8, 4)
+    expected = expected_of(function_case(network(torch.sign), params, x, y))
+    problem = problem_of(function_case(network(Zero.apply), params, x, y))
+    for kind in ("hessian", "ggn"):
+        for engine in ("auto", "tangents", "double-backward"):
+            found = findings(problem, given_by(expected), kind, engine=engine)
+            assert not (wrong := wrong_values(found, expected, kind)), (engine, wrong)
+
+
 class Packed(nn.Module):
     """Attention of one matrix, whose product is cut."""
 

@@ -55,9 +55,22 @@ def snapshot(model, loader):
         "fastpath": torch.backends.mha.get_fastpath_enabled(),
         "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "observers": len(torch.overrides._get_current_function_mode_stack()),
+        "saved tensors": hooks_are_asked(),
         "autocast": torch.is_autocast_enabled("cpu"), "threads": torch.get_num_threads(),
         "attributes": sorted(vars(model)), "cached": id(model.cached),
     }  # fmt: skip
+
+
+def hooks_are_asked():
+    asked = []
+
+    def pack(tensor):
+        asked.append(tensor.shape)
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+        torch.ones(2, requires_grad=True).exp()
+    return bool(asked)
 
 
 def assert_same(before, after):
@@ -150,6 +163,31 @@ def test_inside_autocast():
         found = sc.measure(CurvatureProblem(model, F.cross_entropy, data), top_k=4)["0"]
         assert torch.is_autocast_enabled("cpu")
     assert list(found.curvature) == list(expected.curvature)
+
+
+def test_inside_hooks_of_saved_tensors():
+    """They are not asked for what a measurement keeps, and are afterwards, also after an error."""
+    model, data = nn.Linear(3, 4), [(torch.randn(9, 3), torch.randn(9, 4))]
+    expected = sc.measure(CurvatureProblem(model, F.mse_loss, data))["weight"]
+    asked = []
+
+    def pack(tensor):
+        asked.append(tensor)
+        return tensor.half()
+
+    def failing(outputs, targets):
+        raise ValueError("user's own error")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.float()):
+        found = sc.measure(CurvatureProblem(model, F.mse_loss, data))["weight"]
+        with pytest.raises(ValueError, match="user's own"):
+            CurvatureProblem(model, failing, data)
+        assert not asked
+        model(data[0][0])
+        assert asked
+    assert hooks_are_asked()
+    assert list(found.curvature) == list(expected.curvature)
+    assert list(found.sigma) == list(expected.sigma)
 
 
 def test_inside_another_default_device():
