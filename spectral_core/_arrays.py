@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 Array: TypeAlias = Any
@@ -38,7 +39,8 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     Raises
     ------
     InputError
-        If an argument is no real floating point array, or two belong to different libraries.
+        If an argument is no real floating point array, two belong to different libraries, or one
+        has masked values or a unit.
     """
     arrays = {name: _as_array(name, value) for name, value in arguments.items()}
     try:
@@ -122,6 +124,7 @@ def mask_like(xp: Any, where: ArrayLike, like: Array) -> Array:
     InputError
         If it is not boolean, of another library, or its shape does not fit.
     """
+    where = plain("where", where)
     remedy = f"pass booleans that broadcast against the data, of shape {tuple(like.shape)}."
     if isinstance(where, (list, tuple, bool)) and array_api_compat.is_numpy_namespace(xp):
         try:
@@ -199,6 +202,7 @@ def to_numpy(value: Any) -> Any:
 
 
 def _as_array(name: str, value: ArrayLike) -> Array:
+    value = plain(name, value)
     if array_api_compat.is_array_api_obj(value):
         return value
     if isinstance(value, (int, float, Sequence)) and not isinstance(value, (str, bytes)):

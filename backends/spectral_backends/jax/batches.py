@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 __all__ = [
@@ -28,7 +29,7 @@ def flat_batch(index: int, batch: Any, dtype: Any) -> tuple[list[jax.Array], Any
     Raises
     ------
     InputError
-        If a leaf is no array, is being traced, is complex, or holds NaN.
+        If a leaf is no array, is being traced, is complex or masked, has a unit, or holds NaN.
     """
     leaves, structure = jax.tree_util.tree_flatten(batch)
     return [_array(index, leaf, dtype) for leaf in leaves], structure
@@ -68,6 +69,7 @@ def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
         )
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
+    leaf = plain(f"batches: in batch {index}", leaf)
     try:
         array = jnp.asarray(leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
     except (TypeError, ValueError) as error:

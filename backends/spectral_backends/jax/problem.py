@@ -18,6 +18,7 @@ from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.program import Loss
 from spectral_backends.jax.second_derivatives import curvatures_along
 from spectral_backends.jax.sizes import largest_value
+from spectral_core._plain import plain
 from spectral_core.backend_checks import (
     check_chunk_size,
     check_direction_shapes,
@@ -352,7 +353,8 @@ class CurvatureProblem:
         return find_layer(name, self._layers, self._skipped)
 
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[jax.Array, jax.Array]:
-        u, v = (jnp.asarray(d if isinstance(d, jax.Array) else np.asarray(d)) for d in (u, v))
+        given = (plain(f"layer {layer.info.name!r}: a direction", d) for d in (u, v))
+        u, v = (jnp.asarray(d if isinstance(d, jax.Array) else np.asarray(d)) for d in given)
         check_direction_shapes(layer.info, u.shape, v.shape)
         u, v = u.astype(self._parameters.dtype), v.astype(self._parameters.dtype)
         placement = self._objective.placement

@@ -24,6 +24,7 @@ from spectral_backends.torch.quadratic_forms import (
     along_directions,
 )
 from spectral_backends.torch.structure import examine
+from spectral_core._plain import plain
 from spectral_core.backend_checks import (
     check_chunk_size,
     check_direction_shapes,
@@ -452,6 +453,7 @@ def _checked_device(device: torch.device | str | None) -> torch.device | None:
 
 
 def _as_directions(name: str, directions: Any) -> Tensor:
+    directions = plain(name, directions)
     try:
         tensor = directions if isinstance(directions, Tensor) else torch.as_tensor(directions)
     except (TypeError, ValueError, RuntimeError) as error:
