@@ -51,11 +51,32 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
             f"arrays of different libraries ({kinds}); convert them to one."
         ) from error
     for name, array in arrays.items():
-        if not xp.isdtype(array.dtype, "real floating"):
+        if not is_real_floating(xp, array.dtype):
             raise InputError(
                 f"{name}: has dtype {array.dtype}; convert it to a real floating point type."
             )
     return xp, list(arrays.values())
+
+
+def is_real_floating(xp: Any, dtype: Any) -> bool:
+    """Return whether a dtype is a real floating one of its namespace."""
+    try:
+        return bool(xp.isdtype(dtype, "real floating"))
+    except TypeError:  # of ml_dtypes, which NumPy does not know
+        return False
+
+
+def is_half(dtype: Any) -> bool:
+    """Return whether a dtype is a floating one of less than 32 bits, also one of ml_dtypes."""
+    return "float" in str(dtype) and getattr(dtype, "itemsize", 4) < 4
+
+
+def widened(array: Array) -> Array:
+    """Return an array of half precision in float32, and any other as it is."""
+    if not is_half(array.dtype):
+        return array
+    xp = namespace(array)
+    return xp.astype(array, xp.float32)
 
 
 _LINEAR_ALGEBRA = ("eigh", "svd", "solve", "inv", "diagonal", "trace")
@@ -198,7 +219,8 @@ def to_numpy(value: Any) -> Any:
     """Return an array of any library, or a number, as a NumPy array on the host."""
     if array_api_compat.is_torch_array(value) or array_api_compat.is_cupy_array(value):
         value = array_api_compat.to_device(value, "cpu")
-    return np.asarray(value)
+    # NumPy has no bfloat16.
+    return np.asarray(widened(value) if array_api_compat.is_array_api_obj(value) else value)
 
 
 def _as_array(name: str, value: ArrayLike) -> Array:

@@ -8,6 +8,7 @@ import array_api_compat
 
 from spectral_core._arrays import Array, ArrayLike, as_like, floating, namespace
 from spectral_core._plain import plain
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 
 __all__ = ["transfer", "transfer_bound"]
@@ -15,6 +16,7 @@ __all__ = ["transfer", "transfer_bound"]
 DAMPING_MODES = ("spectral", "absolute")
 
 
+@in_working_precision
 def transfer(
     sigma: ArrayLike,
     alpha: float | Array,
