@@ -187,9 +187,8 @@ def _scanned(equation: JaxprEqn, body: Jaxpr, given: list[_What], prime: int) ->
 
 def _inner(equation: JaxprEqn) -> list[Jaxpr]:
     """Return the jaxprs that compute an equation's results from its operands."""
-    inner = inner_jaxpr(equation)
-    found = [inner] if inner is not None else [equation.params.get("call_jaxpr")]
-    return [getattr(each, "jaxpr", each) for each in found if each is not None]
+    inner: Any = inner_jaxpr(equation) or equation.params.get("call_jaxpr")
+    return [] if inner is None else [getattr(inner, "jaxpr", inner)]
 
 
 def _all_jaxprs(closed: ClosedJaxpr | Jaxpr) -> Iterator[Jaxpr]:

@@ -177,7 +177,8 @@ class _Known:
     products: dict[Var, frozenset[int]] = field(default_factory=dict)
 
     def products_in(self, atom: Any) -> frozenset[int]:
-        return _lookup(atom, self.products) or frozenset()
+        """Return the products that a variable is made of."""
+        return frozenset() if isinstance(atom, Literal) else self.products.get(atom, frozenset())
 
     def inside(self, equation: JaxprEqn, inner: Jaxpr, followed: dict[Var, _Followed]) -> "_Known":
         """Return what is known of the arguments of an equation's jaxpr."""
