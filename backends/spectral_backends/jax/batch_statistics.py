@@ -28,7 +28,7 @@ from spectral_core.errors import NonDeterministicError
 __all__ = ["refuse_batch_statistics"]
 
 _ROOTS = ("sqrt", "rsqrt", "cbrt", "pow", "cholesky", "eigh", "svd")
-_PRIMES = (211, 223, 227, 229, 233, 239, 241, 251)
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 
 
 class _What(IntEnum):
@@ -52,9 +52,12 @@ def refuse_batch_statistics(
     Looked at where the model can be traced for another number of samples. In some layouts the first
     axis is not that of samples: it is enough that they keep apart along one.
     """
-    if not any(_has_root(jaxpr) for jaxpr in _all_jaxprs(batch.program.model)):
+    names = {e.primitive.name for jaxpr in _all_jaxprs(batch.program.model) for e in jaxpr.eqns}
+    if names.isdisjoint(_ROOTS):
         return
-    seen = [_samples_meet(loss_fn, parameters, batch, axis) for axis in (0, 1)]
+    seen = [_samples_meet(loss_fn, parameters, batch, 0)]
+    if seen[0] is not False or "scan" in names:  # which may run over time, the first axis then
+        seen.append(_samples_meet(loss_fn, parameters, batch, 1))
     if True in seen and not (
         False in seen and _keep_apart(loss_fn, parameters, batch, seen.index(False))
     ):
@@ -76,7 +79,7 @@ def _samples_meet(
     prime = next((p for p in _PRIMES if all(n % p for n in chain(*shapes))), 0)
     if not length or not prime:
         return None
-    samples = prime * gcd(length, 16)  # which models may cut in two, or among devices
+    samples = prime * gcd(length, 8)  # which models may cut in two, or among devices
 
     def longer(leaf: jax.Array) -> Any:
         shape = list(leaf.shape)
@@ -197,10 +200,6 @@ def _all_jaxprs(closed: ClosedJaxpr | Jaxpr) -> Iterator[Jaxpr]:
     for equation in jaxpr.eqns:
         for inner in _inner(equation):
             yield from _all_jaxprs(inner)
-
-
-def _has_root(jaxpr: Jaxpr) -> bool:
-    return any(equation.primitive.name in _ROOTS for equation in jaxpr.eqns)
 
 
 def _avals(program: Program) -> Iterator[Any]:
