@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 Array: TypeAlias = Any
@@ -38,7 +39,8 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     Raises
     ------
     InputError
-        If an argument is no real floating point array, or two belong to different libraries.
+        If an argument is no real floating point array, two belong to different libraries, or one
+        has masked values or a unit.
     """
     arrays = {name: _as_array(name, value) for name, value in arguments.items()}
     try:
@@ -49,11 +51,32 @@ def floating(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
             f"arrays of different libraries ({kinds}); convert them to one."
         ) from error
     for name, array in arrays.items():
-        if not xp.isdtype(array.dtype, "real floating"):
+        if not is_real_floating(xp, array.dtype):
             raise InputError(
                 f"{name}: has dtype {array.dtype}; convert it to a real floating point type."
             )
     return xp, list(arrays.values())
+
+
+def is_real_floating(xp: Any, dtype: Any) -> bool:
+    """Return whether a dtype is a real floating one of its namespace."""
+    try:
+        return bool(xp.isdtype(dtype, "real floating"))
+    except TypeError:  # of ml_dtypes, which NumPy does not know
+        return False
+
+
+def is_half(dtype: Any) -> bool:
+    """Return whether a dtype is a floating one of less than 32 bits, also one of ml_dtypes."""
+    return "float" in str(dtype) and getattr(dtype, "itemsize", 4) < 4
+
+
+def widened(array: Array) -> Array:
+    """Return an array of half precision in float32, and any other as it is."""
+    if not is_half(array.dtype):
+        return array
+    xp = namespace(array)
+    return xp.astype(array, xp.float32)
 
 
 _LINEAR_ALGEBRA = ("eigh", "svd", "solve", "inv", "diagonal", "trace")
@@ -122,6 +145,7 @@ def mask_like(xp: Any, where: ArrayLike, like: Array) -> Array:
     InputError
         If it is not boolean, of another library, or its shape does not fit.
     """
+    where = plain("where", where)
     remedy = f"pass booleans that broadcast against the data, of shape {tuple(like.shape)}."
     if isinstance(where, (list, tuple, bool)) and array_api_compat.is_numpy_namespace(xp):
         try:
@@ -195,10 +219,12 @@ def to_numpy(value: Any) -> Any:
     """Return an array of any library, or a number, as a NumPy array on the host."""
     if array_api_compat.is_torch_array(value) or array_api_compat.is_cupy_array(value):
         value = array_api_compat.to_device(value, "cpu")
-    return np.asarray(value)
+    # NumPy has no bfloat16.
+    return np.asarray(widened(value) if array_api_compat.is_array_api_obj(value) else value)
 
 
 def _as_array(name: str, value: ArrayLike) -> Array:
+    value = plain(name, value)
     if array_api_compat.is_array_api_obj(value):
         return value
     if isinstance(value, (int, float, Sequence)) and not isinstance(value, (str, bytes)):

@@ -7,6 +7,7 @@ from spectral_core._arrays import Array, check_broadcast, floating
 from spectral_core._checks import is_real
 from spectral_core._eigen import eigvalsh
 from spectral_core._products import exact_products
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 from spectral_core.participation import entropy_rank
 from spectral_core.power_law import to_floats
@@ -96,6 +97,7 @@ class SpectralAlignment:
         return to_floats(self, ("kron",))
 
 
+@in_working_precision
 def spectral_alignment(
     u: Array,
     v: Array,
@@ -150,6 +152,7 @@ def spectral_alignment(
     return SpectralAlignment(delta, a, delta.quadratic * a.quadratic)
 
 
+@in_working_precision
 def effective_rank(covariance: Array) -> Array:
     """Return ``exp(−Σ p log p)`` with ``p = λ / Σ λ`` over the eigenvalues (Roy and Vetterli 2007).
 

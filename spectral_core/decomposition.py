@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from spectral_core._arrays import Array, ArrayLike, finite_log, positive, spectra
 from spectral_core._checks import check_confidence
+from spectral_core._working_precision import in_working_precision
 from spectral_core.alignment import SpectralAlignment
 from spectral_core.errors import InputError
 from spectral_core.power_law import PowerLawFit, fit_line, to_floats
@@ -57,6 +58,7 @@ class ExponentDecomposition:
         return to_floats(self, ("chi",))
 
 
+@in_working_precision
 def decompose_exponent(
     sigma: ArrayLike,
     curvature: ArrayLike,

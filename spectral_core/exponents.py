@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from spectral_core._arrays import Array, ArrayLike, finite_log, positive, ranks, spectra
 from spectral_core._checks import check_confidence
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 from spectral_core.power_law import PowerLawFit, centre, fit_line, to_floats
 
@@ -71,6 +72,7 @@ class ExponentTriangle:
         return to_floats(self)
 
 
+@in_working_precision
 def exponent_triangle(
     sigma: ArrayLike,
     curvature: ArrayLike,

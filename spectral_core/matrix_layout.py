@@ -10,6 +10,7 @@ from typing import Any
 import array_api_compat
 
 from spectral_core._arrays import Array
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 __all__ = ["MatrixLayout", "MatrixSpec", "as_matrices"]
@@ -186,7 +187,7 @@ class MatrixLayout:
         InputError
             If it is no array, or has another shape.
         """
-        _check_array("array", array)
+        array = _checked("array", array)
         if tuple(array.shape) != self.shape:
             raise InputError(
                 f"array: has shape {tuple(array.shape)}; this layout is for {self.shape}."
@@ -218,8 +219,7 @@ class MatrixLayout:
             raise InputError(
                 f"matrices: a {type(matrices).__name__} was passed; pass the list from split."
             )
-        for array in matrices:
-            _check_array("matrices", array)
+        matrices = [_checked("matrices", array) for array in matrices]
         shapes = tuple(tuple(array.shape) for array in matrices)
         if shapes != self.matrices:
             raise InputError(
@@ -363,9 +363,11 @@ def _is_count(value: object, least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def _check_array(name: str, array: Any) -> None:
+def _checked(name: str, array: Any) -> Array:
+    array = plain(name, array)
     if not array_api_compat.is_array_api_obj(array):
         raise InputError(f"{name}: a {type(array).__name__} is no array; pass an array.")
+    return array
 
 
 def _lone_comma(value: object) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from spectral_core._arrays import floating, to_numpy
 from spectral_core._checks import is_real
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 
 __all__ = [
@@ -52,6 +53,7 @@ def layernorm_band(n: int, batch: int) -> float:
     return ((1 + ratio) / (1 - ratio)) ** 2
 
 
+@in_working_precision
 def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
     """Return the largest slope on log σ of values that lie within a band.
 
@@ -108,6 +110,7 @@ class ResidualPrediction:
     rho_delta: float
 
 
+@in_working_precision
 def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> ResidualPrediction:
     """Predict the slopes of a skip-dominated block from the eigenvalues of C_δ (Theory 6.2).
 

@@ -13,6 +13,7 @@ from spectral_core._arrays import (
     ranks,
     spectra,
 )
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 from spectral_core.zeta import zeta
 
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 
+@in_working_precision
 def participation_ratio(h: ArrayLike) -> Array:
     """Return ``PR(h) = (Σ h)² / Σ h²`` over the positive values (Theory 7.1).
 
@@ -53,6 +55,7 @@ def participation_ratio(h: ArrayLike) -> Array:
     return 1 / xp.sum(p * p, axis=-1)
 
 
+@in_working_precision
 def entropy_rank(h: ArrayLike) -> Array:
     """Return ``exp(−Σ p log p)`` with ``p = h / Σ h`` over the positive values (Theory 7.1).
 
@@ -64,6 +67,7 @@ def entropy_rank(h: ArrayLike) -> Array:
     return xp.exp(-xp.sum(p * finite_log(xp, p, p > 0), axis=-1))
 
 
+@in_working_precision
 def window_bound(s: ArrayLike, k: int) -> Array:
     """Return ``PR_K(s) = H_K(s)² / H_K(2s)``, that of a power law on K ranks (Theory 7.2).
 
@@ -90,6 +94,7 @@ def window_bound(s: ArrayLike, k: int) -> Array:
     return xp.where(endless, xp.ones_like(s), _profile_ratio(xp, log_h))
 
 
+@in_working_precision
 def zeta_bound(s: ArrayLike) -> Array:
     """Return ``ζ(s)² / ζ(2s)``, the limit of `window_bound` as K grows (Theory 7.2).
 
@@ -115,6 +120,7 @@ def zeta_bound(s: ArrayLike) -> Array:
     return xp.where(s > 1, bound, infinite)
 
 
+@in_working_precision
 def certified_exponent(h: ArrayLike) -> Array:
     """Return the largest s with ``h_{k+1}/h_k <= (k/(k+1))^s`` at every rank (Theory 7.3).
 
@@ -153,6 +159,7 @@ def certified_exponent(h: ArrayLike) -> Array:
     return xp.where(xp.any(pairs, axis=-1), smallest, xp.full_like(smallest, float("nan")))
 
 
+@in_working_precision
 def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     """Return the participation ratio of ``h ∝ e^(−b k)`` (Theory 7.4).
 
@@ -184,6 +191,7 @@ def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     return xp.where(b > 0, ratio, xp.full_like(b, float("nan")))
 
 
+@in_working_precision
 def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
     """Return the participation ratio of ``h_k ∝ exp(a log k + b log² k)`` on K ranks (Theory 7.4).
 

@@ -17,6 +17,7 @@ from spectral_core._arrays import (
     to_numpy,
 )
 from spectral_core._checks import check_confidence
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 from spectral_core.student_t import EXACT_DOF, normal_expansion, student_t_quantile
 
@@ -79,6 +80,7 @@ class PowerLawFit:
         return to_floats(self)
 
 
+@in_working_precision
 def fit_power_law(
     x: ArrayLike,
     y: ArrayLike,

@@ -8,6 +8,7 @@ from typing import Any
 import array_api_compat
 
 from spectral_core._json import encode
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 from spectral_core.problem import CurvatureProblem, LayerInfo
 
@@ -64,6 +65,7 @@ def checked_description(problem: CurvatureProblem) -> dict[str, Any]:
 def checked_gradient(layer: LayerInfo, gradient: Any) -> Any:
     """Return a gradient that is an array of the layer's shape."""
     remedy = f"return a real floating point array of shape {layer.shape}."
+    gradient = plain(f"problem: gradients() for layer {layer.name!r}", gradient)
     if not array_api_compat.is_array_api_obj(gradient):
         found = "nothing" if gradient is None else f"a {type(gradient).__name__}"
         raise InputError(
@@ -85,6 +87,7 @@ def check_values(
 ) -> None:
     """Raise `InputError` unless there is one real curvature for each direction of the layer."""
     count = int(directions[name][0].shape[1])
+    plain(f"problem: curvatures of layer {name!r}", values)
     known = array_api_compat.is_array_api_obj(values)
     real = known and array_api_compat.array_namespace(values).isdtype(values.dtype, "real floating")
     if not real or tuple(values.shape) != (count,):

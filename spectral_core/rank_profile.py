@@ -15,6 +15,7 @@ from spectral_core._arrays import (
     spectra,
     to_numpy,
 )
+from spectral_core._working_precision import in_working_precision
 from spectral_core.power_law import centre, to_floats
 
 __all__ = ["RankProfile", "RankProfileFits", "fit_rank_profiles"]
@@ -83,6 +84,7 @@ class RankProfileFits:
         return to_floats(self)
 
 
+@in_working_precision
 def fit_rank_profiles(sigma: ArrayLike, *, where: Array | None = None) -> RankProfileFits:
     """Fit the three rank profiles and choose by BIC (Theory 8).
 

@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 import array_api_compat
 
 from spectral_core._arrays import Array, ArrayLike, as_like, floating, namespace
+from spectral_core._plain import plain
+from spectral_core._working_precision import in_working_precision
 from spectral_core.errors import InputError
 
 __all__ = ["transfer", "transfer_bound"]
@@ -14,6 +16,7 @@ __all__ = ["transfer", "transfer_bound"]
 DAMPING_MODES = ("spectral", "absolute")
 
 
+@in_working_precision
 def transfer(
     sigma: ArrayLike,
     alpha: float | Array,
@@ -190,6 +193,7 @@ def check_number_or_array(name: str, value: Any, axes: int | None = None) -> Non
     """Raise `InputError` unless it is a real number, or an array of them with so many axes."""
     if is_number(value):
         return
+    plain(name, value)
     if not array_api_compat.is_array_api_obj(value):
         raise InputError(f"{name}: {value!r} is no number; pass one, or an array of the standard.")
     xp = namespace(value)

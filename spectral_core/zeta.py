@@ -1,6 +1,7 @@
 """Riemann's zeta function for real arguments above 1, in any Array API library."""
 
 from spectral_core._arrays import Array, ArrayLike, floating
+from spectral_core._working_precision import in_working_precision
 
 __all__ = ["zeta"]
 
@@ -13,6 +14,7 @@ _COEFFICIENTS = (
 )  # fmt: skip
 
 
+@in_working_precision
 def zeta(s: ArrayLike) -> Array:
     """Return ``ζ(s) = Σ_k k^−s`` for real s > 1 (Theory 7.5).
 

@@ -17,6 +17,7 @@ from spectral_adapters.routing_table import Route, RoutingTable
 from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
 from spectral_core._arrays import linear_algebra
 from spectral_core._checks import check_mapping
+from spectral_core._plain import plain
 from spectral_core.adamw import adamw_step
 from spectral_core.batched_newton import spectral_newton_steps
 from spectral_core.transfer import is_number
@@ -245,13 +246,13 @@ def _number(count: Any) -> Any:
 
 def _by_name(argument: str, arrays: Any) -> dict[str, Any]:
     """Return a dict, of a list by index."""
-    if isinstance(arrays, Mapping):
-        return dict(arrays)
     if isinstance(arrays, (list, tuple)):
-        return {str(index): array for index, array in enumerate(arrays)}
-    raise InputError(
-        f"{argument}: a {type(arrays).__name__} was passed; pass a dict or a list of arrays."
-    )
+        arrays = {str(index): array for index, array in enumerate(arrays)}
+    if not isinstance(arrays, Mapping):
+        raise InputError(
+            f"{argument}: a {type(arrays).__name__} was passed; pass a dict or a list of arrays."
+        )
+    return {name: plain(f"{argument}: {name!r}", array) for name, array in arrays.items()}
 
 
 def _gradients(gradients: Any, params: Mapping[str, Array]) -> dict[str, Array]:

@@ -287,6 +287,7 @@ INCOMPLETE = ModuleType("incomplete")
 INCOMPLETE.linalg = SimpleNamespace(eigh=0, svd=0, solve=0, inv=0)
 INCOMPLETE.isdtype = lambda dtype, kind: True
 W = np.ones((3, 4))
+MASKED = np.ma.array(W, mask=np.eye(3, 4) > 0)
 REFUSED = {
     "lr": (lambda: SpectralNewton(lr=-1), "lr"),
     "momentum": (lambda: SpectralNewton(momentum=1.0), "beta"),
@@ -312,6 +313,11 @@ REFUSED = {
         lambda: sc.precondition(Incomplete(), 2.0), "gradient: .* lacks diagonal, trace .*numpy.asarray"
     ),
     "numbers": (lambda: SpectralNewton().init([[1.0, 2.0]]), "a list of builtins"),
+    "masked": (lambda: SpectralNewton().init({"w": MASKED}), "params: 'w': .*masked values"),
+    "masked gradient": (
+        lambda: SpectralNewton().update([W], [MASKED], SpectralNewton().init([W])),
+        "gradients: '0': .*masked values",
+    ),
     "shape": (
         lambda: SpectralNewton().update([W], [W.T], SpectralNewton().init([W])), r"shape \(4, 3\)"
     ),
@@ -331,6 +337,16 @@ def test_it_is_refused(name):
     make, message = REFUSED[name]
     with pytest.raises(sc.InputError, match=message):
         make()
+
+
+def test_a_mask_without_a_masked_value_is_no_mask():
+    optimizer, start = SpectralNewton(lr=0.1), {"w": np.diag([3.0, 2.0, 1.0]), "b": np.ones(3)}
+    expected, _ = optimizer.update(start, start, optimizer.init(start))
+    bare = {name: np.ma.array(array) for name, array in start.items()}
+    found, state = optimizer.update(bare, bare, optimizer.init(bare))
+    for name, array in expected.items():
+        assert type(found[name]) is np.ndarray and np.array_equal(found[name], array)
+    assert type(state.momentum["w"]) is np.ndarray
 
 
 def test_tensors_with_a_graph_are_refused():

@@ -10,6 +10,7 @@ from spectral_backends.arrays.gradient_function import NO_BATCH
 from spectral_backends.arrays.places import Place
 from spectral_backends.arrays.rows import Rows, ggn_along
 from spectral_core._arrays import Array
+from spectral_core._plain import plain
 from spectral_core.errors import InputError, LayerError
 
 __all__ = ["AlongFunction", "CurvatureRule", "Found", "ProductFunction", "RowsFunction", "called"]
@@ -44,7 +45,7 @@ class AlongFunction:
 
     def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
         """Return the curvatures, shape (1, K)."""
-        found = called(self._function, (place.info.name, u, v), batch)
+        found = plain(self.name, called(self._function, (place.info.name, u, v), batch))
         if tuple(getattr(found, "shape", ())) != (u.shape[1],):
             raise InputError(
                 f"{self.name}: returned shape {tuple(getattr(found, 'shape', ()))} for "
@@ -68,7 +69,7 @@ class ProductFunction:
     def product(self, place: Place, matrix: Array, batch: Any) -> Array:
         """Return the layer's part of H[D], shape (m, n)."""
         direction = place.embed(matrix)
-        found = called(self._function, (place.info.name, direction), batch)
+        found = plain(self.name, called(self._function, (place.info.name, direction), batch))
         if tuple(getattr(found, "shape", ())) != tuple(direction.shape):
             raise InputError(
                 f"hvp: returned shape {tuple(getattr(found, 'shape', ()))} for a direction of "

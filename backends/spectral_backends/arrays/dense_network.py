@@ -16,6 +16,7 @@ from spectral_backends.arrays.output_losses import OutputLoss, output_loss
 from spectral_backends.arrays.problem import CurvatureProblem
 from spectral_backends.arrays.rows import Rows
 from spectral_core._arrays import Array, device_of
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 __all__ = ["DenseNetwork"]
@@ -114,13 +115,13 @@ class DenseNetwork:
     def losses(self, params: Params, batch: Batch) -> Array:
         """Return the loss of each sample, shape (B,)."""
         xp, params, x = self._checked(params, batch[0])
-        return self._loss.values(xp, self._forward(xp, params, x).outputs, batch[1])
+        return self._loss.values(xp, self._forward(xp, params, x).outputs, _targets(batch))
 
     def gradient(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Return the gradient of the mean loss in every parameter, in its shape."""
         xp, params, x = self._checked(params, batch[0])
         seen = self._forward(xp, params, x)
-        delta = self._loss.gradient(xp, seen.outputs, batch[1]) / x.shape[0]
+        delta = self._loss.gradient(xp, seen.outputs, _targets(batch)) / x.shape[0]
         found: dict[str, Array] = {}
         for index in reversed(range(len(self.layers))):
             name = self.layers[index]
@@ -163,8 +164,9 @@ class DenseNetwork:
         seen = self._forward(xp, params, x)
         wanted = self.layers.index(layer)
         sent = [
-            self._loss.gradient(xp, seen.outputs, batch[1]), self._loss.roots(xp, seen.outputs)
-        ]  # fmt: skip
+            self._loss.gradient(xp, seen.outputs, _targets(batch)),
+            self._loss.roots(xp, seen.outputs),
+        ]
         for index in range(len(self.layers) - 1, wanted, -1):
             weight = params[f"{self.layers[index]}.weight"]
             sent = [(delta @ weight) * seen.slopes[index] for delta in sent]
@@ -201,6 +203,8 @@ class DenseNetwork:
         return output_loss(self.loss)
 
     def _checked(self, params: Params, x: Array) -> tuple[Any, Params, Array]:
+        params = {name: plain(f"params: {name!r}", array) for name, array in params.items()}
+        x = plain("batch: the array of its inputs", x)
         parts = ("weight", "bias") if self.bias else ("weight",)
         wanted = {f"{name}.{part}" for name in self.layers for part in parts}
         if set(params) != wanted:
@@ -241,7 +245,7 @@ class DenseNetwork:
         seen = self._forward(xp, params, x)
         tangents, last = self._tangents(xp, params, seen, directions)
         count = x.shape[0]
-        delta = self._loss.gradient(xp, seen.outputs, batch[1]) / count
+        delta = self._loss.gradient(xp, seen.outputs, _targets(batch)) / count
         moved = self._loss.hessian_product(xp, seen.outputs, last) / count
         found: dict[str, Array] = {}
         for index in reversed(range(len(self.layers))):
@@ -284,6 +288,10 @@ class DenseNetwork:
                 moved_a = seen.slopes[index + 1] * moved_z
                 found.append((moved_a, moved_z))
         return found, moved_z
+
+
+def _targets(batch: Batch) -> Array:
+    return plain("batch: the array of its targets", batch[1])
 
 
 def _transposed(xp: Any, matrix: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 import array_api_compat
 
 from spectral_core._arrays import Array, device_of
+from spectral_core._plain import plain
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.problem import (
@@ -120,7 +121,7 @@ class _ThroughDLPack:
     def _in(self, array: Array) -> Any:
         """Return a direction as an array of the problem's library."""
         try:
-            found = self._own.from_dlpack(array)
+            found = self._own.from_dlpack(plain("u, v", array))
         except (BufferError, RuntimeError):  # read-only, or strided for JAX: directions are small
             xp = array_api_compat.array_namespace(array)
             found = self._own.from_dlpack(xp.asarray(array, dtype=array.dtype, copy=True))

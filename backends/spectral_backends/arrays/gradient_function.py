@@ -6,6 +6,7 @@ from typing import Any
 import array_api_compat
 
 from spectral_core._arrays import Array
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 __all__ = ["NO_BATCH", "GradientFunction", "arrays_in"]
@@ -36,7 +37,7 @@ class GradientFunction:
         Raises
         ------
         InputError
-            If the answer is no mapping, or a gradient is missing or of another shape.
+            If the answer is no mapping, or a gradient is missing, masked or of another shape.
         """
         given = dict(params)
         found = self._function(given) if batch is NO_BATCH else self._function(given, batch)
@@ -47,6 +48,7 @@ class GradientFunction:
             )
         if missing := [name for name in params if name not in found]:
             raise InputError(f"gradient: returned nothing for {missing[:8]}.")
+        found = {name: plain(f"gradient: that of {name!r}", found[name]) for name in params}
         for name, value in params.items():
             if not array_api_compat.is_array_api_obj(found[name]):
                 raise InputError(
@@ -57,7 +59,7 @@ class GradientFunction:
                     f"gradient: that of {name!r} has shape {shape}; the parameter has "
                     f"{tuple(value.shape)}."
                 )
-        return {name: found[name] for name in params}
+        return found
 
     def first_call(self, batch: Any) -> dict[str, Array]:
         """Call it on the parameters, and look whether it leaves them and the batch as they are.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax.processes import check_in_sight
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 __all__ = [
@@ -29,7 +30,7 @@ def flat_batch(index: int, batch: Any, dtype: Any) -> tuple[list[jax.Array], Any
     Raises
     ------
     InputError
-        If a leaf is no array, is being traced, is complex, or holds NaN.
+        If a leaf is no array, is being traced, is complex or masked, has a unit, or holds NaN.
     """
     leaves, structure = jax.tree_util.tree_flatten(batch)
     return [_array(index, leaf, dtype) for leaf in leaves], structure
@@ -70,6 +71,7 @@ def _array(index: int, leaf: Any, dtype: Any) -> jax.Array:
     check_in_sight(f"batches: an array of batch {index}", leaf)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
+    leaf = plain(f"batches: in batch {index}", leaf)
     try:
         array = jnp.asarray(leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
     except (TypeError, ValueError) as error:

@@ -3,6 +3,9 @@
 Each parameter is followed through a jaxpr: views and casts are applied to a shadow of it without
 memory, whose strides then tell which elements of the parameter make up the matrix that an equation
 consumes. Inside a scan the slices of a stacked parameter are one matrix for each iteration.
+
+A product that neither meets data nor leads to outputs but by a single number is no use of a layer:
+power iterations make a spectral norm of it, by which the matrix is then divided.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from spectral_backends.jax.jaxpr_interpreter import Site, aval_of, inner_jaxpr, is_scan, scan_counts
 from spectral_backends.jax.matrix_view import MatrixView, Shadow, shadow_of
@@ -23,6 +26,7 @@ from spectral_backends.jax.shadow_views import view_shadow
 __all__ = ["Family", "ParameterUses", "Use", "find_uses"]
 
 _SCALINGS = ("mul", "div")
+_COPIES = ("broadcast_in_dim", "reshape", "convert_element_type", "copy")
 _WITHOUT_DERIVATIVE = ("stop_gradient", "shape_of")
 
 
@@ -129,10 +133,13 @@ def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[Par
         Of the parameters; other arguments follow them.
     """
     finder = _Finder(shapes)
-    followed: dict[Var, _Followed] = {}
-    for index, var in enumerate(jaxpr.jaxpr.invars[: len(shapes)]):
-        followed[var] = _Followed(index, finder.roots[index])
-    finder.follow(jaxpr, followed, set(followed), (), ())
+    parameters, data = jaxpr.jaxpr.invars[: len(shapes)], jaxpr.jaxpr.invars[len(shapes) :]
+    followed = {var: _Followed(i, finder.roots[i]) for i, var in enumerate(parameters)}
+    known = _Known(followed, set(parameters), set(data))
+    finder.follow(jaxpr, known, (), ())
+    for var in jaxpr.jaxpr.outvars:
+        finder.standing |= known.products_in(var)
+    finder.record()
     return finder.uses
 
 
@@ -154,140 +161,201 @@ class _Followed:
         return _Followed(self.parameter, shadow, self.stack, self.scanned, self.altered or altered)
 
 
+@dataclass
+class _Known:
+    """What is known of the variables of a jaxpr.
+
+    `followed` are views of parameters; `dependent` depend on any parameter, and `data` on data.
+    `numbers` are one number made of parameters alone, or copies of it in an array. `products` are
+    those that a variable is made of without having met data, by their place in `_Finder.seen`.
+    """
+
+    followed: dict[Var, _Followed]
+    dependent: set[Var]
+    data: set[Var]
+    numbers: set[Var] = field(default_factory=set)
+    products: dict[Var, frozenset[int]] = field(default_factory=dict)
+
+    def products_in(self, atom: Any) -> frozenset[int]:
+        """Return the products that a variable is made of."""
+        return frozenset() if isinstance(atom, Literal) else self.products.get(atom, frozenset())
+
+    def inside(self, equation: JaxprEqn, inner: Jaxpr, followed: dict[Var, _Followed]) -> "_Known":
+        """Return what is known of the arguments of an equation's jaxpr."""
+        pairs = list(zip(inner.invars, equation.invars, strict=True))
+        return _Known(
+            followed,
+            {var for var, atom in pairs if _among(atom, self.dependent)},
+            {var for var, atom in pairs if _among(atom, self.data)},
+            {var for var, atom in pairs if _among(atom, self.numbers)},
+            {var: self.products_in(atom) for var, atom in pairs},
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A product that consumes a view of a parameter."""
+
+    known: _Followed
+    consumed: Consumed
+    operand: int
+    equation: JaxprEqn
+    site: Site
+    lengths: tuple[int, ...]
+
+
 class _Finder:
+    """Goes through jaxprs: `seen` are the products, `standing` those that are uses of a layer."""
+
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
         self.roots = [shadow_of(shape) for shape in shapes]
         self.uses = [ParameterUses() for _ in shapes]
+        self.seen: list[_Seen] = []
+        self.standing: set[int] = set()
 
     def follow(
-        self,
-        jaxpr: ClosedJaxpr,
-        followed: dict[Var, _Followed],
-        dependent: set[Var],
-        path: Site,
-        lengths: tuple[int, ...],
+        self, jaxpr: ClosedJaxpr, known: _Known, path: Site, lengths: tuple[int, ...]
     ) -> None:
-        """Go through a jaxpr; variables of its results are added to both collections.
-
-        `dependent` are the variables that depend on any parameter, `lengths` those of the scans.
-        """
+        """Go through a jaxpr, and add what is known of its variables; `lengths` are of scans."""
         for index, equation in enumerate(jaxpr.jaxpr.eqns):
             site = (*path, index)
-            touched = [i for i, a in enumerate(equation.invars) if _among(a, followed)]
-            inner = inner_jaxpr(equation)
+            touched = [i for i, a in enumerate(equation.invars) if _among(a, known.followed)]
+            inner, before = inner_jaxpr(equation), len(self.seen)
             if touched and inner is not None:
-                self._enter(equation, inner, followed, dependent, site, lengths)
+                self._enter(equation, inner, known, site, lengths)
             elif touched and equation.primitive.name not in _WITHOUT_DERIVATIVE:
-                self._look(equation, touched, followed, dependent, site, lengths)
-            if any(_among(atom, dependent) for atom in equation.invars):
-                dependent.update(equation.outvars)
+                self._look(equation, touched, known, site, lengths)
+                for var in equation.outvars:
+                    known.products[var] = frozenset(range(before, len(self.seen)))
+            self._spread(equation, known)
+
+    def _spread(self, equation: JaxprEqn, known: _Known) -> None:
+        """Say of an equation's results what they are made of."""
+        results, operands = equation.outvars, equation.invars
+        if any(_among(atom, known.dependent) for atom in operands):
+            known.dependent.update(results)
+        made_of = frozenset().union(*map(known.products_in, (*operands, *results)))
+        if any(_among(atom, known.data) for atom in operands):
+            known.data.update(results)
+            self.standing |= made_of
+            made_of = frozenset()
+        copied = equation.primitive.name in _COPIES and _among(operands[0], known.numbers)
+        for var in results:
+            single = prod(aval_of(var).shape) == 1
+            if var in known.dependent - known.data and (single or copied):
+                known.numbers.add(var)
+            # A view of a parameter is consumed later, and a number tells nothing of outputs.
+            known.products[var] = frozenset() if single or var in known.followed else made_of
+
+    def record(self) -> None:
+        """Add what stands to the uses; where nothing does, every product of the parameter."""
+        standing = {self.seen[i].known.parameter for i in self.standing}
+        for i, seen in enumerate(self.seen):
+            if i in self.standing or seen.known.parameter not in standing:
+                self._record(seen)
+            else:
+                self._record_other(seen.known, "a product that meets no data")
 
     def _enter(
         self,
         equation: JaxprEqn,
         inner: ClosedJaxpr,
-        followed: dict[Var, _Followed],
-        dependent: set[Var],
+        known: _Known,
         site: Site,
         lengths: tuple[int, ...],
     ) -> None:
         scan = is_scan(equation)
         n_consts, n_carry = scan_counts(equation) if scan else (len(equation.invars), 0)
         n_fixed = n_consts + n_carry
-        candidates = (_lookup(atom, followed) for atom in equation.invars[n_fixed:])
-        scanned = tuple(known.parameter for known in candidates if known is not None)
-        inside: dict[Var, _Followed] = {}
-        depends = {
-            var
-            for var, atom in zip(inner.jaxpr.invars, equation.invars, strict=True)
-            if _among(atom, dependent)
-        }
-        if scan:  # what is carried may come to depend on parameters later
-            depends.update(inner.jaxpr.invars[n_consts:n_fixed])
+        candidates = (_lookup(atom, known.followed) for atom in equation.invars[n_fixed:])
+        scanned = tuple(view.parameter for view in candidates if view is not None)
+        followed: dict[Var, _Followed] = {}
+        inside = known.inside(equation, inner.jaxpr, followed)
+        if scan:  # what is carried may come to depend on anything later
+            carried = inner.jaxpr.invars[n_consts:n_fixed]
+            inside.dependent.update(carried)
+            inside.data.update(carried if inside.data else ())
         for i, (var, atom) in enumerate(zip(inner.jaxpr.invars, equation.invars, strict=True)):
-            known = _lookup(atom, followed)
-            if known is None:
+            view = _lookup(atom, known.followed)
+            if view is None:
                 continue
             if n_consts <= i < n_fixed:
-                self._record_other(known, "carried by lax.scan: pass it as an input of the body")
+                self._record_other(view, "carried by lax.scan: pass it as an input of the body")
             elif i >= n_fixed:
-                step = known.shadow.strides[0]
-                self.uses[known.parameter].vectors |= known.shadow.ndim < 3
-                inside[var] = _Followed(
-                    known.parameter, known.shadow[0], (*known.stack, step),
-                    known.scanned or scanned, known.altered,
+                step = view.shadow.strides[0]
+                self.uses[view.parameter].vectors |= view.shadow.ndim < 3
+                followed[var] = _Followed(
+                    view.parameter, view.shadow[0], (*view.stack, step),
+                    view.scanned or scanned, view.altered,
                 )  # fmt: skip
             else:
-                stack = (*known.stack, 0) if scan else known.stack
-                inside[var] = _Followed(
-                    known.parameter, known.shadow, stack, known.scanned, known.altered
+                stack = (*view.stack, 0) if scan else view.stack
+                followed[var] = _Followed(
+                    view.parameter, view.shadow, stack, view.scanned, view.altered
                 )
         more = (*lengths, equation.params["length"]) if scan else lengths
-        self.follow(inner, inside, depends, site, more)
+        self.follow(inner, inside, site, more)
         for outer, result in zip(equation.outvars, inner.jaxpr.outvars, strict=True):
-            returned = _lookup(result, inside)
+            known.products[outer] = inside.products_in(result)
+            returned = _lookup(result, followed)
             if returned is not None and scan:
                 self._record_other(returned, "returned from lax.scan")
             elif returned is not None:
-                followed[outer] = returned
+                known.followed[outer] = returned
 
     def _look(
         self,
         equation: JaxprEqn,
         touched: list[int],
-        followed: dict[Var, _Followed],
-        dependent: set[Var],
+        known: _Known,
         site: Site,
         lengths: tuple[int, ...],
     ) -> None:
         name = equation.primitive.name
-        first = _lookup(equation.invars[touched[0]], followed)
+        first = _lookup(equation.invars[touched[0]], known.followed)
         assert first is not None
         if touched == [0] or (len(touched) == 1 and name in _SCALINGS):
             shadows = view_shadow(equation, first.shadow)
             altered = ""
-            if shadows is None and self._scales(equation, touched[0], dependent):
-                shadows, altered = [first.shadow], f"{name} by a constant"
+            if shadows is None and (scale := self._scale(equation, touched[0], known)):
+                shadows, altered = [first.shadow], f"{name} by {scale}"
             if shadows is not None:
                 inexact = jnp.issubdtype(aval_of(equation.outvars[0]).dtype, jnp.inexact)
                 for var, shadow in zip(equation.outvars, shadows, strict=True):
                     if inexact:  # nothing is differentiated through whole numbers
-                        followed[var] = first.seen_as(shadow, altered)
+                        known.followed[var] = first.seen_as(shadow, altered)
                 return
         for operand in touched:
-            known = _lookup(equation.invars[operand], followed)
-            assert known is not None
-            consumed = read_operand(equation, operand, known.shadow)
+            view = _lookup(equation.invars[operand], known.followed)
+            assert view is not None
+            consumed = read_operand(equation, operand, view.shadow)
             if consumed is None:
-                self._record_other(known, _REMEDIES.get(name, name))
+                self._record_other(view, _REMEDIES.get(name, name))
             else:
-                self._record(known, consumed, operand, equation, site, lengths)
+                self.seen.append(_Seen(view, consumed, operand, equation, site, lengths))
 
     @staticmethod
-    def _scales(equation: JaxprEqn, operand: int, dependent: set[Var]) -> bool:
-        """Say whether an equation multiplies its operand by a constant, element by element."""
+    def _scale(equation: JaxprEqn, operand: int, known: _Known) -> str:
+        """Return by what an equation multiplies its operand, element by element; or nothing."""
         if equation.primitive.name not in _SCALINGS:
-            return False
+            return ""
         if equation.primitive.name == "div" and operand != 0:
-            return False
-        same = aval_of(equation.invars[operand]).shape == aval_of(equation.outvars[0]).shape
-        return bool(same) and not _among(equation.invars[1 - operand], dependent)
+            return ""
+        other = equation.invars[1 - operand]
+        if aval_of(equation.invars[operand]).shape != aval_of(equation.outvars[0]).shape:
+            return ""
+        if _among(other, known.numbers):
+            return "a number made of parameters"
+        return "" if _among(other, known.dependent) else "a constant"
 
     def _record_other(self, known: _Followed, what: str) -> None:
         others = self.uses[known.parameter].others
         if what not in others:
             others.append(what)
 
-    def _record(
-        self,
-        known: _Followed,
-        consumed: Consumed,
-        operand: int,
-        equation: JaxprEqn,
-        site: Site,
-        lengths: tuple[int, ...],
-    ) -> None:
+    def _record(self, seen: _Seen) -> None:
         """Add a use to the family of its matrices."""
+        known, consumed, equation, lengths = seen.known, seen.consumed, seen.equation, seen.lengths
         root, n = self.roots[known.parameter], consumed.group_axes
         groups = list(zip(consumed.shadow.shape[:n], consumed.shadow.strides[:n], strict=True))
         leading = [*zip(lengths, known.stack, strict=True), *groups]
@@ -302,8 +370,8 @@ class _Finder:
         outputs = sum(prod(aval_of(var).shape) for var in equation.outvars) * prod(lengths)
         family.uses.append(
             Use(
-                site=site,
-                operand=operand,
+                site=seen.site,
+                operand=seen.operand,
                 rows=consumed.rows,
                 depth=len(lengths),
                 axes=tuple(length for length, _ in leading),

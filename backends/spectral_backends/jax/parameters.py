@@ -9,6 +9,7 @@ import numpy as np
 from spectral_backends.jax.batches import count_where
 from spectral_backends.jax.discovery import path_name
 from spectral_backends.jax.processes import check_in_sight
+from spectral_core._plain import plain
 from spectral_core.errors import InputError
 
 __all__ = ["Parameters"]
@@ -92,6 +93,7 @@ def _check_traced(name: str, leaf: Any) -> None:
 
 def _check_leaf(name: str, leaf: Any) -> None:
     _check_traced(name, leaf)
+    plain(f"params: {name!r}", leaf)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise InputError(
             f"params: {name!r} is complex ({leaf.dtype}); pass its real and imaginary parts."

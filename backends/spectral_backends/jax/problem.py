@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_backends.jax.batch_statistics import refuse_batch_statistics
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.kronecker import kronecker_factors
 from spectral_backends.jax.layer_curvatures import CurvatureDriver
@@ -19,6 +20,7 @@ from spectral_backends.jax.processes import find_board, identity_of
 from spectral_backends.jax.program import Loss
 from spectral_backends.jax.second_derivatives import curvatures_along
 from spectral_backends.jax.sizes import largest_value
+from spectral_core._plain import plain
 from spectral_core._processes import OtherData
 from spectral_core.backend_checks import (
     check_chunk_size,
@@ -79,14 +81,16 @@ class CurvatureProblem:
         Bytes that one chunk may take on each device. By default 8 MiB on a CPU, where larger chunks
         fall out of the caches and were measured slower, and 1 GiB elsewhere.
     check_deterministic : bool
-        Refuse a loader that gives other data in its second pass. A list or tuple is not asked.
+        Refuse a loader that gives other data in its second pass (a list or tuple is not asked), and
+        a model that normalises by statistics of its batch, as batch norm in training mode.
 
     Raises
     ------
     InputError
         If functions, parameters or data cannot be used; the message says what to change.
     NonDeterministicError
-        If the batches are not repeatable and `check_deterministic`.
+        If the batches are not repeatable, or the loss depends on how they are cut, and
+        `check_deterministic`.
 
     Warns
     -----
@@ -118,6 +122,8 @@ class CurvatureProblem:
         each = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
         placement = self._objective.placement
         self._memory_budget = each * (1 if placement is None else placement.shares)
+        if check_deterministic:
+            refuse_batch_statistics(loss_fn, self._parameters, self._objective.first())
         self._objective.evaluate(check=check_deterministic)
         self._layers, self._skipped = self._objective.first().program.found
         self._reversed: set[int] = set()
@@ -367,7 +373,8 @@ class CurvatureProblem:
         return find_layer(name, self._layers, self._skipped)
 
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[jax.Array, jax.Array]:
-        u, v = (jnp.asarray(d if isinstance(d, jax.Array) else np.asarray(d)) for d in (u, v))
+        given = (plain(f"layer {layer.info.name!r}: a direction", d) for d in (u, v))
+        u, v = (jnp.asarray(d if isinstance(d, jax.Array) else np.asarray(d)) for d in given)
         check_direction_shapes(layer.info, u.shape, v.shape)
         u, v = u.astype(self._parameters.dtype), v.astype(self._parameters.dtype)
         placement = self._objective.placement

@@ -27,6 +27,7 @@ from spectral_backends.torch.quadratic_forms import (
 from spectral_backends.torch.ranks import find_board, identity_of
 from spectral_backends.torch.shards import WHOLE_COPY, flat_shards
 from spectral_backends.torch.structure import examine
+from spectral_core._plain import plain
 from spectral_core._processes import OtherData
 from spectral_core.backend_checks import (
     check_chunk_size,
@@ -494,6 +495,7 @@ def _checked_device(device: torch.device | str | None) -> torch.device | None:
 
 
 def _as_directions(name: str, directions: Any) -> Tensor:
+    directions = plain(name, directions)
     try:
         tensor = directions if isinstance(directions, Tensor) else torch.as_tensor(directions)
     except (TypeError, ValueError, RuntimeError) as error:

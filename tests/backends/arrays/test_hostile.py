@@ -10,6 +10,7 @@ from spectral_backends.numpy import CurvatureProblem
 
 RNG = np.random.default_rng(0)
 X, T = RNG.standard_normal((20, 4)), RNG.standard_normal((20, 3))
+LABELS = np.arange(20) % 3
 W = {"a": RNG.standard_normal((5, 4)), "b": RNG.standard_normal((3, 5))}
 
 
@@ -211,6 +212,30 @@ REFUSED = {
     "NaN in params": (
         lambda: CurvatureProblem(good, {"a": W["a"] * np.nan, "b": W["b"]}), "'a' of shape.*NaN"
     ),
+    "masked parameters": (
+        lambda: CurvatureProblem(good, W | {"a": np.ma.masked_less(W["a"], 0)}),
+        "a: a numpy.MaskedArray has masked values",
+    ),
+    "a masked gradient": (
+        lambda: CurvatureProblem(
+            lambda p: {k: np.ma.masked_less(g, 0) for k, g in good(p).items()}, W
+        ), "gradient: that of 'a': .*masked values",
+    ),
+    "masked rows": (lambda: Rows(np.ma.masked_less(X, 0)), "inputs: .*masked values"),
+    "a masked recorded gradient": (
+        lambda: RecordedProblem({"w": Rows(X)}, {"w": np.ma.masked_less(W["a"], 0)}),
+        "gradients: .*masked values",
+    ),
+    "masked data of a network": (
+        lambda: DenseNetwork((4, 3)).problem(
+            DenseNetwork((4, 3)).init(), [(np.ma.masked_less(X, 0), LABELS)]
+        ), "batch: the array of its inputs: .*masked values",
+    ),
+    "masked labels of a network": (
+        lambda: DenseNetwork((4, 3)).problem(
+            DenseNetwork((4, 3)).init(), [(X, np.ma.masked_equal(LABELS, 0))]
+        ), "batch: the array of its targets: .*masked values",
+    ),
     "NaN in data": (
         lambda: CurvatureProblem(good, W, [(X * np.nan, T)]), "array of batch 0, of shape.*NaN"
     ),
@@ -357,6 +382,8 @@ def test_what_there_is_not_is_named():
         problem.gradients(["c"])
     with pytest.raises(sc.InputError, match=r"pass \(5, K\) and \(4, K\)"):
         problem.curvatures("a", np.eye(4), np.eye(5))
+    with pytest.raises(sc.InputError, match="u: .*masked values"):
+        problem.curvatures("a", np.ma.masked_equal(np.eye(5), 1), np.eye(4))
     with pytest.raises(sc.InputError, match="automatic differentiation"):
         sc.measure(problem, engine="columns")
     noted = sc.measure(problem, top_k=3, decompose=True)

@@ -34,6 +34,7 @@ PAIR, PARAMS, BATCHES = (forward, squared_error), {"w": W}, [(X, Y)]
         ({"params": {"w": np.ones((4, 3), int)}}, "params: .*no floating.*int64"),
         ({"params": {"w": np.ones(3)}}, "params: .*two or more axes"),
         ({"params": {"w": W + 1j}}, "params: 'w' is complex"),
+        ({"params": {"w": np.ma.masked_less(W, 0)}}, "params: 'w': a numpy.Masked.*masked values"),
         ({"params": {"w": np.where(W > 0, np.nan, W)}}, "params: 'w' holds .* NaN or infinite"),
         ({"batches": []}, "batches: it is empty"),
         ({"batches": iter(BATCHES)}, "exhausted.*list\\(batches\\)"),
@@ -42,6 +43,7 @@ PAIR, PARAMS, BATCHES = (forward, squared_error), {"w": W}, [(X, Y)]
         ({"batches": [X]}, r"batches: a batch is a.*\(\*inputs, targets\)"),
         ({"batches": [(X, Y), ("text", Y)]}, "batches: batch 1 holds .*"),
         ({"batches": [(X, np.where(Y > 0, np.nan, Y))]}, "batches: batch 0 holds .* NaN"),
+        ({"batches": [(np.ma.masked_less(X, 0), Y)]}, "in batch 0: .*masked values.*x.filled"),
         ({"batches": [(X + 1j, Y)]}, "batch 0 holds complex"),
         ({"batches": [(X, np.where(Y > 0, np.inf, Y))]}, "the loss of batch 0 is"),
         ({"loss_fn": 3}, "loss_fn: 3 cannot be called"),
@@ -133,6 +135,8 @@ def test_unknown_layers_kinds_and_shapes():
         problem.curvatures("w", u, v, "fisher")
     with pytest.raises(InputError, match=r"pass \(3, K\) and \(4, K\)"):
         problem.curvatures("w", v, u)
+    with pytest.raises(InputError, match=r"layer 'w': a direction: .*masked values"):
+        problem.curvatures("w", np.ma.masked_equal(u, 1), v)
 
 
 def test_terms_are_those_of_the_loss():

@@ -266,6 +266,11 @@ def test_directions_of_the_wrong_shape():
         build().curvatures("0", torch.ones(4, 2), torch.ones(6, 2))
 
 
+def test_masked_directions():
+    with pytest.raises(sc.InputError, match=r"u: a numpy.MaskedArray has masked values"):
+        build().curvatures("0", np.ma.masked_equal(np.eye(6)[:, :2], 1), np.eye(4)[:, :2])
+
+
 def test_batch_of_one():
     report = sc.measure(build(batches=[(X[:1], Y[:1])]), top_k=5)
     assert len(report["0"].sigma) == 1  # the gradient of one sample has rank one
