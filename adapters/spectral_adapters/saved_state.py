@@ -176,7 +176,7 @@ def _in_order(
     for option in PER_PARAMETER:
         if isinstance(saved.get(option), list):
             found[option] = _values(option, saved, list(map(plain, labels)), plain)
-    if known:
+    if "param_names" in group:
         found["param_names"] = list(group["param_names"])
     return found
 
