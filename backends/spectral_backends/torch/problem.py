@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -131,8 +132,9 @@ class CurvatureProblem:
         if check_deterministic:
             again = evaluate(self._objective, seed + 1)
             compare_evaluations(self._evaluation, again, self._model)
-            if self._evaluation.depends_on_count:
-                self._objective.check_terms(seed)
+        batches = self._evaluation.batches
+        weighting = self._objective.settle_terms(batches, seed, strict=check_deterministic)
+        self._evaluation = replace(self._evaluation, weighting=weighting)
         self._structure = examine(self._objective, seed)
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
 
@@ -155,7 +157,7 @@ class CurvatureProblem:
             "seed": self._seed,
             "loss": self._evaluation.loss,
             "n_terms": _whole_if_whole(self._evaluation.n_terms),
-            "n_batches": len(self._evaluation.batch_losses),
+            "n_batches": len(self._evaluation.batches),
         }
 
     def gradients(self, layers: Sequence[str]) -> dict[str, Tensor]:
