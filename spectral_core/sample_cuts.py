@@ -172,31 +172,32 @@ def _each(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> int:
 def _cut(
     ways: Sequence[SampleAxis], indices: Sequence[int], cutter: Cutter[Data], *, join: bool
 ) -> Cut:
-    """Cut the first batch that is large enough; batches of one sample each are joined."""
-    axis = ways[0]
-    large = sorted(range(len(indices)), key=lambda i: -min(axis.sizes[i], 4))
-    if axis.sizes[large[0]] < 2 and (not join or len(indices) < 2):
-        return Cut(axis.varies, None, "no batch has two samples to be told apart")
+    """Cut the first batch that is large enough; batches of one sample each may be joined."""
+    sizes, varies = ways[0].sizes, ways[0].varies
+    largest = sorted(range(len(indices)), key=lambda i: -min(sizes[i], 4))[:2]
+    alone = sizes[largest[0]] > 1
+    if not alone and (not join or len(largest) < 2):
+        return Cut(varies, None, "no batch has two samples to be told apart")
     failure = ""
     try:
-        data = [cutter.data(indices[i]) for i in large[: 1 if axis.sizes[large[0]] > 1 else 2]]
+        data = [cutter.data(indices[i]) for i in largest[: 1 if alone else 2]]
         for way in ways:
-            whole, size = data[0], axis.sizes[large[0]]
-            if len(data) > 1:
+            whole, size = data[0], sizes[largest[0]]
+            if not alone:
                 whole, size = cutter.joined(data[0], data[1], way), 2
+            loss = cutter.loss(whole)  # again, as a loader may give other data now
             for middle in _middles(size):
                 try:
-                    return Cut(axis.varies, _pieces(cutter, whole, way, middle, size))
+                    parts = (
+                        cutter.part(whole, way, *ends) for ends in ((0, middle), (middle, size))
+                    )
+                    one, other = map(cutter.loss, parts)
+                    return Cut(varies, (loss, one, other))
                 except Exception as error:  # of the user's code: losses of batches of one size only
                     failure = failure or _first_line(error)
     except Exception as error:  # batches that do not fit together
         failure = failure or _first_line(error)
-    return Cut(axis.varies, None, f"part of a batch raises {failure}")
-
-
-def _pieces(cutter: Cutter[Data], whole: Data, way: SampleAxis, middle: int, size: int) -> Pieces:
-    parts = (cutter.part(whole, way, 0, middle), cutter.part(whole, way, middle, size))
-    return cutter.loss(whole), cutter.loss(parts[0]), cutter.loss(parts[1])
+    return Cut(varies, None, f"part of a batch raises {failure}")
 
 
 def _middles(size: int) -> Iterator[int]:
@@ -207,4 +208,4 @@ def _middles(size: int) -> Iterator[int]:
 
 def _first_line(error: Exception) -> str:
     first = (str(error).strip() or "without a word").splitlines()[0]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first.rstrip('.')}"

@@ -11,7 +11,6 @@ import numpy as np
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.kronecker import kronecker_factors
 from spectral_backends.jax.layer_curvatures import CurvatureDriver
-from spectral_backends.jax.loss_terms import Reduction
 from spectral_backends.jax.matrix_view import MatrixView
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameters import Parameters
@@ -30,6 +29,7 @@ from spectral_core.backend_checks import (
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.factor_options import FactorOptions
+from spectral_core.loss_terms import Reduction
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
