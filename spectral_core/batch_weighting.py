@@ -145,22 +145,23 @@ def _examined(batches: Sequence[BatchLoss], cuts: Sequence[Cut], eps: float) -> 
         chosen = _chosen([batch.readings[index] for batch in batches], found, varies=varies)
         certain += [] if chosen is None else [chosen]
         borne_out += found
-    problem = _UNEQUAL if borne_out else f"{_NOT_ADDITIVE}: {_shown(made)}"
+    problem = _NESTED if borne_out else f"{_NOT_ADDITIVE}: {_shown(made, batches[0])}"
     return _Evidence(certain, borne_out, problem, batches[0])
 
 
 def _chosen(readings: Sequence[LossTerms], found: Sequence[Place], *, varies: bool) -> Place | None:
     """Return which variant of a reading is certain, of those that are borne out."""
+    if not found:
+        return None
     first = readings[0]
-    if not found or first.inside is None:
-        return found[0] if found else None
-    if first.reduction == "sum":
-        return None if found[0][1] == 0 and first.stacked and not varies else found[0]
-    insides = [nan if reading.inside is None else reading.inside for reading in readings]
-    if all(isclose(inside, insides[0], rel_tol=1e-6) for inside in insides):
-        return found[0]
-    # The variants weigh batches differently, and only sizes that vary tell where samples lie.
-    return found[-1] if varies else None
+    if first.reduction == "mean" and first.inside is not None:
+        insides = [nan if reading.inside is None else reading.inside for reading in readings]
+        if all(isclose(inside, insides[0], rel_tol=1e-6) for inside in insides):
+            return found[0]
+        # The variants weigh batches differently: only sizes that vary tell where samples lie.
+        return found[-1] if varies else None
+    # Nor is it seen whether a loop ran over samples.
+    return None if first.stacked and not varies and found[0][1] == 0 else found[0]
 
 
 def _is_borne_out(
@@ -170,7 +171,7 @@ def _is_borne_out(
         return False
     sums = [_Sums.of(cut, place) for cut in cuts]
     return sums[0].add_up(eps) and not any(
-        cut.varies and each.blind(eps) for cut, each in zip(cuts, sums, strict=True)
+        cut.varies and each.blind() for cut, each in zip(cuts, sums, strict=True)
     )
 
 
@@ -201,10 +202,9 @@ class _Sums:
         counts_fit = abs(sum(self.counts) - self.count) <= eps**0.5 * self.count
         return counts_fit and self.totals_fit(eps)
 
-    def blind(self, eps: float) -> bool:
-        """Say whether neither count nor total see that the parts are smaller."""
-        sees = sum(self.counts) < 1.5 * self.count
-        return not sees and not (self.reduction == "sum" and self.totals_fit(eps))
+    def blind(self) -> bool:
+        """Say whether the count does not see that the parts are smaller."""
+        return not sum(self.counts) < 1.5 * self.count
 
 
 def _read(piece: BatchLoss, like: BatchLoss, place: Place) -> tuple[LossTerms, float]:
@@ -271,10 +271,12 @@ def _in_proportion(weights: Sequence[float], counts: Sequence[float], eps: float
     )
 
 
-def _shown(cuts: Sequence[Cut]) -> str:
+def _shown(cuts: Sequence[Cut], batch: BatchLoss) -> str:
     """Return the numbers of a cut that tell against the likeliest reading."""
-    sums = [_Sums.of(cut, (0, 0)) for cut in cuts]
-    blind = (s for cut, s in zip(cuts, sums, strict=True) if cut.varies and s.blind(0.0))
+    variants = [variant.count for variant in batch.readings[0].variants()]
+    place = (0, next((i for i, count in enumerate(variants) if isfinite(count)), 0))
+    sums = [_Sums.of(cut, place) for cut in cuts]
+    blind = (s for cut, s in zip(cuts, sums, strict=True) if cut.varies and s.blind())
     shown = next(blind, sums[0])
     return (
         f"a batch has {shown.count:g} terms with a sum of {shown.total:.6g}, its two halves "
@@ -285,9 +287,9 @@ def _shown(cuts: Sequence[Cut]) -> str:
 _UNTOLD = "whether the loss is a mean over independent terms cannot be told"
 _NOT_ADDITIVE = "the loss is not a mean over independent terms as far as can be read off it"
 _NO_AXIS = "the arrays that it is computed from have no axis of samples along which to cut a batch"
-_UNEQUAL = (
-    f"{_UNTOLD}, as it reduces means over unequal numbers of terms, and batches of one shape do "
-    "not tell which axis is that of the samples"
+_NESTED = (
+    f"{_UNTOLD}, as it reduces values that are reductions themselves, and batches of one shape do "
+    "not tell which of their axes holds the samples"
 )
 _PASS_WEIGHT = (
     "Pass weight=lambda batch: <number of samples or tokens that the loss averages>, which is then "

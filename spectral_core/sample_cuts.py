@@ -45,14 +45,15 @@ class SampleAxis:
     ----------
     axes : tuple of (int or None)
         Axis of each array; None for those that belong whole to each part.
-    each : tuple of int
-        How many indices of it one sample has, as where its tokens are flattened.
+    each : tuple of tuple of int
+        How many indices of it one sample has, as where its tokens are flattened: of each array, by
+        batch.
     sizes : tuple of int
         Number of samples in each batch.
     """
 
     axes: tuple[int | None, ...]
-    each: tuple[int, ...]
+    each: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]
 
     @property
@@ -60,9 +61,14 @@ class SampleAxis:
         """Say whether batches differ in size."""
         return len(set(self.sizes)) > 1
 
+    def of(self, batch: int) -> "SampleAxis":
+        """Return the axis for one of the batches alone."""
+        each = tuple((of_one[batch],) for of_one in self.each)
+        return SampleAxis(self.axes, each, (self.sizes[batch],))
+
     def slices(self, array: int, start: int, stop: int) -> tuple[int, slice] | None:
         """Return axis and slice of an array that hold some samples; None if it is not cut."""
-        axis, each = self.axes[array], self.each[array]
+        axis, each = self.axes[array], self.each[array][0]
         return None if axis is None else (axis, slice(start * each, stop * each))
 
 
@@ -119,7 +125,7 @@ def find_axes(shapes: Sequence[Shapes]) -> list[list[SampleAxis]]:
         return []
 
     def led(sizes: tuple[int, ...]) -> int:
-        return sum(bool(of_one) and _each(of_one[0], sizes) > 0 for of_one in lengths)
+        return sum(bool(of_one) and _each(of_one[0], sizes) is not None for of_one in lengths)
 
     sizes = max(firsts, key=led)
     ways = [_way(lengths, sizes, *way) for way in ((True, False), (False, False), (False, True))]
@@ -151,22 +157,23 @@ def _way(
     """
     axes: list[int | None] = []
     each = []
+    one = (1,) * len(sizes)
     for of_one in lengths:
         axis = of_one.index(sizes) if anywhere and sizes in of_one else None
-        factor = _each(of_one[0], sizes) if of_one and axis is None else 1
-        if axis is None and (factor == 1 or (flattened and factor > 1)) and of_one:
+        factors = _each(of_one[0], sizes) if of_one and axis is None else None
+        if factors == one or (flattened and factors is not None):
             axis = 0
         axes.append(axis)
-        each.append(factor if axis is not None else 1)
+        each.append(factors if factors is not None and axis is not None else one)
     return SampleAxis(tuple(axes), tuple(each), sizes)
 
 
-def _each(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> int:
-    """Return how many times each batch's size its length is; 0 if that is no one number."""
-    factors = {n / size if size else 0 for n, size in zip(lengths, sizes, strict=True)}
-    factor = factors.pop() if len(factors) == 1 else 0
-    whole = factor == int(factor) and (factor == 1 or max(sizes) > 1)
-    return int(factor) if whole else 0
+def _each(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return how many times each batch's size its length is; None if that is no whole number."""
+    if lengths == sizes:
+        return (1,) * len(sizes)
+    divide = all(size > 1 and n % size == 0 for n, size in zip(lengths, sizes, strict=True))
+    return tuple(n // size for n, size in zip(lengths, sizes, strict=True)) if divide else None
 
 
 def _cut(
@@ -181,7 +188,7 @@ def _cut(
     failure = ""
     try:
         data = [cutter.data(indices[i]) for i in largest[: 1 if alone else 2]]
-        for way in ways:
+        for way in (way.of(largest[0]) for way in ways):
             whole, size = data[0], sizes[largest[0]]
             if not alone:
                 whole, size = cutter.joined(data[0], data[1], way), 2

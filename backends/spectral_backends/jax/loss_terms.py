@@ -98,11 +98,11 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
     seeds = set(loss.jaxpr.invars[:n_seeds])
     scope = _Scope(loss.jaxpr, dependents(loss.jaxpr, seeds), ())
     divisors, summed, values = _reduction(scope, loss.jaxpr.outvars[0])
-    means, stacked = _means(values) if summed is not None else ((), False)
-    inside = means or None
-    found = [Reading("mean", divisor, inside, stacked) for divisor in divisors]
+    look = _inside(values) if summed is not None else _Inside()
+    inside = look.means or None
+    found = [Reading("mean", divisor, inside, look.stacked) for divisor in divisors]
     if summed is not None:
-        found.append(Reading("sum", summed, inside, stacked))
+        found.append(Reading("sum", summed, inside, look.stacked))
     if length is not None:
         found += [Reading("mean", float(length)), Reading("sum", float(length))]
     return tuple(found)
@@ -228,20 +228,34 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
     return divisors, None, []
 
 
-def _means(values: Sequence[Value]) -> tuple[tuple[tuple[Divisor, ...], ...], bool]:
-    """Return the divisors of each mean that values are of, and if these were put together."""
-    each, stacked = [], False
+@dataclass(frozen=True)
+class _Inside:
+    """What values that are reduced are themselves: divisors of means, and how they were made."""
+
+    means: tuple[tuple[Divisor, ...], ...] = ()
+    reduced: bool = False
+    stacked: bool = False
+
+
+def _inside(values: Sequence[Value]) -> _Inside:
+    """Look into values: which divisors each mean of them has, and if a loop put them together."""
+    each = []
     for value in values:
         divisors, count, inner = _reduction(*value)
-        means, deeper = _means(inner) if inner else ((), False)
-        stacked = stacked or deeper or (count is None and bool(inner))
-        own = None if count is None else _own(divisors, count)
-        each.append(means if own is None else ((own,), *means))
-    if len({len(means) for means in each}) > 1:
-        return ((nan,),), stacked
-    return tuple(
-        tuple(d for one in level for d in one) for level in zip(*each, strict=True)
-    ), stacked
+        deeper = _inside(inner) if inner else _Inside()
+        if count is None:
+            stacked = deeper.stacked or (bool(inner) and deeper.reduced)
+            each.append(_Inside(deeper.means, deeper.reduced, stacked))
+            continue
+        own = _own(divisors, count)
+        means = deeper.means if own is None else ((own,), *deeper.means)
+        each.append(_Inside(means, True, deeper.stacked))
+    levels: Any = zip(*(one.means for one in each), strict=False)
+    means = tuple(tuple(d for of_one in level for d in of_one) for level in levels)
+    if len({len(one.means) for one in each}) > 1:
+        means = ((nan,),)
+    reduced, stacked = (any(getattr(one, name) for one in each) for name in ("reduced", "stacked"))
+    return _Inside(means, reduced, stacked)
 
 
 def _own(divisors: Sequence[Divisor], count: float) -> Divisor | None:
