@@ -81,10 +81,12 @@ def settled(
     evidence = _examined([batch for batch in batches if not batch.empty], cuts, eps)
     several, weighted = len(batches) > 1, batches[0].weight is not None
     fitting = [p for p in evidence.certain if reduction in (None, evidence.reduction(p))]
-    matters = strict and (several or reduction == "sum")
-    if matters and reduction and evidence.certain and not fitting:
-        found = evidence.reduction(evidence.certain[0])
-        raise InputError(_CONTRADICTED.format(reduction, found))
+    if strict and reduction and evidence.certain and not fitting:
+        counts = {batch.terms(evidence.certain[0]).count for batch in batches if not batch.empty}
+        # A factor is the user's own affair where it is the same for all batches.
+        if len(counts) > 1 or (not weighted and (several or reduction == "sum")):
+            found = evidence.reduction(evidence.certain[0])
+            raise InputError(_CONTRADICTED.format(reduction, found))
     if fitting:
         chosen = Weighting(fitting[0], evidence.reduction(fitting[0]))
         if weighted and strict:
@@ -179,7 +181,6 @@ def _is_borne_out(
 class _Sums:
     """Count and total of a batch, and those of its parts."""
 
-    reduction: Reduction
     count: float
     counts: tuple[float, float]
     total: float
@@ -192,15 +193,14 @@ class _Sums:
             _read(piece, cut.pieces[0], place) for piece in cut.pieces
         )
         counts = first.count, second.count
-        return cls(terms.reduction, terms.count, counts, total, (one, other))
-
-    def totals_fit(self, eps: float) -> bool:
-        return abs(sum(self.totals) - self.total) <= eps**0.5 * sum(map(abs, self.totals))
+        return cls(terms.count, counts, total, (one, other))
 
     def add_up(self, eps: float) -> bool:
         """Say whether the batch is the sum of its parts."""
-        counts_fit = abs(sum(self.counts) - self.count) <= eps**0.5 * self.count
-        return counts_fit and self.totals_fit(eps)
+        tolerance = float(eps**0.5)
+        off_count, off_total = sum(self.counts) - self.count, sum(self.totals) - self.total
+        size = sum(map(abs, self.totals))
+        return abs(off_count) <= tolerance * self.count and abs(off_total) <= tolerance * size
 
     def blind(self) -> bool:
         """Say whether the count does not see that the parts are smaller."""
@@ -246,8 +246,8 @@ def _check_weights(
         fits = all(weights)
     else:
         alike = [p for p in evidence.borne_out if p[0] == chosen.place[0]]
-        each = ([batch.terms(place).count for _, batch in counted] for place in alike)
-        fits = any(_in_proportion(weights, of_one, eps) for of_one in each)
+        likely = ([batch.terms(place).count for _, batch in counted] for place in alike)
+        fits = any(_in_proportion(weights, of_one, eps) for of_one in likely)
     if fits:
         return
     best = max(range(len(counts)), key=lambda i: counts[i])

@@ -98,14 +98,14 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
     seeds = set(loss.jaxpr.invars[:n_seeds])
     scope = _Scope(loss.jaxpr, dependents(loss.jaxpr, seeds), ())
     divisors, summed, values = _reduction(scope, loss.jaxpr.outvars[0])
-    look = _inside(values) if summed is not None else _Inside()
+    look = _inside(values) if divisors or summed is not None else _Inside()
     inside = look.means or None
-    found = [Reading("mean", divisor, inside, look.stacked) for divisor in divisors]
+    found: list[tuple[Reduction, Divisor]] = [("mean", divisor) for divisor in divisors]
     if summed is not None:
-        found.append(Reading("sum", summed, inside, look.stacked))
+        found.append(("sum", summed))
     if length is not None:
-        found += [Reading("mean", float(length)), Reading("sum", float(length))]
-    return tuple(found)
+        found += [("mean", float(length)), ("sum", float(length))]
+    return tuple(Reading(*each, inside, look.stacked) for each in dict.fromkeys(found))
 
 
 def sites_of(found: Sequence[Reading]) -> list[Site]:
@@ -205,7 +205,8 @@ def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, Site, Any] | None
 def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, list[Value]]:
     """Return what a variable is divided by, and how many values of which it is the sum.
 
-    Without a sum the number is None, and the values are those that were put together to it.
+    Without a sum the number is None, and the values are those that were put together to it, or
+    added one by one.
     """
     divisors: list[Divisor] = []
     while (made := _maker(scope, var)) is not None:
@@ -216,8 +217,11 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
             return divisors, _size(operands[0]) / _size(var), [(scope, operands[0])]
         if name in ("concatenate", "stack"):
             return divisors, None, [(scope, atom) for atom in operands]
+        if name in ("add", "add_any") and len(moving) > 1 and _size(var) == 1:
+            return divisors, None, [(scope, atom) for atom in moving]
         if is_scan(equation):
-            return divisors, None, _scanned(scope, equation, site, var)
+            inner, place = scope.inside(equation, site), equation.outvars.index(var)
+            return divisors, None, [] if inner is None else [(inner, inner.jaxpr.outvars[place])]
         if name == "div" and moving == operands[:1] and _size(operands[1]) == 1:
             divisors.append(_divisor(operands[1], site, scope))
         elif not (name in _PASSED or _same_values(equation) or _by_number(equation)):
@@ -263,14 +267,6 @@ def _own(divisors: Sequence[Divisor], count: float) -> Divisor | None:
     return next((d for d in divisors if d == count or isinstance(d, tuple) or d != d), None)
 
 
-def _scanned(scope: _Scope, equation: JaxprEqn, site: Site, var: Any) -> list[Value]:
-    """Return what a scan puts together; nothing for what it carries."""
-    inner, place = scope.inside(equation, site), equation.outvars.index(var)
-    if inner is None or place < scan_counts(equation)[1]:
-        return []
-    return [(inner, inner.jaxpr.outvars[place])]
-
-
 def _divisor(by: Any, site: Site, scope: _Scope) -> Divisor:
     if isinstance(by, Constant):
         return float(by.val)
@@ -284,7 +280,7 @@ def _same_values(equation: JaxprEqn) -> bool:
 
 
 def _by_number(equation: JaxprEqn) -> bool:
-    scales = equation.primitive.name == "mul"
+    scales = equation.primitive.name in ("mul", "add")
     return scales and any(isinstance(atom, Constant) for atom in equation.invars)
 
 

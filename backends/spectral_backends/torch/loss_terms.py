@@ -70,9 +70,10 @@ class ReductionRecorder(CallObserver):
         terms = self.terms(given)
         if given.ndim == 0:  # of a scalar: the scalar
             return terms
-        inside = terms and _means(terms)
         count = float(given.numel() // result.numel())
-        return LossTerms(count, reduction, inside, stacked=terms is not None and terms.stacked)
+        if terms is None:
+            return LossTerms(count, reduction)
+        return LossTerms(count, reduction, terms.averaged, terms.stacked)
 
 
 _JOINED = ("stack", "cat", "concat", "concatenate", "hstack", "vstack")
@@ -82,19 +83,12 @@ _ARRANGED = (
 )  # fmt: skip
 
 
-def _means(terms: LossTerms) -> float | None:
-    """Return how many terms are averaged, in all, by a reduction that may be one of means."""
-    if terms.reduction == "sum":
-        return terms.inside
-    return terms.count * (1.0 if terms.inside is None else terms.inside)
-
-
 def _common(each: Sequence[LossTerms | None]) -> LossTerms | None:
     """Return the terms of elements put together; their number is NaN where they differ in it."""
     first = each[0] if each else None
     if first is not None and all(terms == first for terms in each):
         return replace(first, stacked=True)
-    means = any(terms is not None and _means(terms) is not None for terms in each)
+    means = any(terms is not None and terms.averaged is not None for terms in each)
     return LossTerms(nan, "mean", stacked=True) if means else None
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.nested import map_tensors, tensors_in
-from spectral_core.loss_terms import BatchLoss
-from spectral_core.sample_cuts import Cutter, SampleAxis, Shapes
+from spectral_core.loss_terms import BatchLoss, Shapes
+from spectral_core.sample_cuts import Cutter, SampleAxis
 
 __all__ = ["cutter_of", "shapes_of"]
 
