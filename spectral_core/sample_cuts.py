@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from spectral_core.backend_checks import first_line
 from spectral_core.loss_terms import BatchLoss, Shapes
 
 __all__ = ["Cut", "Cutter", "SampleAxis", "cut_batches", "find_axes"]
@@ -201,9 +202,9 @@ def _cut(
                     one, other = map(cutter.loss, parts)
                     return Cut(varies, (loss, one, other))
                 except Exception as error:  # of the user's code: losses of batches of one size only
-                    failure = failure or _first_line(error)
+                    failure = failure or first_line(error)
     except Exception as error:  # batches that do not fit together
-        failure = failure or _first_line(error)
+        failure = failure or first_line(error)
     return Cut(varies, None, f"part of a batch raises {failure}")
 
 
@@ -211,8 +212,3 @@ def _middles(size: int) -> Iterator[int]:
     """Yield where to cut: in the middle, or nearby between pairs or groups of four."""
     middle = size // 2
     yield from dict.fromkeys(m for m in (middle, middle - middle % 2, middle - middle % 4) if m)
-
-
-def _first_line(error: Exception) -> str:
-    first = (str(error).strip() or "without a word").splitlines()[0]
-    return f"{type(error).__name__}: {first.rstrip('.')}"

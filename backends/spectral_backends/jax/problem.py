@@ -62,7 +62,8 @@ class CurvatureProblem:
         of the parameters.
     weight : callable, optional
         ``weight(batch)`` returns the number of terms that the batch's loss averages. By default it
-        is read off the end of the loss, and the halves of the first batch must bear it out.
+        is read off the end of the loss, and the parts of a batch that is cut in two must bear it
+        out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
         How the loss reduces its terms, where that cannot be read off. A sum is divided by the
         number of terms.

@@ -66,7 +66,8 @@ class CurvatureProblem:
     weight : callable, optional
         ``weight(batch)`` returns the number of terms that the batch's loss averages. By default it
         is read off the reduction inside the loss (cross-entropy with its ignored and weighted
-        classes, any loss with a ``reduction``, ``mean()``, ``sum()``).
+        classes, any loss with a ``reduction``, ``mean()``, ``sum()``), and the parts of a batch
+        that is cut in two must bear it out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
         How the loss reduces its terms, where that cannot be read off. A sum is divided by the
         number of terms.
@@ -84,9 +85,9 @@ class CurvatureProblem:
         and 1 GiB elsewhere.
     check_deterministic : bool
         Refuse a model or loader whose loss changes between two passes or depends on the batching,
-        as batch norm does in training mode, and a loss whose terms, as read off it, do not add up
-        over the halves of the first batch. If False, each pass starts from `seed` and the function
-        so defined is measured.
+        as batch norm does in training mode, and a loss whose terms, as read off it or as `weight`
+        has them, do not add up over the halves of a batch. If False, each pass starts from `seed`
+        and the function so defined is measured.
 
     Raises
     ------
