@@ -105,7 +105,7 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
         found.append(("sum", summed))
     if length is not None:
         found += [("mean", float(length)), ("sum", float(length))]
-    return tuple(Reading(*each, inside, look.stacked) for each in dict.fromkeys(found))
+    return tuple(Reading(*each, inside, look.stacked) for each in found)
 
 
 def sites_of(found: Sequence[Reading]) -> list[Site]:

@@ -32,8 +32,7 @@ class ReductionRecorder(CallObserver):
     ) -> None:
         """Keep what the call reduced."""
         if isinstance(result, Tensor):
-            with torch.no_grad():
-                terms = self._read(func, args, kwargs, result)
+            terms = self._read(func, args, kwargs, result)
             if terms is not None:
                 self._seen[id(result)] = (result, result._version, terms)
 
@@ -61,7 +60,10 @@ class ReductionRecorder(CallObserver):
             return _common([self.terms(part) for part in given])
         if name in _ARRANGED and isinstance(given, Tensor):
             return self.terms(given)
-        return _terms_of_loss(name, func, args, kwargs) if result.ndim == 0 else None
+        if result.ndim:
+            return None
+        with torch.no_grad():
+            return _terms_of_loss(name, func, args, kwargs)
 
     def _reduced(self, given: Any, result: Tensor, reduction: Reduction) -> LossTerms | None:
         """Return the terms of a reduction, also along some axes only."""
