@@ -13,7 +13,7 @@ TIME, SAMPLES = 6, 24
 X = RNG.standard_normal((TIME, SAMPLES, 5))
 Y = RNG.standard_normal((TIME, SAMPLES, 3))
 W = RNG.standard_normal((3, 5))
-KEPT = np.linspace(-3, 1, TIME)[:, None, None] < Y  # other numbers at each time
+KEPT = RNG.random(Y.shape) > np.linspace(0.1, 0.4, TIME)[:, None, None]  # others at each time
 
 
 def stacked(xp, z, t):
