@@ -91,16 +91,19 @@ class Objective:
                 batch = next(islice(found, index, None))
                 return batch if self._loss_fn is None else self._outputs({}, batch)
 
+        precisions = [torch.finfo(self.model.dtype).eps]
+
         def loss(data: Any) -> BatchLoss:
             with self.one_pass(seed):
                 found, seen = self._loss_of(data)
+                precisions.append(torch.finfo(found.dtype).eps)
                 return BatchLoss(float(found.detach()), seen)
 
         # One mean over one batch is what it is, whatever it is over.
         as_it_is = len(batches) == 1 and self._reduction != "sum" and _is_plain_mean(batches[0])
         cuts = [] if as_it_is else cut_batches(batches, cutter_of(data, loss))
         self.weighting = settled(
-            batches, cuts, torch.finfo(self.model.dtype).eps,
+            batches, cuts, max(precisions),
             reduction=self._reduction, strict=strict and not as_it_is,
         )  # fmt: skip
         return self.weighting
