@@ -15,6 +15,7 @@ __all__ = [
     "check_seed",
     "checked_count",
     "find_layer",
+    "first_line",
 ]
 
 Layer = TypeVar("Layer")
@@ -104,6 +105,12 @@ def checked_count(count: Any) -> float:
     if not 0 <= value < float("inf"):
         raise InputError(f"weight: it returned {count!r}; return the batch's number of loss terms.")
     return value
+
+
+def first_line(error: Exception) -> str:
+    """Return type and first line of an error of the user's code, to be cited in a sentence."""
+    first = (str(error).strip() or "without a word").splitlines()[0]
+    return f"{type(error).__name__}: {first.rstrip('.')}"
 
 
 def _is_whole(value: Any) -> bool:

@@ -13,7 +13,7 @@ from spectral_backends.arrays.gradient_function import (
     arrays_in,
 )
 from spectral_core._arrays import Array
-from spectral_core.backend_checks import check_reiterable, checked_count
+from spectral_core.backend_checks import check_reiterable, checked_count, first_line
 from spectral_core.errors import InputError, NonDeterministicError
 
 __all__ = ["DataPass", "check_batch", "check_halves", "check_nan", "gradient_totals"]
@@ -143,16 +143,24 @@ def check_nan(array: Array, what: str) -> None:
 def check_halves(gradient: GradientFunction, params: Params, data: DataPass, batch: Any) -> None:
     """Raise `InputError` if the gradients of a batch's halves do not add up to its own.
 
-    Looked at where the batch is a tuple, list or dict of arrays of one length.
+    Looked at where the batch is a tuple, list or dict of arrays of one length. A half that raises
+    is refused too: it says nothing, and the whole may compare its samples with each other.
     """
     halves = _halves(batch)
     if halves is None:
         return
-    counts = [data.terms(half) for half in halves]
-    if not all(counts):
-        return
-    count = data.terms(batch)
-    whole, (one, other) = gradient(params, batch), (gradient(params, half) for half in halves)
+    try:
+        counts = [data.terms(half) for half in halves]
+        if not all(counts):
+            return
+        one, other = (gradient(params, half) for half in halves)
+    except Exception as error:
+        raise InputError(
+            "weight: whether the gradient is that of a mean over independent terms cannot be told: "
+            f"half of the first batch raises {first_line(error)}. Write it for batches of any "
+            "size, or pass check=False, which takes weight= as it is."
+        ) from error
+    count, whole = data.terms(batch), gradient(params, batch)
     for name, value in whole.items():
         xp = array_api_compat.array_namespace(value)
         parts = counts[0] * one[name] + counts[1] * other[name]

@@ -16,7 +16,6 @@ __all__ = [
     "common_length",
     "count_where",
     "flat_batch",
-    "halves",
     "signature",
 ]
 
@@ -45,14 +44,6 @@ def common_length(leaves: Sequence[Any]) -> int | None:
     """Return the length that all arrays have along their first axis; None if there is none."""
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def halves(leaves: list[jax.Array]) -> list[list[jax.Array]] | None:
-    """Cut arrays in two along their first axis; None where they have none in common."""
-    size = common_length(leaves)
-    if size is None or size < 2:
-        return None
-    return [[leaf[: size // 2] for leaf in leaves], [leaf[size // 2 :] for leaf in leaves]]
 
 
 def count_where(test: Literal["isnan", "isfinite"], array: jax.Array) -> int:

@@ -10,12 +10,13 @@ import numpy as np
 
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.factor_batch import Places, input_sums, output_sums
-from spectral_backends.jax.objective import Batch, Objective, Terms
+from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.output_loss import find_loss_form
 from spectral_backends.jax.sample_search import Samples, find_samples
 from spectral_backends.jax.sizes import largest_value
 from spectral_core.errors import InputError, LayerError
 from spectral_core.factor_options import FactorOptions, check_factor_size, factor_notes
+from spectral_core.loss_terms import LossTerms
 from spectral_core.output_form import OutputForm
 from spectral_core.problem import KroneckerFactors
 
@@ -62,7 +63,7 @@ def kronecker_factors(
 def _add(
     objective: Objective,
     batch: Batch,
-    terms: Terms,
+    terms: LossTerms,
     places: Places,
     form: OutputForm,
     options: FactorOptions,
@@ -144,7 +145,7 @@ class _Forms:
     def __init__(self, objective: Objective, options: FactorOptions) -> None:
         self._objective, self._options = objective, options
 
-    def of(self, batch: Batch, terms: Terms) -> OutputForm:
+    def of(self, batch: Batch, terms: LossTerms) -> OutputForm:
         """Return the form of a batch's loss."""
         program = batch.program
         if not program.single_output:

@@ -1,24 +1,29 @@
 """The mean loss of a model over its batches, as a function of its parameters."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import jax
 import numpy as np
 
-from spectral_backends.jax.batches import Signature, common_length, flat_batch, halves, signature
+from spectral_backends.jax.batches import Signature, common_length, flat_batch, signature
 from spectral_backends.jax.compilation import compile_exactly, exact_products
-from spectral_backends.jax.loss_terms import Reading, Reduction, count_terms, readings
+from spectral_backends.jax.loss_terms import Reading, numbers_at, readings, sites_of, terms_of
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.placement import Placement, find_placement, traced_under
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
+from spectral_backends.jax.term_check import LossData, cutter_of
 from spectral_backends.jax.work import multiply_adds
 from spectral_core.backend_checks import checked_count
+from spectral_core.batch_weighting import settled
 from spectral_core.errors import InputError, NonDeterministicError
+from spectral_core.loss_terms import BatchLoss, LossTerms, Reduction
+from spectral_core.sample_cuts import cut_batches
 
-__all__ = ["Batch", "Objective", "Terms"]
+__all__ = ["Batch", "Objective"]
 
 Compiled = Callable[..., Any]
 
@@ -48,14 +53,6 @@ class Batch:
     raw: Any
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Number of terms of a batch, and what turns its loss into their sum."""
-
-    count: float
-    scale: float
-
-
 class Objective:
     """``L = (1/N) Σ_i l_i`` as a function of the model's parameters, batch by batch.
 
@@ -72,7 +69,7 @@ class Objective:
     ----------
     loss : float
         Mean over all terms; set by `evaluate`.
-    terms : list of Terms
+    terms : list of LossTerms
         Of each batch.
     n_terms : float
         Of all batches.
@@ -102,9 +99,8 @@ class Objective:
         self._programs: dict[Signature, Program] = {}
         self._compiled: dict[Any, Compiled] = {}
         self._made: dict[Any, Any] = {}
-        self._choice: int | None = None
         self.loss = self.n_terms = 0.0
-        self.terms: list[Terms] = []
+        self.terms: list[LossTerms] = []
         self.known = True
         self.work = self.work_of_a_pass = 0.0
         self.placement: Placement | None = None
@@ -134,7 +130,7 @@ class Objective:
                 self.parameters.values = self.placement.weights(self.parameters.values)
         return leaves if self.placement is None else self.placement.batch(leaves)
 
-    def weighted(self) -> Iterator[tuple[Batch, Terms]]:
+    def weighted(self) -> Iterator[tuple[Batch, LossTerms]]:
         """Yield the batches that have terms, with them."""
         for batch in self.one_pass():
             if batch.index < len(self.terms) and self.terms[batch.index].count:
@@ -207,181 +203,100 @@ class Objective:
         NonDeterministicError
             If the second pass gives other losses.
         """
-        self._choose(self.first())
-        losses: list[float] = []
-        terms: list[Terms] = []
+        self.first()
+        found: list[BatchLoss] = []
         for batch in self.one_pass():
-            loss, found = self._loss_and_terms(batch)
-            if found.count and not np.isfinite(loss):
-                raise InputError(f"batches: the loss of batch {batch.index} is {loss}; {_WHY}.")
-            losses.append(loss if found.count else 0.0)
-            terms.append(found)
-            self.work_of_a_pass += batch.program.work if found.count else 0.0
-        self.terms, self.n_terms = terms, sum(each.count for each in terms)
-        if self.n_terms == 0:
+            read = self._read(batch)
+            if _counts(read) and not np.isfinite(read.loss):
+                raise InputError(
+                    f"batches: the loss of batch {batch.index} is {read.loss}; {_WHY}."
+                )
+            found.append(read)
+            self.work_of_a_pass += batch.program.work if _counts(read) else 0.0
+        if not any(map(_counts, found)):
             raise InputError("batches: no term counts, their weights are zero; check the targets.")
-        if not self.known and len(terms) > 1:
-            raise InputError(_UNKNOWN.format(len(terms)))
-        self.loss = sum(t.scale * x for t, x in zip(terms, losses, strict=True)) / self.n_terms
+        losses = [read.loss if _counts(read) else 0.0 for read in found]
+        eps = float(np.finfo(self.parameters.dtype).eps)
         if check and not isinstance(self._batches, list | tuple):
-            again = [self._loss_and_terms(batch)[0] for batch in self.one_pass()]
-            _compare(losses, again, float(np.finfo(self.parameters.dtype).eps))
+            again = [self._read(batch) for batch in self.one_pass()]
+            _compare(losses, [read.loss if _counts(read) else 0.0 for read in again], eps)
+        cuts = cut_batches(found, cutter_of(self._data, self._loss_of, self.placement))
+        weighting = settled(found, cuts, eps, reduction=self._reduction)
+        self.terms = [weighting.terms(read) for read in found]
+        _check_counts(self.terms)
+        self.n_terms = sum(each.count for each in self.terms)
+        self.known = all(each.known for each in self.terms)
+        total = sum(t.scale * loss for t, loss in zip(self.terms, losses, strict=True))
+        self.loss = total / self.n_terms
 
-    def _loss_and_terms(self, batch: Batch) -> tuple[float, Terms]:
-        program, reading = batch.program, self._reading(batch)
+    def _read(self, batch: Batch) -> BatchLoss:
+        """Return the loss of a batch, and what is read off it of its terms."""
+        program = batch.program
+        data = LossData([], [], batch.leaves, batch.key[0], program)
+        found = self.once((batch.key, "readings"), lambda: self._readings(data))
 
         def make() -> Compiled:
             def run(values: Any, leaves: Any) -> tuple[Any, Any]:
                 seeds = values if program.forward is None else program.outputs(values, leaves)
-                return count_terms(program.loss, reading, [*seeds, *leaves])
+                return numbers_at(sites_of(found), program.loss, [*seeds, *leaves])
 
             return run
 
         run = self.compiled((batch.key, "loss"), make)
-        loss, count = (float(x) for x in run(self.parameters.values, batch.leaves))
-        if self._weight is not None:
-            count = checked_count(self._weight(batch.raw))
-        if not np.isfinite(count) or count < 0:
+        loss, numbers = run(self.parameters.values, batch.leaves)
+        weight = None if self._weight is None else checked_count(self._weight(batch.raw))
+        return BatchLoss(float(loss), terms_of(found, numbers), weight, data.shapes)
+
+    def _readings(self, data: LossData) -> tuple[Reading, ...]:
+        forward = data.program.forward
+        n_seeds = len(self.parameters.values) if forward is None else len(forward.out_avals)
+        return readings(data.program.loss, n_seeds, data.length)
+
+    def _data(self, index: int) -> LossData:
+        """Return what the loss of a batch is a function of."""
+        batch = next(islice(self.one_pass(), index, None))
+        program, values = batch.program, self.parameters.values
+        if program.forward is None:
+            return LossData(values, [], batch.leaves, batch.key[0], program)
+        run = self.compiled((batch.key, "outputs"), lambda: program.outputs)
+        return LossData([], run(values, batch.leaves), batch.leaves, batch.key[0], program)
+
+    def _loss_of(self, data: LossData) -> BatchLoss:
+        """Return the loss of a part of a batch, traced for its shapes."""
+        arrays = [*data.outputs, *data.leaves]
+        found, run = self.once(
+            ("part", *signature(arrays, data.structure)), lambda: self._traced_loss(data)
+        )
+        loss, numbers = run([*data.values, *arrays])
+        return BatchLoss(float(loss), terms_of(found, numbers))
+
+    def _traced_loss(self, data: LossData) -> tuple[tuple[Reading, ...], Compiled]:
+        """Return the readings of a loss, and what computes it and their numbers."""
+        program = data.program
+        if program.forward is None:
+            traced = trace(self._loss_fn, self.parameters, data.leaves, data.structure).loss
+        else:
+            traced = trace_loss(
+                self._loss_fn[1], program.structure, data.outputs,  # type: ignore[index]
+                data.leaves, data.structure,
+            )  # fmt: skip
+        found = self._readings(replace(data, program=replace(program, loss=traced)))
+        return found, compile_exactly(partial(numbers_at, sites_of(found), traced))
+
+
+def _counts(read: BatchLoss) -> bool:
+    """Say whether any term of a batch counts."""
+    return not read.empty and read.weight != 0
+
+
+def _check_counts(terms: Sequence[LossTerms]) -> None:
+    for index, each in enumerate(terms):
+        if not 0 <= each.count < float("inf"):
             raise InputError(
-                f"weight: batch {batch.index} is divided by {count!r}, which is no number of "
+                f"weight: batch {index} is divided by {each.count!r}, which is no number of "
                 "terms; pass weight=lambda batch: <number of samples or tokens that the loss "
                 "averages>."
             )
-        return loss, Terms(count, count if reading.reduction == "mean" else 1.0)
-
-    def _reading(self, batch: Batch) -> Reading:
-        """Return how the loss reduces the terms of a batch like this one."""
-        if self._choice is None:
-            return Reading(self._reduction or "mean", 1.0)
-        return self._readings(batch)[self._choice]
-
-    def _readings(self, batch: Batch) -> list[Reading]:
-        program = batch.program
-        if program.forward is None:
-            n_seeds, length = len(self.parameters.values), common_length(batch.leaves)
-        else:
-            avals = program.forward.out_avals
-            n_seeds = len(avals)
-            length = common_length([*avals, *batch.leaves])
-        found = list(readings(program.loss, n_seeds, length))
-        if self._reduction:
-            found = [reading for reading in found if reading.reduction == self._reduction]
-        return found
-
-    def _choose(self, batch: Batch) -> None:
-        """Choose the reading of the loss that its halves bear out."""
-        found = self._readings(batch)
-        if self._weight is not None:
-            seen = found[0].reduction if found else "mean"
-            if seen == "sum" and self._reduction is None:
-                raise InputError(
-                    "weight: it says how many terms the loss averages, but the loss ends in a sum; "
-                    "pass reduction='sum' if it adds up that many terms, 'mean' if their mean."
-                )
-            self._choice = None
-            return
-        whole, parts = self._halves(batch)
-        self._choice = 0 if found else None
-        self.known = bool(found)
-        if parts is None:
-            return
-        for index in range(len(found)):
-            if _adds_up(whole, parts, index, float(np.finfo(self.parameters.dtype).eps)):
-                self._choice = index
-                return
-        several = sum(1 for _ in islice(iter(self._batches), 2)) > 1
-        if several or not found or found[0].reduction == "sum":
-            raise InputError(_NOT_ADDITIVE.format(_shown(whole, parts)))
-
-    def _halves(self, batch: Batch) -> tuple[Any, Any]:
-        """Return loss and terms of the first batch and of its halves, by reading."""
-        program, structure = batch.program, batch.key[0]
-        seeds = self.parameters.values
-        if program.forward is not None:
-            run = self.compiled((batch.key, "outputs"), lambda: program.outputs)
-            seeds = run(self.parameters.values, batch.leaves)
-        whole = _Piece.of(self._readings(batch), program.loss, [*seeds, *batch.leaves])
-        cut = self._cut(seeds, batch.leaves, program.forward is None)
-        if cut is None:
-            return whole, None
-        parts = []
-        try:
-            for inputs in cut:
-                n_seeds = len(seeds)
-                leaves = inputs[n_seeds:]
-                if program.forward is None:
-                    half = trace(self._loss_fn, self.parameters, leaves, structure).loss
-                else:
-                    half = trace_loss(
-                        self._loss_fn[1], program.structure, inputs[:n_seeds],  # type: ignore[index]
-                        leaves, structure,
-                    )  # fmt: skip
-                length = leaves[-1].shape[0]
-                found = list(readings(half, n_seeds, length))
-                if self._reduction:
-                    found = [reading for reading in found if reading.reduction == self._reduction]
-                parts.append(_Piece.of(found, half, inputs))
-        except Exception:  # a loss for batches of one size only: nothing to compare
-            return whole, None
-        return whole, parts
-
-    def _cut(
-        self, seeds: list[Any], leaves: list[jax.Array], whole_seeds: bool
-    ) -> list[list[Any]] | None:
-        """Return what a loss takes of each half of a batch; None if it cannot be cut.
-
-        Its seeds are cut too, unless they are the parameters.
-        """
-        whole, cut = (seeds, leaves) if whole_seeds else ([], [*seeds, *leaves])
-        length = common_length(cut)
-        if self.placement is not None and length is not None and self.placement.divides(length):
-            return self.placement.halves(whole, cut)
-        parts = halves(cut)
-        return parts and [[*whole, *part] for part in parts]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A loss with its terms, one for each reading."""
-
-    loss: float
-    reductions: list[Reduction]
-    counts: list[float]
-
-    @classmethod
-    def of(cls, found: list[Reading], loss: Any, inputs: list[Any]) -> "_Piece":
-        def run(arguments: Any) -> Any:
-            return [count_terms(loss, reading, arguments) for reading in found]
-
-        pairs = compile_exactly(run)(inputs)
-        value = float(pairs[0][0]) if pairs else float("nan")
-        return cls(value, [r.reduction for r in found], [float(count) for _, count in pairs])
-
-    def total(self, index: int) -> float:
-        return self.loss * (self.counts[index] if self.reductions[index] == "mean" else 1.0)
-
-
-def _adds_up(whole: _Piece, parts: list[_Piece], index: int, eps: float) -> bool:
-    """Say whether counts and totals of the halves are those of the whole."""
-    if any(part.reductions != whole.reductions for part in parts):
-        return False
-    count = sum(part.counts[index] for part in parts)
-    totals = [part.total(index) for part in parts if part.counts[index]]
-    tolerance = eps**0.5
-    same_count = abs(count - whole.counts[index]) <= tolerance * count
-    off = abs(sum(totals) - whole.total(index))
-    return bool(same_count and off <= tolerance * sum(map(abs, totals)))
-
-
-def _shown(whole: _Piece, parts: list[_Piece]) -> str:
-    if not whole.counts:
-        return "no division by a number and no sum was found at its end"
-    counts = "+".join(f"{part.counts[0]:g}" if part.counts else "?" for part in parts)
-    losses = " and ".join(f"{part.loss:.6g}" for part in parts)
-    return (
-        f"a batch has {whole.counts[0]:g} terms and the loss {whole.loss:.6g}, its halves {counts} "
-        f"terms and {losses}"
-    )
 
 
 def _compare(first: list[float], second: list[float], eps: float) -> None:
@@ -403,14 +318,4 @@ def _compare(first: list[float], second: list[float], eps: float) -> None:
 _WHY = (
     "the batch holds no NaN and the parameters are finite, so look for an overflow, a logarithm of "
     "zero, a division by zero, or an infinite input"
-)
-_UNKNOWN = (
-    "weight: the number of terms behind each batch's loss cannot be read off it, and {} batches "
-    "must be weighted by it; pass weight=lambda batch: <number of samples or tokens that the loss "
-    "averages>."
-)
-_NOT_ADDITIVE = (
-    "weight: the loss is not a mean over independent terms as far as can be read off it: {}. Pass "
-    "weight=lambda batch: <number of samples or tokens that the loss averages>, which is then "
-    "taken as it is; reduction='sum' if it is their sum."
 )

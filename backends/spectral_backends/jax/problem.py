@@ -12,7 +12,6 @@ from spectral_backends.jax.batch_statistics import refuse_batch_statistics
 from spectral_backends.jax.discovery import Layer
 from spectral_backends.jax.kronecker import kronecker_factors
 from spectral_backends.jax.layer_curvatures import CurvatureDriver
-from spectral_backends.jax.loss_terms import Reduction
 from spectral_backends.jax.matrix_view import MatrixView
 from spectral_backends.jax.objective import Batch, Objective
 from spectral_backends.jax.parameters import Parameters
@@ -34,6 +33,7 @@ from spectral_core.backend_checks import (
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
 from spectral_core.factor_options import FactorOptions
+from spectral_core.loss_terms import Reduction
 from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
@@ -66,7 +66,8 @@ class CurvatureProblem:
         of the parameters.
     weight : callable, optional
         ``weight(batch)`` returns the number of terms that the batch's loss averages. By default it
-        is read off the end of the loss, and the halves of the first batch must bear it out.
+        is read off the end of the loss, and the parts of a batch that is cut in two must bear it
+        out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
         How the loss reduces its terms, where that cannot be read off. A sum is divided by the
         number of terms.

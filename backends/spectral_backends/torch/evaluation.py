@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from spectral_backends.torch.batches import check_batch
 from spectral_backends.torch.forward_watch import ForwardWatch
 from spectral_backends.torch.functional_model import FunctionalModel, count_not_finite
 from spectral_backends.torch.graph import node_names
-from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.nested import tensors_in
 from spectral_backends.torch.objective import Objective
+from spectral_core.batch_weighting import Weighting
 from spectral_core.errors import InputError, SpectralError
+from spectral_core.loss_terms import BatchLoss
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -26,27 +27,40 @@ class Evaluation:
 
     Parameters
     ----------
-    loss : float
-        Mean over all terms.
-    n_terms : float or None
-        Number of terms; None if it could not be read off the loss of a single batch.
-    batch_losses : tuple of float
-        As the loss function returned them.
+    batches : tuple of BatchLoss
+        As the loss function returned their losses; 0 for those without terms.
+    weighting : Weighting
+        How they are put together.
     written_buffers : tuple of str
         Buffers of the model that its forward pass changed.
     batch_statistics : bool
         Whether a batch normalisation used the statistics of the batch.
-    depends_on_count : bool
-        Whether `loss` depends on how many terms each batch's loss was found to reduce: one mean
-        over one batch does not.
     """
 
-    loss: float
-    n_terms: float | None
-    batch_losses: tuple[float, ...]
+    batches: tuple[BatchLoss, ...]
+    weighting: Weighting
     written_buffers: tuple[str, ...]
     batch_statistics: bool
-    depends_on_count: bool
+
+    @property
+    def loss(self) -> float:
+        """Mean over all terms."""
+        terms = [self.weighting.terms(batch) for batch in self.batches]
+        total = sum(
+            t.scale * batch.loss for t, batch in zip(terms, self.batches, strict=True) if t.count
+        )
+        return total / sum(t.count for t in terms)
+
+    @property
+    def n_terms(self) -> float | None:
+        """Number of terms; None if it could not be read off the loss of a single batch."""
+        terms = [self.weighting.terms(batch) for batch in self.batches]
+        return sum(t.count for t in terms) if terms[0].known else None
+
+    @property
+    def batch_losses(self) -> tuple[float, ...]:
+        """Losses of the batches."""
+        return tuple(batch.loss for batch in self.batches)
 
 
 def evaluate(objective: Objective, seed: int) -> Evaluation:
@@ -55,39 +69,32 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
     Raises
     ------
     InputError
-        If data, model or loss hold or make NaN, if the loss does not depend on the model, or if
-        the batches cannot be weighted by the numbers of their terms.
+        If data, model or loss hold or make NaN, or if the loss does not depend on the model.
     """
-    losses: list[float] = []
-    counted: list[LossTerms] = []
+    found: list[BatchLoss] = []
     watch = ForwardWatch(objective.model.device)
     with objective.one_pass(seed) as batches:
         before = {name: buffer.clone() for name, buffer in objective.model.buffers.items()}
         for index, batch in enumerate(batches):
             check_batch(index, batch)
             with watch, _noting(index):
-                loss, terms = objective.loss(objective.matrix_leaves(), batch)
+                loss, read = objective.read(objective.matrix_leaves(), batch)
             _check_graph(loss)
-            if terms.count and not torch.isfinite(loss):
+            counts = objective.weighting.terms(read).count != 0
+            if counts and not torch.isfinite(loss):
                 raise InputError(
                     f"batches: the loss of batch {index} is {float(loss.detach())}; "
                     f"{_why_not_finite(objective.model, batch)}."
                 )
-            losses.append(float(loss.detach()) if terms.count else 0.0)
-            counted.append(terms)
+            found.append(replace(read, loss=float(loss.detach()) if counts else 0.0))
         after = objective.model.buffers
         written = [name for name, b in before.items() if not _same(b, after[name])]
-    n_terms = _count(counted)
-    total = sum(
-        terms.scale * value for terms, value in zip(counted, losses, strict=True) if terms.count
-    )
+    if not found:
+        raise InputError("batches: it is empty; a measurement needs at least one batch.")
+    if not any(objective.weighting.terms(batch).count for batch in found):
+        raise InputError("batches: no term counts, every target is ignored; check the targets.")
     return Evaluation(
-        loss=total / n_terms,
-        n_terms=n_terms if counted[0].known else None,
-        batch_losses=tuple(losses),
-        written_buffers=tuple(sorted(written)),
-        batch_statistics=watch.batch_statistics,
-        depends_on_count=len(counted) > 1 or counted[0].reduction == "sum",
+        tuple(found), objective.weighting, tuple(sorted(written)), watch.batch_statistics
     )
 
 
@@ -104,22 +111,6 @@ def _noting(index: int) -> Iterator[None]:
             "of one structure, and of the shapes and dtypes that the model takes."
         )
         raise
-
-
-def _count(counted: list[LossTerms]) -> float:
-    """Return the number of terms of all batches."""
-    if not counted:
-        raise InputError("batches: it is empty; a measurement needs at least one batch.")
-    if len(counted) > 1 and not all(terms.known for terms in counted):
-        raise InputError(
-            "weight: the number of terms behind each batch's loss cannot be read off it, and "
-            f"{len(counted)} batches must be weighted by it; pass weight=lambda batch: "
-            "<number of samples or tokens that the loss averages>."
-        )
-    n_terms = sum(terms.count for terms in counted)
-    if n_terms == 0:
-        raise InputError("batches: no term counts, every target is ignored; check the targets.")
-    return n_terms
 
 
 def _check_graph(loss: Tensor) -> None:

@@ -6,79 +6,92 @@ the reduction inside the loss is watched, and its own arguments say what it aver
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import nan, prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectral_backends.torch.call_observer import CallObserver
+from spectral_core.loss_terms import LossTerms, Reduction
 
 __all__ = ["LossTerms", "Reduction", "ReductionRecorder"]
 
-Reduction = Literal["mean", "sum"]
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """Number of terms (or their total class weight) behind a reduced loss, and how it reduced.
-
-    `known` is False where the loss did not tell and one batch stands for itself.
-    """
-
-    count: float
-    reduction: Reduction
-    known: bool = True
-
-    @property
-    def scale(self) -> float:
-        """What turns the batch's loss into a sum over its terms."""
-        return self.count if self.reduction == "mean" else 1.0
-
 
 class ReductionRecorder(CallObserver):
-    """Watches torch calls for reductions to a scalar: losses, ``mean()`` and ``sum()``."""
+    """Watches torch calls for reductions: losses, ``mean()`` and ``sum()``, also of each other."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: list[tuple[Tensor, int, LossTerms]] = []
+        self._seen: dict[int, tuple[Tensor, int, LossTerms]] = {}
 
     def observe(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         """Keep what the call reduced."""
-        if isinstance(result, Tensor) and result.ndim == 0:
-            with torch.no_grad():
-                terms = self._read(func, args, kwargs)
+        if isinstance(result, Tensor):
+            terms = self._read(func, args, kwargs, result)
             if terms is not None:
-                self._seen.append((result, result._version, terms))
+                self._seen[id(result)] = (result, result._version, terms)
 
     def terms(self, loss: Tensor) -> LossTerms | None:
-        """Return what `loss` reduced, or None if it is not itself the result of a reduction.
+        """Return what `loss`, or each element of it, reduced; None if it reduced nothing itself.
 
         A loss that is computed further (scaled, divided, added to another) may no longer be a mean
         over the counted terms, so nothing is guessed.
         """
-        return next(
-            (
-                terms
-                for result, version, terms in self._seen
-                if result is loss and result._version == version  # no ``loss += ...`` since
-            ),
-            None,
-        )
+        result, version, terms = self._seen.get(id(loss), (None, 0, None))
+        return terms if result is loss and version == loss._version else None  # no ``loss += …``
 
     def _read(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Tensor,
     ) -> LossTerms | None:
         name = getattr(func, "__name__", "")
-        if name in ("mean", "sum") and args and isinstance(args[0], Tensor):
-            if args[0].ndim == 0:  # of a scalar: the scalar
-                return self.terms(args[0])
-            return LossTerms(args[0].numel(), "mean" if name == "mean" else "sum")
-        return _terms_of_loss(name, func, args, kwargs)
+        given = args[0] if args else kwargs.get("input")
+        if name in ("mean", "sum"):
+            return self._reduced(given, result, "mean" if name == "mean" else "sum")
+        if name in _JOINED and isinstance(given, list | tuple):
+            return _common([self.terms(part) for part in given])
+        if name in _ARRANGED and isinstance(given, Tensor):
+            return self.terms(given)
+        if result.ndim:
+            return None
+        with torch.no_grad():
+            return _terms_of_loss(name, func, args, kwargs)
+
+    def _reduced(self, given: Any, result: Tensor, reduction: Reduction) -> LossTerms | None:
+        """Return the terms of a reduction, also along some axes only."""
+        if not isinstance(given, Tensor) or not result.numel():
+            return None
+        terms = self.terms(given)
+        if given.ndim == 0:  # of a scalar: the scalar
+            return terms
+        count = float(given.numel() // result.numel())
+        if terms is None:
+            return LossTerms(count, reduction)
+        return LossTerms(count, reduction, terms.averaged, terms.stacked)
+
+
+_JOINED = ("stack", "cat", "concat", "concatenate", "hstack", "vstack")
+_ARRANGED = (
+    "reshape", "view", "flatten", "ravel", "squeeze", "unsqueeze", "__getitem__", "to", "float",
+    "double", "type", "contiguous", "clone", "transpose", "permute", "t",
+)  # fmt: skip
+
+
+def _common(each: Sequence[LossTerms | None]) -> LossTerms | None:
+    """Return the terms of elements put together; their number is NaN where they differ in it."""
+    first = each[0] if each else None
+    if first is not None and all(terms == first for terms in each):
+        return replace(first, stacked=True)
+    means = any(terms is not None and terms.averaged is not None for terms in each)
+    return LossTerms(nan, "mean", stacked=True) if means else None
 
 
 def _terms_of_loss(

@@ -1,7 +1,9 @@
 """The mean loss of a model over its batches, as a function of its parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
+from math import nan
 from typing import Any
 
 import torch
@@ -17,11 +19,14 @@ from spectral_backends.torch.state import (
     saved_tensors_kept,
     seeded,
 )
-from spectral_backends.torch.term_check import check_additive
+from spectral_backends.torch.term_check import cutter_of, shapes_of
 from spectral_backends.torch.threads import threads_for
 from spectral_core._exclusive import exclusively
 from spectral_core.backend_checks import checked_count
+from spectral_core.batch_weighting import Weighting, settled
 from spectral_core.errors import InputError
+from spectral_core.loss_terms import BatchLoss
+from spectral_core.sample_cuts import cut_batches
 
 __all__ = ["Objective"]
 
@@ -56,6 +61,7 @@ class Objective:
         self._loss_fn = _with_tensors_cast(loss_fn, model)
         self._batches, self._forward = batches, forward
         self._weight, self._reduction = weight, reduction
+        self.weighting = Weighting(reduction=reduction)
         self.work_of_operation = float("inf")
 
     @contextmanager
@@ -78,20 +84,45 @@ class Objective:
         ):
             yield (map_tensors(self.model.cast_input, batch) for batch in self._batches)
 
-    def check_terms(self, seed: int) -> None:
-        """Raise `InputError` if the first batch's loss is no mean over the terms read off it.
+    def settle_terms(self, batches: Sequence[BatchLoss], seed: int, *, strict: bool) -> Weighting:
+        """Choose how batches are weighted, from what cutting one of them shows.
 
-        Nothing is checked where the user says how to weight batches.
+        Parameters
+        ----------
+        batches : sequence of BatchLoss
+            As a pass over all of them saw them.
+        seed : int
+            Of each pass.
+        strict : bool
+            Whether to refuse what is not borne out.
+
+        Raises
+        ------
+        InputError
+            If the loss does not tell how to weight several batches, or contradicts the user.
         """
-        if self._weight is not None:
-            return
-        with self.one_pass(seed) as batches:
-            batch = next(batches)
-            if self._loss_fn is None:
-                check_additive(lambda part: self.loss({}, part), batch)
-            else:
-                pair = self._outputs({}, batch)
-                check_additive(lambda part: self._reduced(part[0], part[1], batch), pair)
+
+        def data(index: int) -> Any:
+            with self.one_pass(seed) as found:
+                batch = next(islice(found, index, None))
+                return batch if self._loss_fn is None else self._outputs({}, batch)
+
+        precisions = [torch.finfo(self.model.dtype).eps]
+
+        def loss(data: Any) -> BatchLoss:
+            with self.one_pass(seed):
+                found, seen = self._loss_of(data)
+                precisions.append(torch.finfo(found.dtype).eps)
+                return BatchLoss(float(found.detach()), seen)
+
+        # One mean over one batch is what it is, whatever it is over.
+        as_it_is = len(batches) == 1 and self._reduction != "sum" and _is_plain_mean(batches[0])
+        cuts = [] if as_it_is else cut_batches(batches, cutter_of(data, loss))
+        self.weighting = settled(
+            batches, cuts, max(precisions),
+            reduction=self._reduction, strict=strict and not as_it_is,
+        )  # fmt: skip
+        return self.weighting
 
     def leaf(self, name: str) -> Tensor:
         """Return a parameter as a leaf of a new graph."""
@@ -125,12 +156,20 @@ class Objective:
         `at_outputs` is given the outputs, where there is a loss function, and returns what goes
         into it in their place.
         """
-        if self._loss_fn is not None:
-            outputs, targets = self._outputs(weights, batch)
-            return self._reduced(at_outputs(outputs) if at_outputs else outputs, targets, batch)
-        with ReductionRecorder() as recorder:
-            loss = self.model(weights, batch)
-        return _as_scalar(loss), self._terms(recorder, loss, batch)
+        loss, read = self.read(weights, batch, at_outputs)
+        return loss, self.weighting.terms(read)
+
+    def read(
+        self,
+        weights: Mapping[str, Tensor],
+        batch: Any,
+        at_outputs: Callable[[Any], Any] | None = None,
+    ) -> tuple[Tensor, BatchLoss]:
+        """Return the batch's loss with its graph, and what it tells of its terms but its value."""
+        if self._loss_fn is None:
+            return self._read(batch, batch, weights)
+        outputs, targets = self._outputs(weights, batch)
+        return self._read((at_outputs(outputs) if at_outputs else outputs, targets), batch)
 
     def split(
         self, weights: Mapping[str, Tensor], batch: Any
@@ -160,20 +199,29 @@ class Objective:
             )
         loss_fn = self._loss_fn
         try:
-            _, terms = self._reduced(outputs.detach(), targets, batch)
+            _, read = self._read((outputs.detach(), targets), batch)
         except RuntimeError as error:
             raise InputError(
                 f"loss_fn: it is no function of the outputs alone ({error}), which its "
                 "Gauss-Newton curvature needs; choose engine='auto' and curvature='hessian'."
             ) from error
-        return outputs, lambda y: _as_scalar(loss_fn(y, targets)), terms
+        return outputs, lambda y: _as_scalar(loss_fn(y, targets)), self.weighting.terms(read)
 
-    def _reduced(self, outputs: Any, targets: Any, batch: Any) -> tuple[Tensor, LossTerms]:
-        """Return the loss function's value, and the terms of it."""
-        assert self._loss_fn is not None
+    def _read(
+        self, data: Any, batch: Any, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, BatchLoss]:
+        loss, seen = self._loss_of(data, weights)
+        given = None if self._weight is None else checked_count(self._weight(batch))
+        return loss, BatchLoss(nan, seen, given, shapes_of(data))  # floats make a GPU wait
+
+    def _loss_of(
+        self, data: Any, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[LossTerms, ...]]:
+        """Return the loss of outputs and targets, or else of a batch, and how it reduces them."""
         with ReductionRecorder() as recorder:
-            loss = self._loss_fn(outputs, targets)
-        return _as_scalar(loss), self._terms(recorder, loss, batch)
+            found = self._loss_fn(*data) if self._loss_fn else self.model(weights or {}, data)
+        seen = recorder.terms(found) if isinstance(found, Tensor) else None
+        return _as_scalar(found), () if seen is None else (seen,)
 
     def _outputs(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
         """Return what goes into the loss function."""
@@ -187,17 +235,9 @@ class Objective:
             )
         return result
 
-    def _terms(self, recorder: ReductionRecorder, loss: Tensor, batch: Any) -> LossTerms:
-        seen = recorder.terms(loss)
-        reduction = self._reduction or (seen.reduction if seen else "mean")
-        if self._weight is not None:
-            if reduction == "sum" and self._reduction is None:
-                raise InputError(
-                    "weight: it says how many terms the loss averages, but the loss ends in a sum; "
-                    "pass reduction='sum' if it adds up that many terms, 'mean' if their mean."
-                )
-            return LossTerms(checked_count(self._weight(batch)), reduction)
-        return LossTerms(seen.count, reduction) if seen else LossTerms(1.0, "mean", known=False)
+
+def _is_plain_mean(batch: BatchLoss) -> bool:
+    return all(r.reduction == "mean" and r.inside is None for r in batch.readings)
 
 
 def _as_scalar(loss: Any) -> Tensor:

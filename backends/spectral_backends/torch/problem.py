@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -70,7 +71,8 @@ class CurvatureProblem:
     weight : callable, optional
         ``weight(batch)`` returns the number of terms that the batch's loss averages. By default it
         is read off the reduction inside the loss (cross-entropy with its ignored and weighted
-        classes, any loss with a ``reduction``, ``mean()``, ``sum()``).
+        classes, any loss with a ``reduction``, ``mean()``, ``sum()``), and the parts of a batch
+        that is cut in two must bear it out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
         How the loss reduces its terms, where that cannot be read off. A sum is divided by the
         number of terms.
@@ -88,9 +90,9 @@ class CurvatureProblem:
         and 1 GiB elsewhere.
     check_deterministic : bool
         Refuse a model or loader whose loss changes between two passes or depends on the batching,
-        as batch norm does in training mode, and a loss whose terms, as read off it, do not add up
-        over the halves of the first batch. If False, each pass starts from `seed` and the function
-        so defined is measured.
+        as batch norm does in training mode, and a loss whose terms, as read off it or as `weight`
+        has them, do not add up over the halves of a batch. If False, each pass starts from `seed`
+        and the function so defined is measured.
 
     Raises
     ------
@@ -147,8 +149,9 @@ class CurvatureProblem:
         if check_deterministic:
             again = evaluate(self._objective, seed + 1)
             compare_evaluations(self._evaluation, again, self._model)
-            if self._evaluation.depends_on_count:
-                self._objective.check_terms(seed)
+        batches = self._evaluation.batches
+        weighting = self._objective.settle_terms(batches, seed, strict=check_deterministic)
+        self._evaluation = replace(self._evaluation, weighting=weighting)
         self._structure = examine(self._objective, seed)
         self._objective.work_of_operation = self._structure.work_of_operation
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
@@ -174,7 +177,7 @@ class CurvatureProblem:
             "seed": self._seed,
             "loss": self._evaluation.loss,
             "n_terms": _whole_if_whole(self._evaluation.n_terms),
-            "n_batches": len(self._evaluation.batch_losses),
+            "n_batches": len(self._evaluation.batches),
         }
 
     def gradients(self, layers: Sequence[str]) -> dict[str, Tensor]:

@@ -1,74 +1,61 @@
-"""Does a batch's loss average the terms that were read off it? Its two halves tell.
+"""Taking the data of a loss apart between samples: what shows how the loss reduces its terms."""
 
-A mean over c terms is additive: ``c L = c₁ L₁ + c₂ L₂`` for the halves of a batch. A loss that is
-not, such as a mean of batch means or one that compares the samples of a batch with each other,
-would be weighted wrongly over batches.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.loss_terms import LossTerms
-from spectral_backends.torch.nested import common_length, map_tensors
-from spectral_core.errors import InputError
+from spectral_backends.torch.nested import map_tensors, tensors_in
+from spectral_core.loss_terms import BatchLoss, Shapes
+from spectral_core.sample_cuts import Cutter, SampleAxis
 
-__all__ = ["check_additive"]
+__all__ = ["cutter_of", "shapes_of"]
 
 
-def check_additive(loss_of: Callable[[Any], tuple[Tensor, LossTerms]], data: Any) -> None:
-    """Raise `InputError` if the loss of `data` is not that of its halves, weighted by their terms.
+def shapes_of(data: Any) -> Shapes:
+    """Return the shapes of the tensors that a loss is computed from."""
+    return [tuple(tensor.shape) for tensor in tensors_in(data)]
 
-    Data that cannot be cut along a common first axis are let pass, as nothing can be said of them.
+
+def cutter_of(data: Callable[[int], Any], loss: Callable[[Any], BatchLoss]) -> Cutter[Any]:
+    """Return what takes apart tensors nested in any way.
 
     Parameters
     ----------
-    loss_of : callable
-        Returns the loss of data like `data`, and its terms.
-    data : Any
-        What the loss is a function of: tensors, nested in any way.
+    data : callable
+        ``data(index)`` returns what the loss of a batch is a function of.
+    loss : callable
+        That function.
     """
-    halves = _halves(data)
-    if halves is None:
-        return
-    try:
-        whole, *parts = [_Total.of(*loss_of(piece)) for piece in (data, *halves)]
-    except Exception:  # a loss for batches of one size only: nothing to compare
-        return
-    count, total = (sum(getattr(part, name) for part in parts) for name in ("count", "total"))
-    tolerance = whole.precision**0.5
-    if (
-        abs(count - whole.count) > tolerance * whole.count
-        or abs(total - whole.total) > tolerance * sum(abs(part.total) for part in parts)
-    ):  # fmt: skip
-        raise InputError(
-            "weight: the loss is not a mean over independent terms as far as can be read off it: "
-            f"a batch has {whole.count:g} terms with a sum of {whole.total:.6g}, its two halves "
-            f"{count:g} with {total:.6g}. Pass weight=lambda batch: <number of samples or tokens "
-            "that the loss averages>, which is then taken as it is."
-        )
+    return Cutter(data, _part, _joined, loss)
 
 
-@dataclass(frozen=True)
-class _Total:
-    """Sum of a loss over its terms, their number, and the relative precision of the sum."""
+def _part(data: Any, axis: SampleAxis, start: int, stop: int) -> Any:
+    places = count()
 
-    total: float
-    count: float
-    precision: float
+    def part(tensor: Tensor) -> Tensor:
+        found = axis.slices(next(places), start, stop)
+        if found is None:
+            return tensor
+        along, which = found
+        return tensor.narrow(along, which.start, which.stop - which.start)
 
-    @classmethod
-    def of(cls, loss: Tensor, terms: LossTerms) -> "_Total":
-        total = terms.scale * float(loss.detach()) if terms.count else 0.0
-        return cls(total, terms.count, torch.finfo(loss.dtype).eps)
+    return map_tensors(part, data)
 
 
-def _halves(data: Any) -> tuple[Any, Any] | None:
-    size = common_length(data)
-    if size is None or size < 2:
-        return None
-    middle = size // 2
-    return map_tensors(lambda t: t[:middle], data), map_tensors(lambda t: t[middle:], data)
+def _joined(first: Any, second: Any, axis: SampleAxis) -> Any:
+    others: Iterator[Tensor] = tensors_in(second)
+    places = count()
+
+    def joined(one: Tensor) -> Tensor:
+        along, other = axis.axes[next(places)], next(others)
+        if along is None:
+            return one
+        for i, sizes in enumerate(zip(one.shape, other.shape, strict=True)):
+            if i != along:
+                one, other = (t.narrow(i, 0, min(sizes)) for t in (one, other))
+        return torch.cat([one, other], along)
+
+    return map_tensors(joined, first)

@@ -288,6 +288,19 @@ def test_a_sum_taken_for_a_mean_is_refused():
         CurvatureProblem(summed, W, batches, weight=lambda b: len(b[0]))
 
 
+def test_half_a_batch_that_raises_says_so():
+    def fixed(params, batch):
+        return network(params, batch[0], batch[1].reshape(12, -1))
+
+    batches = [(X[:12], T[:12]), (X[:12], T[:12])]
+    weighted = {"weight": lambda b: len(b[0])}
+    with pytest.raises(
+        sc.InputError, match=r"weight: .* half of the first batch raises ValueError"
+    ):
+        CurvatureProblem(fixed, W, batches, **weighted)
+    assert CurvatureProblem(fixed, W, batches, check=False, **weighted).layers()
+
+
 def test_randomness_is_refused():
     generator = np.random.default_rng(0)
 
