@@ -14,7 +14,7 @@ from spectral_core.problem import CurvatureKind, CurvatureProblem, LayerInfo, Ma
 from spectral_core.problem_checks import check_values
 from spectral_core.window import Window
 
-__all__ = ["curvatures_of"]
+__all__ = ["curvatures_of", "why_not_finite"]
 
 
 def curvatures_of(
@@ -92,8 +92,28 @@ def _one_layer(
     except LayerError as error:
         return error
     check_values(problem, name, values, directions)
+    if told := why_not_finite(values):
+        return LayerError(name, told)
     found = LayerCurvature(name, values, Certificate("double-backward", reason=reason))
     return _on_the_host(found if kind == "hessian" else replace(found, ggn=values))
+
+
+def why_not_finite(values: Any) -> str:
+    """Say how many of a layer's curvatures are not finite and what to look for, or nothing.
+
+    Where one is not, the loss has no second derivative at these weights or its numbers have left
+    their range, and nothing vouches for the others.
+    """
+    host = to_numpy(values)
+    kinds = {"NaN": int(np.sum(np.isnan(host))), "infinite": int(np.sum(np.isinf(host)))}
+    if not any(kinds.values()):
+        return ""
+    counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    return (
+        f"of its {len(host)} curvatures {counts}: the loss has no finite second derivative here. "
+        "Look for a norm, a square root or a power below two at zero, a division by zero or an "
+        "overflow in what depends on its weight; a small constant under a root makes it smooth."
+    )
 
 
 def _on_the_host(found: LayerCurvature) -> LayerCurvature:

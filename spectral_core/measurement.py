@@ -14,7 +14,7 @@ from spectral_core._arrays import to_numpy
 from spectral_core._checks import check_confidence
 from spectral_core._version import __version__
 from spectral_core.certificate import Engine, LayerCurvature
-from spectral_core.curvature_source import curvatures_of
+from spectral_core.curvature_source import curvatures_of, why_not_finite
 from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
@@ -130,7 +130,8 @@ def measure(
     _check_choice("delta", delta, get_args(Delta))
     _check_choice("sharing", sharing, get_args(Sharing))
     draws = int(draws)
-    selected = select_layers(checked_layers(problem), layers)
+    out = dict(problem.skipped())
+    selected = select_layers(checked_layers(problem), layers, skipped=out)
     provenance = Provenance(
         problem=checked_description(problem),
         versions={
@@ -176,14 +177,17 @@ def measure(
                 journal.add(_spectrum(problem, layer, window, found, provenance, source))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
-        name, reason = next(iter(skipped.items()))
+        first: dict[str, str] = {}
+        for name, reason in skipped.items():
+            first.setdefault(reason, name)
+        reasons = [f"{name!r}: {reason}" for reason, name in first.items()][:3]
         raise SpectralError(
-            f"none of the {len(selected)} selected layers could be measured; {name!r}: {reason}"
+            f"none of the {len(selected)} selected layers could be measured; {' '.join(reasons)}"
         )
     return SpectralReport(
         provenance=provenance,
         spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
-        skipped=dict(problem.skipped()) | skipped,
+        skipped=out | skipped,
     )
 
 
@@ -269,6 +273,8 @@ def _spectrum(
     try:
         if ggn is None:
             ggn = to_numpy(problem.curvatures(layer.name, window.u, window.v, "ggn"))
+        if told := why_not_finite(ggn):
+            raise LayerError(layer.name, told)
     except LayerError as error:
         return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
     ggn = ggn.astype(np.float64)
