@@ -89,7 +89,7 @@ def _listing(names: Sequence[str], most: int = 8) -> str:
 
 
 def _reasons(skipped: Mapping[str, str], most: int = 3) -> str:
-    """Return the first parameters that were skipped with their reasons, as the end of a sentence."""
+    """Return the first parameters that were skipped with the reasons, to end a sentence."""
     shown = [f"{name!r} ({why.rstrip('.')})" for name, why in list(skipped.items())[:most]]
     more = f", … ({len(skipped)} in all)" if len(skipped) > most else ""
     return ", ".join(shown) + more + "."

@@ -3,7 +3,6 @@ tests/backends/torch/test_hostile.py are not repeated."""
 
 import warnings
 
-import numpy as np
 import torch
 from case import gives, refused
 from torch import nn
