@@ -59,9 +59,7 @@ def curvatures_of(
         check_values(problem, found.name, found.values, directions)
         window = windows[found.name]
         sigma = window.sigma
-        # Far above rounding, far below what an overlooked use would make.
-        xp = array_api_compat.array_namespace(window.u)
-        tolerance = float(xp.finfo(window.u.dtype).eps) ** 0.5
+        tolerance = _tolerance(window)
         error = float("nan")
         if found.derivative is not None:
             seen = to_numpy(found.derivative).astype(np.float64)
@@ -78,6 +76,18 @@ def curvatures_of(
         yield _on_the_host(
             replace(found, certificate=replace(found.certificate, derivative_error=error))
         )
+
+
+def _tolerance(window: Window) -> float:
+    """Return by how much of σ_1 derivatives may differ that two passes have rounded.
+
+    It is far above rounding, and far below what an overlooked use would make.
+    """
+    xp = array_api_compat.array_namespace(window.u)
+    tolerance = float(xp.finfo(window.u.dtype).eps) ** 0.5
+    if window.rounding is None:
+        return tolerance
+    return max(tolerance, 2 * float(np.max(window.rounding)) / float(window.sigma[0]))
 
 
 def _one_layer(

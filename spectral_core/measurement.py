@@ -19,6 +19,7 @@ from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
 from spectral_core.factor_source import Aligned, FactorSource
+from spectral_core.gradient_rounding import with_rounding, without_rounding
 from spectral_core.journal import Journal
 from spectral_core.layer_selection import LayerSelection, select_layers
 from spectral_core.participation import (
@@ -250,6 +251,12 @@ def _windows(
             windows[layer.name] = top_directions(layer, gradient, top_k, svd)
         except LayerError as error:
             skipped[layer.name] = error.reason
+    for name, window in with_rounding(problem, layers, windows).items():
+        try:
+            windows[name] = without_rounding(name, window)
+        except LayerError as error:
+            del windows[name]
+            skipped[name] = error.reason
     return windows
 
 
@@ -266,7 +273,7 @@ def _spectrum(
     spectrum = spectrum_from_values(
         layer, window.sigma, h, confidence=confidence, notes=window.notes + reason
     )
-    spectrum = replace(spectrum, certificate=found.certificate)
+    spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
     if aligned is None:
         return spectrum
     alignment, ggn, notes = aligned.alignment, found.ggn, aligned.notes

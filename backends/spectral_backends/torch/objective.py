@@ -41,9 +41,14 @@ class Objective:
         reduction: Reduction | None,
     ) -> None:
         self.model = model
+        self._given = loss_fn, batches, forward, weight, reduction
         self._loss_fn = _with_tensors_cast(loss_fn, model)
         self._batches, self._forward = batches, forward
         self._weight, self._reduction = weight, reduction
+
+    def in_type(self, dtype: torch.dtype) -> "Objective":
+        """Return the same function of the same values in another floating point type."""
+        return Objective(self.model.in_type(dtype), *self._given)
 
     @contextmanager
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:

@@ -15,6 +15,7 @@ from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.kronecker import kronecker_factors
 from spectral_backends.torch.layer_curvatures import CurvatureDriver
 from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.mean_gradients import MeanGradients, gradient_errors
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.quadratic_forms import (
     GaussNewtonForm,
@@ -123,7 +124,7 @@ class CurvatureProblem:
         self._model = FunctionalModel(model, params, forward, dtype, _checked_device(device))
         if not any(p.ndim >= 2 for p in self._model.parameters.values()):
             raise InputError("model: it has no parameter with two or more axes, so no matrix.")
-        self._seed, self._chunk_size = seed, chunk_size
+        self._seed, self._chunk_size, self._deterministic = seed, chunk_size, check_deterministic
         self._without_batching_rule: set[str] = set()
         self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
         self._objective = Objective(self._model, loss_fn, batches, forward, weight, reduction)
@@ -167,22 +168,48 @@ class CurvatureProblem:
             If a name is not a layer.
         """
         located = [self._find(name) for name in layers]
-        names = list(dict.fromkeys(layer.parameter for layer in located))
-        count = 0.0
+        means = MeanGradients(self._objective, _parameters(located))
         with self._objective.one_pass(self._seed) as batches:
-            totals = {name: torch.zeros_like(self._model.parameters[name]) for name in names}
             for batch in batches:
-                weights = {name: self._objective.leaf(name) for name in names}
-                found, terms = self._model.hold(
-                    weights, partial(self._batch_gradients, weights, batch)
-                )
-                if terms.count == 0:
-                    continue
-                for name, gradient in zip(names, found, strict=True):
-                    totals[name] += terms.scale * gradient
-                count += terms.count
+                means.add(batch)
         return {
-            layer.info.name: layer.view.matrix(totals[layer.parameter] / count) for layer in located
+            layer.info.name: layer.view.matrix(means.mean(layer.parameter)) for layer in located
+        }
+
+    def gradient_errors(
+        self, layers: Sequence[str], *, samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return ``G − G'`` of shape ``(m, n)``, with G' computed in float64 from the same values.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Names of layers.
+        samples : int, optional
+            About how many samples of the first batch to take, where it can be cut: those that carry
+            most of the gradient, and others from all over it. By default all data are gone through.
+
+        Returns
+        -------
+        dict of str to Tensor
+            In the problem's dtype; empty where that is float64, where the loss may be random
+            (``check_deterministic=False``), or where the model cannot be run in float64.
+
+        Raises
+        ------
+        InputError
+            If a name is not a layer.
+        """
+        located = [self._find(name) for name in layers]
+        if self._model.dtype == torch.float64 or not self._deterministic:
+            return {}
+        errors = gradient_errors(
+            self._objective, _parameters(located), self._seed, samples, self._structure.heaviest
+        )
+        return {
+            layer.info.name: layer.view.matrix(errors[layer.parameter])
+            for layer in located
+            if layer.parameter in errors
         }
 
     def curvatures(
@@ -339,13 +366,6 @@ class CurvatureProblem:
     def _together(self, bytes_of_one: int) -> int:
         return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
 
-    def _batch_gradients(
-        self, weights: Mapping[str, Tensor], batch: Any
-    ) -> tuple[tuple[Tensor, ...], LossTerms]:
-        loss, terms = self._objective.loss(weights, batch)
-        leaves = list(weights.values())
-        return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True), terms
-
     def _batch_curvatures(
         self,
         layer: Layer,
@@ -394,6 +414,11 @@ class CurvatureProblem:
         u, v = _as_directions("u", u), _as_directions("v", v)
         check_direction_shapes(layer.info, u.shape, v.shape)
         return self._model.cast(u), self._model.cast(v)
+
+
+def _parameters(layers: Sequence[Layer]) -> list[str]:
+    """Return the names of their parameters, each once."""
+    return list(dict.fromkeys(layer.parameter for layer in layers))
 
 
 def _whole_if_whole(count: float | None) -> float | int | None:

@@ -1,0 +1,109 @@
+"""Gradients of the mean loss, and what of them is rounding."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.narrowing import CastsWidened
+from spectral_backends.torch.nested import common_length, map_tensors
+from spectral_backends.torch.objective import Objective
+
+__all__ = ["MeanGradients", "gradient_errors"]
+
+
+class MeanGradients:
+    """Adds up gradients over batches, for the mean over all terms.
+
+    Parameters
+    ----------
+    objective : Objective
+        Whose gradients they are.
+    names : sequence of str
+        Of the parameters.
+    """
+
+    def __init__(self, objective: Objective, names: Sequence[str]) -> None:
+        self._objective, self._count = objective, 0.0
+        self._totals = {name: torch.zeros_like(objective.model.parameters[name]) for name in names}
+
+    def add(self, batch: Any) -> bool:
+        """Add a batch; say whether any of its terms counts."""
+        weights = {name: self._objective.leaf(name) for name in self._totals}
+        found, terms = self._objective.model.hold(weights, partial(self._of, weights, batch))
+        if terms.count:
+            for name, gradient in zip(weights, found, strict=True):
+                self._totals[name] += terms.scale * gradient
+            self._count += terms.count
+        return bool(terms.count)
+
+    def mean(self, name: str) -> Tensor:
+        """Return the gradient in a parameter."""
+        return self._totals[name] / self._count
+
+    def _of(
+        self, weights: Mapping[str, Tensor], batch: Any
+    ) -> tuple[tuple[Tensor, ...], LossTerms]:
+        loss, terms = self._objective.loss(weights, batch)
+        leaves = list(weights.values())
+        return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True), terms
+
+
+def gradient_errors(
+    objective: Objective,
+    names: Sequence[str],
+    seed: int,
+    samples: int | None,
+    heaviest: Sequence[int],
+) -> dict[str, Tensor]:
+    """Return by how much the gradient in some parameters differs from the one in float64.
+
+    Parameters
+    ----------
+    objective : Objective
+        The mean loss, in the type that is looked at.
+    names : sequence of str
+        Of the parameters.
+    seed : int
+        Of the pass.
+    samples : int or None
+        How many of the first batch with terms to take, where it can be cut; None takes all data.
+    heaviest : sequence of int
+        Samples of the first batch, those first that carry most of the gradient.
+
+    Returns
+    -------
+    dict of str to Tensor
+        In the objective's type; empty where the model cannot be run in float64.
+    """
+    wide = objective.in_type(torch.float64)
+    narrow_mean, wide_mean = MeanGradients(objective, names), MeanGradients(wide, names)
+    with objective.one_pass(seed) as batches:
+        for batch in batches:
+            for part in [batch] if samples is None else _parts(batch, samples, heaviest):
+                try:
+                    counted = narrow_mean.add(part)
+                    with CastsWidened():
+                        wide_mean.add(map_tensors(wide.model.cast_input, part))
+                except Exception:  # types that the model or the device does not mix, or memory
+                    return {}
+            if samples is not None and counted:
+                break
+    return {
+        name: (narrow_mean.mean(name).double() - wide_mean.mean(name)).to(objective.model.dtype)
+        for name in names
+    }
+
+
+def _parts(batch: Any, samples: int, heaviest: Sequence[int]) -> Iterator[Any]:
+    """Yield a few samples of a batch: the heaviest, and as many from all over it."""
+    length = common_length(batch)
+    if length is None or length <= samples:
+        yield batch
+        return
+    first = heaviest[: samples // 2] if len(heaviest) == length else []
+    chosen = sorted({*first, *range(0, length, -(-length // (samples - len(first))))})
+    yield map_tensors(lambda t: t[torch.tensor(chosen, device=t.device)], batch)
