@@ -30,14 +30,14 @@ class MeanGradients:
         self._objective, self._count = objective, 0.0
         self._totals = {name: torch.zeros_like(objective.model.parameters[name]) for name in names}
 
-    def add(self, batch: Any) -> bool:
-        """Add a batch; say whether any of its terms counts."""
+    def add(self, batch: Any, times: float = 1.0) -> bool:
+        """Add a batch, once or as if there were several like it; say whether its terms count."""
         weights = {name: self._objective.leaf(name) for name in self._totals}
         found, terms = self._objective.model.hold(weights, partial(self._of, weights, batch))
         if terms.count:
             for name, gradient in zip(weights, found, strict=True):
-                self._totals[name] += terms.scale * gradient
-            self._count += terms.count
+                self._totals[name] += times * terms.scale * gradient
+            self._count += times * terms.count
         return bool(terms.count)
 
     def mean(self, name: str) -> Tensor:
@@ -80,14 +80,16 @@ def gradient_errors(
         In the objective's type; empty where the model cannot be run in float64.
     """
     wide = objective.in_type(torch.float64)
-    narrow_mean, wide_mean = MeanGradients(objective, names), MeanGradients(wide, names)
     with objective.one_pass(seed) as batches:
+        narrow_mean, wide_mean = MeanGradients(objective, names), MeanGradients(wide, names)
         for batch in batches:
-            for part in [batch] if samples is None else _parts(batch, samples, heaviest):
+            parts = [(batch, 1.0)] if samples is None else _parts(batch, samples, heaviest)
+            counted = False
+            for part, times in parts:
                 try:
-                    counted = narrow_mean.add(part)
+                    counted |= narrow_mean.add(part, times)
                     with CastsWidened():
-                        wide_mean.add(map_tensors(wide.model.cast_input, part))
+                        wide_mean.add(map_tensors(wide.model.cast_input, part), times)
                 except Exception:  # types that the model or the device does not mix, or memory
                     return {}
             if samples is not None and counted:
@@ -98,12 +100,19 @@ def gradient_errors(
     }
 
 
-def _parts(batch: Any, samples: int, heaviest: Sequence[int]) -> Iterator[Any]:
-    """Yield a few samples of a batch: the heaviest, and as many from all over it."""
+def _parts(batch: Any, samples: int, heaviest: Sequence[int]) -> Iterator[tuple[Any, float]]:
+    """Yield the heaviest samples of a batch, and a few that stand for all others."""
     length = common_length(batch)
     if length is None or length <= samples:
-        yield batch
+        yield batch, 1.0
         return
-    first = heaviest[: samples // 2] if len(heaviest) == length else []
-    chosen = sorted({*first, *range(0, length, -(-length // (samples - len(first))))})
-    yield map_tensors(lambda t: t[torch.tensor(chosen, device=t.device)], batch)
+    heavy = heaviest[: samples // 2] if len(heaviest) == length else []
+    others = sorted(set(range(length)) - set(heavy))
+    few = others[:: -(-len(others) // (samples - len(heavy)))]
+    for chosen, times in ((heavy, 1.0), (few, len(others) / len(few))):
+        if chosen:
+            yield map_tensors(partial(_rows, chosen), batch), times
+
+
+def _rows(chosen: Sequence[int], tensor: Tensor) -> Tensor:
+    return tensor[torch.tensor(chosen, device=tensor.device)]

@@ -168,8 +168,8 @@ class CurvatureProblem:
             If a name is not a layer.
         """
         located = [self._find(name) for name in layers]
-        means = MeanGradients(self._objective, _parameters(located))
         with self._objective.one_pass(self._seed) as batches:
+            means = MeanGradients(self._objective, _parameters(located))
             for batch in batches:
                 means.add(batch)
         return {
