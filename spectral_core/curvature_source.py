@@ -16,6 +16,8 @@ from spectral_core.window import Window
 
 __all__ = ["curvatures_of", "why_not_finite"]
 
+_EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
 
 def curvatures_of(
     problem: CurvatureProblem,
@@ -26,12 +28,13 @@ def curvatures_of(
     draws: int,
     done: Collection[str],
     tell: Callable[[str], None],
+    precision: str | None = None,
 ) -> Iterator[LayerCurvature | LayerError]:
     """Yield the curvatures of each layer that is not done, with NumPy arrays in float64.
 
     Each is held against what is known of it: the derivative along ``D_k`` that the engine saw must
     be σ_k. Where it is not, some use of the weight was overlooked, and the layer is measured by
-    itself instead.
+    itself instead. `precision` is the type that a model casts to on the way, if it does.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def curvatures_of(
         check_values(problem, found.name, found.values, directions)
         window = windows[found.name]
         sigma = window.sigma
-        tolerance = _tolerance(window)
+        tolerance = _tolerance(window, precision)
         error = float("nan")
         if found.derivative is not None:
             seen = to_numpy(found.derivative).astype(np.float64)
@@ -78,13 +81,14 @@ def curvatures_of(
         )
 
 
-def _tolerance(window: Window) -> float:
+def _tolerance(window: Window, precision: str | None) -> float:
     """Return by how much of σ_1 derivatives may differ that two passes have rounded.
 
     It is far above rounding, and far below what an overlooked use would make.
     """
     xp = array_api_compat.array_namespace(window.u)
-    tolerance = float(xp.finfo(window.u.dtype).eps) ** 0.5
+    eps = max(float(xp.finfo(window.u.dtype).eps), _EPS.get(precision or "", 0.0))
+    tolerance = eps**0.5
     if window.rounding is None:
         return tolerance
     return max(tolerance, 2 * float(np.max(window.rounding)) / float(window.sigma[0]))

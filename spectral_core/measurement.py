@@ -168,7 +168,7 @@ def measure(
                 source.prepare()
             for found in curvatures_of(
                 problem, list(layers.values()), windows, curvature, engine, draws,
-                set(journal.spectra), tell,
+                set(journal.spectra), tell, provenance.problem.get("precision"),
             ):  # fmt: skip
                 if isinstance(found, LayerError):
                     skipped[found.layer] = found.reason

@@ -113,8 +113,9 @@ class CurvatureProblem(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Return what identifies the problem, as JSON values.
 
-        Keys that reports show: ``backend``, ``versions``, ``dtype``, ``device``, ``seed``,
-        ``loss``, ``n_terms``, ``n_batches``. Two problems with equal descriptions and layers are
+        Keys that reports show: ``backend``, ``versions``, ``dtype``, ``precision`` (where a model
+        casts to a narrower type inside), ``device``, ``seed``, ``loss``, ``n_terms``,
+        ``n_batches``. Two problems with equal descriptions and layers are
         taken for the same when a measurement is resumed.
         """
         ...

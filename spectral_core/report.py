@@ -169,7 +169,8 @@ class Provenance:
     Parameters
     ----------
     problem : mapping
-        The backend's description: backend, versions, dtype, device, seed, loss, term count.
+        The backend's description: backend, versions, dtype, device, seed, loss, term count; and
+        `precision`, the type that the model casts to inside, where that is narrower than `dtype`.
     versions : mapping
         Versions of this library, NumPy and Python.
     top_k : int
@@ -256,11 +257,14 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         provenance, problem = self.provenance, self.provenance.problem
         loss = problem.get("loss")
         known = "unknown" if loss is None else f"{loss:.6g}"
+        dtype = problem.get("dtype", "?")
+        if precision := problem.get("precision"):
+            dtype = f"{dtype} ({precision} inside the model)"
         return (
             f"{provenance.curvature} curvature along the top {provenance.top_k} gradient singular "
             f"directions of {len(self)} layers; loss {known} over "
             f"{problem.get('n_terms') or 'an unknown number of'} terms; "
-            f"{problem.get('backend', '?')} {problem.get('dtype', '?')} on "
+            f"{problem.get('backend', '?')} {dtype} on "
             f"{problem.get('device', '?')}"
         )
 

@@ -13,6 +13,7 @@ from spectral_backends.torch.forward_watch import ForwardWatch
 from spectral_backends.torch.functional_model import FunctionalModel, count_not_finite
 from spectral_backends.torch.graph import node_names
 from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.narrowing import Narrowing
 from spectral_backends.torch.nested import tensors_in
 from spectral_backends.torch.objective import Objective
 from spectral_core.errors import InputError, SpectralError
@@ -39,6 +40,8 @@ class Evaluation:
     depends_on_count : bool
         Whether `loss` depends on how many terms each batch's loss was found to reduce: one mean
         over one batch does not.
+    narrowing : Narrowing
+        Casts to narrower types on the way from the parameters.
     """
 
     loss: float
@@ -47,6 +50,7 @@ class Evaluation:
     written_buffers: tuple[str, ...]
     batch_statistics: bool
     depends_on_count: bool
+    narrowing: Narrowing
 
 
 def evaluate(objective: Objective, seed: int) -> Evaluation:
@@ -60,7 +64,7 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
     """
     losses: list[float] = []
     counted: list[LossTerms] = []
-    watch = ForwardWatch(objective.model.device)
+    watch = ForwardWatch(objective.model.device, objective.model.dtype)
     with objective.one_pass(seed) as batches:
         before = {name: buffer.clone() for name, buffer in objective.model.buffers.items()}
         for index, batch in enumerate(batches):
@@ -88,6 +92,7 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
         written_buffers=tuple(sorted(written)),
         batch_statistics=watch.batch_statistics,
         depends_on_count=len(counted) > 1 or counted[0].reduction == "sum",
+        narrowing=watch.narrowing,
     )
 
 

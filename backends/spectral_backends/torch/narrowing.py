@@ -1,13 +1,74 @@
 """Casts inside a model that lose digits on the way from its parameters to the loss."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CastsWidened"]
+__all__ = ["CastsWidened", "Narrowing"]
+
+
+@dataclass
+class Narrowing:
+    """Results on the way from the parameters that have fewer digits than the parameters.
+
+    What does not depend on a parameter is a constant: float32 is promoted without loss.
+
+    Parameters
+    ----------
+    precision : torch.dtype
+        The narrowest type that was seen; at first that of the parameters.
+    operations : list of str
+        What made such results first, by name and type.
+    """
+
+    precision: torch.dtype
+    operations: list[str] = field(default_factory=list)
+
+    def look(self, func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
+        """Look at a call."""
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        for value in results:
+            if isinstance(value, Tensor) and value.requires_grad and _bits(value) < _most(args):
+                self._note(getattr(func, "__name__", "?").strip("_"), value.dtype)
+
+    def _note(self, name: str, dtype: torch.dtype) -> None:
+        told = f"{name} to {_name(dtype)}"
+        if told not in self.operations:
+            self.operations.append(told)
+        self.precision = min(self.precision, dtype, key=lambda kind: torch.finfo(kind).bits)
+
+    @property
+    def name(self) -> str:
+        """Return the narrowest type as reports say it."""
+        return _name(self.precision)
+
+    def warning(self, dtype: torch.dtype) -> str:
+        """Say what precision is left of a type."""
+        shown = ", ".join(self.operations[:3]) + (", …" if self.operations[3:] else "")
+        return (
+            f"model: it casts what depends on its parameters to {_name(self.precision)} on the way "
+            f"({shown}), so that its numbers have that precision and not the {_name(dtype)} in "
+            "which the rest is measured; cast to the dtype of the input or of the weight, for "
+            "instance x.to(weight.dtype), in place of a fixed one."
+        )
+
+
+def _bits(tensor: Tensor) -> int:
+    return torch.finfo(tensor.dtype).bits if tensor.is_floating_point() else 64
+
+
+def _most(args: tuple[Any, ...]) -> int:
+    """Return the bits of the widest argument that depends on parameters."""
+    found = [_bits(arg) for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
+    return max(found, default=0)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class CastsWidened(TorchFunctionMode):

@@ -1,5 +1,6 @@
 """`CurvatureProblem` for PyTorch: a model, its loss and its data, as the core measures them."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -134,6 +135,9 @@ class CurvatureProblem:
             compare_evaluations(self._evaluation, again, self._model)
             if self._evaluation.depends_on_count:
                 self._objective.check_terms(seed)
+        if self._evaluation.narrowing.operations:
+            told = self._evaluation.narrowing.warning(self._model.dtype)
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._structure = examine(self._objective, seed)
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
 
@@ -147,10 +151,12 @@ class CurvatureProblem:
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the problem: numbers of the data, loss, types and versions."""
+        narrowing = self._evaluation.narrowing
         return {
             "backend": "torch",
             "versions": {"torch": str(torch.__version__)},
             "dtype": str(self._model.dtype).removeprefix("torch."),
+            **({"precision": narrowing.name} if narrowing.operations else {}),
             "model_dtype": str(self._model.stored_dtype).removeprefix("torch."),
             "device": str(self._model.device),
             "seed": self._seed,
@@ -309,6 +315,7 @@ class CurvatureProblem:
             tangents_together=self._together,
             draws=draws,
             tell=tell or (lambda text: None),
+            precision=self._evaluation.narrowing.precision,
         )
         return driver.run(engine, done)
 
