@@ -81,8 +81,10 @@ def _along(window: Window, error: Any) -> Rounding:
     return found
 
 
-def without_rounding(layer: str, window: Window) -> Window:
+def without_rounding(layer: str, window: Window, precision: str | None) -> Window:
     """Return the window up to the first singular value of which too much may be rounding.
+
+    `precision` is the type that the model casts to on the way, if it does.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def without_rounding(layer: str, window: Window) -> Window:
     count = int(np.argmin(window.rounding <= SHARE * window.sigma))
     said = (
         f"σ_{count + 1} = {window.sigma[count]:.2g} may be off by {window.rounding[count]:.2g}, "
-        f"the gradient's own rounding; {_remedy(window)}"
+        f"the gradient's own rounding; {_remedy(window, precision)}"
     )
     if count == 0:
         raise LayerError(layer, f"{said}.")
@@ -111,7 +113,9 @@ def without_rounding(layer: str, window: Window) -> Window:
     )
 
 
-def _remedy(window: Window) -> str:
+def _remedy(window: Window, precision: str | None) -> str:
     if array_api_compat.array_namespace(window.u).finfo(window.u.dtype).bits < 64:
         return "measure in float64 (dtype=torch.float64, or jax_enable_x64)"
-    return "let the model compute in the dtype of its input throughout"
+    if precision:
+        return f"take the casts to {precision} out of the model"
+    return "float64 has no more digits of it, so stop the training earlier"

@@ -158,7 +158,8 @@ def measure(
 
         if any(layer.name not in journal for layer in selected):
             tell("gradients")
-            windows = _windows(problem, selected, top_k, svd, skipped)
+            precision = provenance.problem.get("precision")
+            windows = _windows(problem, selected, top_k, svd, precision, skipped)
             layers = {layer.name: layer for layer in selected if layer.name in windows}
             source = None
             if decompose:
@@ -168,7 +169,7 @@ def measure(
                 source.prepare()
             for found in curvatures_of(
                 problem, list(layers.values()), windows, curvature, engine, draws,
-                set(journal.spectra), tell, provenance.problem.get("precision"),
+                set(journal.spectra), tell, precision,
             ):  # fmt: skip
                 if isinstance(found, LayerError):
                     skipped[found.layer] = found.reason
@@ -240,6 +241,7 @@ def _windows(
     layers: Sequence[LayerInfo],
     top_k: int,
     svd: Decomposition,
+    precision: str | None,
     skipped: dict[str, str],
 ) -> dict[str, Window]:
     """Return the directions of each layer; those that have none go to `skipped`."""
@@ -253,7 +255,7 @@ def _windows(
             skipped[layer.name] = error.reason
     for name, window in with_rounding(problem, layers, windows).items():
         try:
-            windows[name] = without_rounding(name, window)
+            windows[name] = without_rounding(name, window, precision)
         except LayerError as error:
             del windows[name]
             skipped[name] = error.reason

@@ -45,7 +45,7 @@ class ForwardWatch(CallObserver):
                 "model: its forward computes under torch.autocast, which rounds to half precision "
                 "what is to be measured; take the autocast out, or pass a forward without it."
             )
-        self.narrowing.look(func, args, result)
+        self.narrowing.look(func, (*args, *kwargs.values()), result)
         if getattr(func, "__name__", "") == "batch_norm":
             # Sixth, both in torch.nn.functional.batch_norm and in torch.batch_norm.
             training = kwargs.get("training", args[5] if len(args) > 5 else False)

@@ -1,6 +1,7 @@
 """Gradients of the mean loss, and what of them is rounding."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -58,8 +59,14 @@ def gradient_errors(
     seed: int,
     samples: int | None,
     heaviest: Sequence[int],
+    *,
+    narrowed: bool,
 ) -> dict[str, Tensor]:
-    """Return by how much the gradient in some parameters differs from the one in float64.
+    """Return about how far the gradient in some parameters is from the exact one.
+
+    It is held against the gradient of the same values in float64, where what the model casts to
+    float32 stays float64 too. Rounding in float64 itself is that of float32, scaled by the spacing
+    of their numbers.
 
     Parameters
     ----------
@@ -73,29 +80,36 @@ def gradient_errors(
         How many of the first batch with terms to take, where it can be cut; None takes all data.
     heaviest : sequence of int
         Samples of the first batch, those first that carry most of the gradient.
+    narrowed : bool
+        Whether the model casts to a narrower type than the objective's.
 
     Returns
     -------
     dict of str to Tensor
-        In the objective's type; empty where the model cannot be run in float64.
+        In the objective's type; empty where the model cannot be run in the other type.
     """
-    wide = objective.in_type(torch.float64)
+    dtype, share, casts = objective.model.dtype, 1.0, CastsWidened
+    other = torch.float64
+    if dtype == torch.float64 and not narrowed:
+        other, casts = torch.float32, nullcontext
+        share = torch.finfo(dtype).eps / torch.finfo(other).eps
     with objective.one_pass(seed) as batches:
-        narrow_mean, wide_mean = MeanGradients(objective, names), MeanGradients(wide, names)
+        own, held_against = MeanGradients(objective, names), objective.in_type(other)
+        others = MeanGradients(held_against, names)
         for batch in batches:
             parts = [(batch, 1.0)] if samples is None else _parts(batch, samples, heaviest)
             counted = False
             for part, times in parts:
                 try:
-                    counted |= narrow_mean.add(part, times)
-                    with CastsWidened():
-                        wide_mean.add(map_tensors(wide.model.cast_input, part), times)
+                    counted |= own.add(part, times)
+                    with casts():
+                        others.add(map_tensors(held_against.model.cast_input, part), times)
                 except Exception:  # types that the model or the device does not mix, or memory
                     return {}
             if samples is not None and counted:
                 break
     return {
-        name: (narrow_mean.mean(name).double() - wide_mean.mean(name)).to(objective.model.dtype)
+        name: (share * (own.mean(name).double() - others.mean(name).double())).to(dtype)
         for name in names
     }
 

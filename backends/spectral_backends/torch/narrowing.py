@@ -28,15 +28,23 @@ class Narrowing:
     precision: torch.dtype
     operations: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Keep the type of the parameters."""
+        self._widest = self.precision
+
     def look(self, func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
         """Look at a call."""
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        for value in results:
-            if isinstance(value, Tensor) and value.requires_grad and _bits(value) < _most(args):
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if (
+                isinstance(value, Tensor)
+                and value.dtype is not self._widest
+                and value.requires_grad
+                and _bits(value) < _most(args)
+            ):
                 self._note(getattr(func, "__name__", "?").strip("_"), value.dtype)
 
     def _note(self, name: str, dtype: torch.dtype) -> None:
-        told = f"{name} to {_name(dtype)}"
+        told = f"{name}() to {_name(dtype)}"
         if told not in self.operations:
             self.operations.append(told)
         self.precision = min(self.precision, dtype, key=lambda kind: torch.finfo(kind).bits)
@@ -58,6 +66,7 @@ class Narrowing:
 
 
 def _bits(tensor: Tensor) -> int:
+    """Return the bits of a floating number; those of others are no matter."""
     return torch.finfo(tensor.dtype).bits if tensor.is_floating_point() else 64
 
 
@@ -83,7 +92,7 @@ class CastsWidened(TorchFunctionMode):
     ) -> Any:
         """Run the call in the wider type."""
         kwargs = dict(kwargs or {})
-        if any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        if _most((*args, *kwargs.values())):
             func = Tensor.double if func is Tensor.float else func
             args = tuple(map(_widened, args))
             kwargs = {name: _widened(value) for name, value in kwargs.items()}

@@ -185,7 +185,10 @@ class CurvatureProblem:
     def gradient_errors(
         self, layers: Sequence[str], *, samples: int | None = None
     ) -> dict[str, Tensor]:
-        """Return ``G − G'`` of shape ``(m, n)``, with G' computed in float64 from the same values.
+        """Return about ``G − G'`` of shape ``(m, n)``, with G' exact for the same values.
+
+        G' is computed in float64, also where the model casts to float32 inside. For a problem in
+        float64 without such casts it is computed in float32, and the difference scaled by 2⁻²⁹.
 
         Parameters
         ----------
@@ -198,8 +201,8 @@ class CurvatureProblem:
         Returns
         -------
         dict of str to Tensor
-            In the problem's dtype; empty where that is float64, where the loss may be random
-            (``check_deterministic=False``), or where the model cannot be run in float64.
+            In the problem's dtype; empty where the loss may be random
+            (``check_deterministic=False``), or where the model cannot be run in the other type.
 
         Raises
         ------
@@ -207,10 +210,15 @@ class CurvatureProblem:
             If a name is not a layer.
         """
         located = [self._find(name) for name in layers]
-        if self._model.dtype == torch.float64 or not self._deterministic:
+        if not self._deterministic:
             return {}
         errors = gradient_errors(
-            self._objective, _parameters(located), self._seed, samples, self._structure.heaviest
+            self._objective,
+            _parameters(located),
+            self._seed,
+            samples,
+            self._structure.heaviest,
+            narrowed=bool(self._evaluation.narrowing.operations),
         )
         return {
             layer.info.name: layer.view.matrix(errors[layer.parameter])
