@@ -118,4 +118,4 @@ def _remedy(window: Window, precision: str | None) -> str:
         return "measure in float64 (dtype=torch.float64, or jax_enable_x64)"
     if precision:
         return f"take the casts to {precision} out of the model"
-    return "float64 has no more digits of it, so stop the training earlier"
+    return "float64 holds no more digits of it"

@@ -272,9 +272,13 @@ def _spectrum(
 ) -> LayerSpectrum:
     confidence, h = provenance.confidence, found.values
     aligned, reason = _aligned(source, layer)
-    spectrum = spectrum_from_values(
-        layer, window.sigma, h, confidence=confidence, notes=window.notes + reason
-    )
+    notes = window.notes + reason
+    if provenance.problem.get("loss") == 0:
+        notes += (
+            "the loss is exactly zero and its gradient is not: where it cannot be negative, both "
+            "are rounding",
+        )
+    spectrum = spectrum_from_values(layer, window.sigma, h, confidence=confidence, notes=notes)
     spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
     if aligned is None:
         return spectrum

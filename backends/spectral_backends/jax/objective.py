@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from spectral_backends.jax.work import multiply_adds
 from spectral_core.backend_checks import checked_count
 from spectral_core.errors import InputError, NonDeterministicError
 
-__all__ = ["Batch", "Objective", "Terms"]
+__all__ = ["Batch", "Objective", "Terms", "batch_gradient"]
 
 Compiled = Callable[..., Any]
 
@@ -72,6 +73,8 @@ class Objective:
     ----------
     loss : float
         Mean over all terms; set by `evaluate`.
+    loss_fn : callable or pair of callables
+        As given.
     terms : list of Terms
         Of each batch.
     n_terms : float
@@ -97,7 +100,7 @@ class Objective:
         seed: int,
     ) -> None:
         self.parameters, self.seed = parameters, seed
-        self._loss_fn, self._batches = loss_fn, batches
+        self.loss_fn, self._batches = loss_fn, batches
         self._weight, self._reduction = weight, reduction
         self._programs: dict[Signature, Program] = {}
         self._compiled: dict[Any, Compiled] = {}
@@ -117,7 +120,7 @@ class Objective:
             leaves = self._placed(leaves)
             key = signature(leaves, structure)
             if key not in self._programs:
-                self._programs[key] = trace(self._loss_fn, self.parameters, leaves, structure)
+                self._programs[key] = trace(self.loss_fn, self.parameters, leaves, structure)
             yield Batch(index, key, self._programs[key], leaves, raw)
             count += 1
         if self.terms and count != len(self.terms):
@@ -160,7 +163,7 @@ class Objective:
         key = signature(leaves, batch.key[0])
         try:
             if key not in self._programs:
-                self._programs[key] = trace(self._loss_fn, self.parameters, leaves, batch.key[0])
+                self._programs[key] = trace(self.loss_fn, self.parameters, leaves, batch.key[0])
         except Exception:  # a model for batches of one size only
             return batch
         program = self._programs[key]
@@ -188,6 +191,11 @@ class Objective:
             return found
 
         return counted
+
+    def gradient(self, batch: Batch, scale: float) -> list[jax.Array]:
+        """Return the gradient of a batch's loss in each parameter, times a number."""
+        run = self.compiled((batch.key, "gradient"), partial(batch_gradient, batch))
+        return list(run(self.parameters.values, batch.leaves, scale))
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was made once for each key."""
@@ -310,10 +318,10 @@ class Objective:
                 n_seeds = len(seeds)
                 leaves = inputs[n_seeds:]
                 if program.forward is None:
-                    half = trace(self._loss_fn, self.parameters, leaves, structure).loss
+                    half = trace(self.loss_fn, self.parameters, leaves, structure).loss
                 else:
                     half = trace_loss(
-                        self._loss_fn[1], program.structure, inputs[:n_seeds],  # type: ignore[index]
+                        self.loss_fn[1], program.structure, inputs[:n_seeds],  # type: ignore[index]
                         leaves, structure,
                     )  # fmt: skip
                 length = leaves[-1].shape[0]
@@ -338,6 +346,16 @@ class Objective:
             return self.placement.halves(whole, cut)
         parts = halves(cut)
         return parts and [[*whole, *part] for part in parts]
+
+
+def batch_gradient(batch: Batch) -> Compiled:
+    """Return the gradient of a batch's loss as a function of values, arrays and a factor."""
+
+    def run(values: Any, leaves: Any, scale: Any) -> Any:
+        found = jax.grad(batch.program.total)(values, leaves)
+        return [g * scale for g in found]
+
+    return run
 
 
 @dataclass(frozen=True)
