@@ -22,7 +22,8 @@ def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | No
     """Return about how far the gradient in each parameter is from the exact one.
 
     It is held against the gradient of the same values in float64, also where that is not enabled.
-    Rounding in float64 itself is that of float32, scaled by the spacing of their numbers.
+    Rounding in float64 itself is that of float32, scaled by the spacing of their numbers, unless
+    the functions cast to float32 inside.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | No
     if objective.placement is not None or draws_numbers(objective.first().program):
         return None
     other = jnp.dtype("float32" if own == jnp.dtype("float64") else "float64")
-    share = min(1.0, float(np.finfo(own).eps / np.finfo(other).eps))
+    share = min(1.0, objective.eps / float(np.finfo(other).eps))
     differences: list[Any] = []
     count = 0.0
     for batch, terms in [_few(objective)] if part else objective.weighted():

@@ -7,11 +7,13 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax.batches import Signature, common_length, flat_batch, halves, signature
 from spectral_backends.jax.compilation import compile_exactly, exact_products
 from spectral_backends.jax.loss_terms import Reading, Reduction, count_terms, readings
+from spectral_backends.jax.narrowing import narrowest
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.placement import Placement, find_placement, traced_under
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
@@ -85,6 +87,8 @@ class Objective:
         Multiply-adds of all that was computed so far by functions of `compiled`.
     work_of_a_pass : float
         Those of one forward pass over all batches that have terms; set by `evaluate`.
+    precision : dtype
+        The narrowest that what depends on the parameters is cast to; set by `evaluate`.
     placement : Placement or None
         How the work lies on the devices, read off the parameters and the first batch that is
         sharded; None where nothing is.
@@ -111,6 +115,12 @@ class Objective:
         self.known = True
         self.work = self.work_of_a_pass = 0.0
         self.placement: Placement | None = None
+        self.precision = parameters.dtype
+
+    @property
+    def eps(self) -> float:
+        """Return the spacing of numbers at one, in `precision`."""
+        return float(jnp.finfo(self.precision).eps)
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield the batches, on the device."""
@@ -215,7 +225,9 @@ class Objective:
         NonDeterministicError
             If the second pass gives other losses.
         """
-        self._choose(self.first())
+        first = self.first()
+        self.precision = narrowest(first.program, self.parameters.dtype)
+        self._choose(first)
         losses: list[float] = []
         terms: list[Terms] = []
         for batch in self.one_pass():
@@ -233,7 +245,7 @@ class Objective:
         self.loss = sum(t.scale * x for t, x in zip(terms, losses, strict=True)) / self.n_terms
         if check and not isinstance(self._batches, list | tuple):
             again = [self._loss_and_terms(batch)[0] for batch in self.one_pass()]
-            _compare(losses, again, float(np.finfo(self.parameters.dtype).eps))
+            _compare(losses, again, self.eps)
 
     def _loss_and_terms(self, batch: Batch) -> tuple[float, Terms]:
         program, reading = batch.program, self._reading(batch)
@@ -294,7 +306,7 @@ class Objective:
         if parts is None:
             return
         for index in range(len(found)):
-            if _adds_up(whole, parts, index, float(np.finfo(self.parameters.dtype).eps)):
+            if _adds_up(whole, parts, index, self.eps):
                 self._choice = index
                 return
         several = sum(1 for _ in islice(iter(self._batches), 2)) > 1

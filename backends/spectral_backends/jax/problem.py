@@ -1,5 +1,6 @@
 """`CurvatureProblem` for JAX: a pure function, its parameters and its data."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from spectral_core.backend_checks import (
     check_reiterable,
     check_seed,
     find_layer,
+    narrowed,
 )
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
@@ -113,6 +115,9 @@ class CurvatureProblem:
         placement = self._objective.placement
         self._memory_budget = each * (1 if placement is None else placement.shares)
         self._objective.evaluate(check=check_deterministic)
+        if self._is_narrowed():
+            told = narrowed(str(self._parameters.dtype), str(self._objective.precision))
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._layers, self._skipped = self._objective.first().program.found
         self._reversed: set[int] = set()
 
@@ -132,6 +137,7 @@ class CurvatureProblem:
             "backend": "jax",
             "versions": {"jax": str(jax.__version__)},
             "dtype": str(self._parameters.dtype),
+            **({"precision": str(objective.precision)} if self._is_narrowed() else {}),
             "model_dtype": str(self._parameters.stored_dtype),
             "device": self._devices(),
             "seed": self._seed,
@@ -139,6 +145,9 @@ class CurvatureProblem:
             "n_terms": int(count) if count is not None and count == int(count) else count,
             "n_batches": len(objective.terms),
         }
+
+    def _is_narrowed(self) -> bool:
+        return bool(self._objective.precision != self._parameters.dtype)
 
     def _devices(self) -> str:
         placement = self._objective.placement

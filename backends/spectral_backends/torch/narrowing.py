@@ -54,16 +54,6 @@ class Narrowing:
         """Return the narrowest type as reports say it."""
         return _name(self.precision)
 
-    def warning(self, dtype: torch.dtype) -> str:
-        """Say what precision is left of a type."""
-        shown = ", ".join(self.operations[:3]) + (", …" if self.operations[3:] else "")
-        return (
-            f"model: it casts what depends on its parameters to {_name(self.precision)} on the way "
-            f"({shown}), so that its numbers have that precision and not the {_name(dtype)} in "
-            "which the rest is measured; cast to the dtype of the input or of the weight, for "
-            "instance x.to(weight.dtype), in place of a fixed one."
-        )
-
 
 def _bits(tensor: Tensor) -> int:
     """Return the bits of a floating number; those of others are no matter."""

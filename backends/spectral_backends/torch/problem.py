@@ -34,6 +34,7 @@ from spectral_core.backend_checks import (
     check_reiterable,
     check_seed,
     find_layer,
+    narrowed,
 )
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
@@ -135,8 +136,9 @@ class CurvatureProblem:
             compare_evaluations(self._evaluation, again, self._model)
             if self._evaluation.depends_on_count:
                 self._objective.check_terms(seed)
-        if self._evaluation.narrowing.operations:
-            told = self._evaluation.narrowing.warning(self._model.dtype)
+        if casts := self._evaluation.narrowing.operations:
+            dtype = str(self._model.dtype).removeprefix("torch.")
+            told = narrowed(dtype, self._evaluation.narrowing.name, casts)
             warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._structure = examine(self._objective, seed)
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
