@@ -40,6 +40,8 @@ class Evaluation:
     depends_on_count : bool
         Whether `loss` depends on how many terms each batch's loss was found to reduce: one mean
         over one batch does not.
+    draws_numbers : bool
+        Whether the model draws random numbers, with a seed of its own if the loss repeats itself.
     narrowing : Narrowing
         Casts to narrower types on the way from the parameters.
     """
@@ -50,6 +52,7 @@ class Evaluation:
     written_buffers: tuple[str, ...]
     batch_statistics: bool
     depends_on_count: bool
+    draws_numbers: bool
     narrowing: Narrowing
 
 
@@ -92,6 +95,7 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
         written_buffers=tuple(sorted(written)),
         batch_statistics=watch.batch_statistics,
         depends_on_count=len(counted) > 1 or counted[0].reduction == "sum",
+        draws_numbers=watch.draws_numbers,
         narrowing=watch.narrowing,
     )
 

@@ -203,8 +203,8 @@ class CurvatureProblem:
         Returns
         -------
         dict of str to Tensor
-            In the problem's dtype; empty where the loss may be random
-            (``check_deterministic=False``), or where the model cannot be run in the other type.
+            In the problem's dtype; empty where the model draws random numbers or may do so
+            (``check_deterministic=False``), or where it cannot be run in the other type.
 
         Raises
         ------
@@ -212,8 +212,8 @@ class CurvatureProblem:
             If a name is not a layer.
         """
         located = [self._find(name) for name in layers]
-        if not self._deterministic:
-            return {}
+        if not self._deterministic or self._evaluation.draws_numbers:
+            return {}  # random numbers are others in another type
         errors = gradient_errors(
             self._objective,
             _parameters(located),
