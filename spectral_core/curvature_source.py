@@ -88,7 +88,7 @@ def _tolerance(window: Window, precision: str | None) -> float:
     """
     xp = array_api_compat.array_namespace(window.u)
     eps = max(float(xp.finfo(window.u.dtype).eps), _EPS.get(precision or "", 0.0))
-    tolerance = eps**0.5
+    tolerance: float = eps**0.5
     if window.rounding is None:
         return tolerance
     return max(tolerance, 2 * float(np.max(window.rounding)) / float(window.sigma[0]))

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from spectral_backends.jax.jaxpr_interpreter import aval_of
 from spectral_backends.jax.program import Program
 
 __all__ = ["draws_numbers", "narrowest"]
@@ -24,7 +25,7 @@ def narrowest(program: Program, dtype: Any) -> Any:
             seeds = len(program.forward.out_avals)
         inputs = [index < seeds for index in range(len(jaxpr.jaxpr.invars))]
         _follow(jaxpr.jaxpr, inputs, found)
-    return min(found, key=lambda kind: jnp.finfo(kind).bits)
+    return min(found, key=_bits)
 
 
 def draws_numbers(program: Program) -> bool:
@@ -44,14 +45,20 @@ def _follow(jaxpr: Jaxpr, inputs: Sequence[bool], found: list[Any]) -> None:
             continue
         marked.update(equation.outvars)
         if equation.primitive.name == "convert_element_type":
-            before, after = equation.invars[0].aval.dtype, equation.params["new_dtype"]
-            if jnp.issubdtype(after, jnp.floating) and jnp.issubdtype(before, jnp.floating):
-                found += [after] * (jnp.finfo(after).bits < jnp.finfo(before).bits)
+            before, after = aval_of(equation.invars[0]).dtype, equation.params["new_dtype"]
+            if jnp.issubdtype(after, jnp.floating) and _bits(after) < _bits(before):
+                found.append(after)
         for inner in _inside(equation):
             own = operands[len(operands) - len(inner.invars) :]  # a branch has no index
             _follow(
                 inner, own if len(own) == len(inner.invars) else [True] * len(inner.invars), found
             )
+
+
+def _bits(dtype: Any) -> int:
+    """Return the bits of a floating number; those of others are no matter."""
+    finfo: Any = jnp.finfo  # has no types
+    return int(finfo(dtype).bits) if jnp.issubdtype(dtype, jnp.floating) else 0
 
 
 def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:

@@ -120,7 +120,8 @@ class Objective:
     @property
     def eps(self) -> float:
         """Return the spacing of numbers at one, in `precision`."""
-        return float(jnp.finfo(self.precision).eps)
+        finfo: Any = jnp.finfo  # NumPy's does not know bfloat16
+        return float(finfo(self.precision).eps)
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield the batches, on the device."""

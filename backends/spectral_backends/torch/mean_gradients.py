@@ -1,7 +1,7 @@
 """Gradients of the mean loss, and what of them is rounding."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -88,10 +88,10 @@ def gradient_errors(
     dict of str to Tensor
         In the objective's type; empty where the model cannot be run in the other type.
     """
-    dtype, share, casts = objective.model.dtype, 1.0, CastsWidened
-    other = torch.float64
+    dtype, other, share = objective.model.dtype, torch.float64, 1.0
+    casts: AbstractContextManager[Any] = CastsWidened()
     if dtype == torch.float64 and not narrowed:
-        other, casts = torch.float32, nullcontext
+        other, casts = torch.float32, nullcontext()
         share = torch.finfo(dtype).eps / torch.finfo(other).eps
     with objective.one_pass(seed) as batches:
         own, held_against = MeanGradients(objective, names), objective.in_type(other)
@@ -102,7 +102,7 @@ def gradient_errors(
             for part, times in parts:
                 try:
                     counted |= own.add(part, times)
-                    with casts():
+                    with casts:
                         others.add(map_tensors(held_against.model.cast_input, part), times)
                 except Exception:  # types that the model or the device does not mix, or memory
                     return {}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from spectral_backends.torch.call_observer import CallMode
 
 __all__ = ["CastsWidened", "Narrowing"]
 
@@ -70,7 +71,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class CastsWidened(TorchFunctionMode):
+class CastsWidened(CallMode):
     """A context in which what depends on parameters and is cast to float32 stays float64."""
 
     def __torch_function__(

@@ -137,8 +137,8 @@ class CurvatureProblem:
             if self._evaluation.depends_on_count:
                 self._objective.check_terms(seed)
         if casts := self._evaluation.narrowing.operations:
-            dtype = str(self._model.dtype).removeprefix("torch.")
-            told = narrowed(dtype, self._evaluation.narrowing.name, casts)
+            type_name = str(self._model.dtype).removeprefix("torch.")
+            told = narrowed(type_name, self._evaluation.narrowing.name, casts)
             warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._structure = examine(self._objective, seed)
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
