@@ -15,6 +15,9 @@ from spectral_backends.torch.objective import Objective
 
 __all__ = ["MeanGradients", "gradient_errors"]
 
+MOST_PARAMETERS = 2**29
+"""Beyond which copies in float64 and two more gradients would take tens of gigabytes."""
+
 
 class MeanGradients:
     """Adds up gradients over batches, for the mean over all terms.
@@ -86,16 +89,22 @@ def gradient_errors(
     Returns
     -------
     dict of str to Tensor
-        In the objective's type; empty where the model cannot be run in the other type.
+        In the objective's type; empty where the model cannot be run in the other type, as where
+        the device has none of 64 bits, or has more than `MOST_PARAMETERS`.
     """
     dtype, other, share = objective.model.dtype, torch.float64, 1.0
     casts: AbstractContextManager[Any] = CastsWidened()
     if dtype == torch.float64 and not narrowed:
         other, casts = torch.float32, nullcontext()
         share = torch.finfo(dtype).eps / torch.finfo(other).eps
+    if sum(p.numel() for p in objective.model.parameters.values()) > MOST_PARAMETERS:
+        return {}
     with objective.one_pass(seed) as batches:
-        own, held_against = MeanGradients(objective, names), objective.in_type(other)
-        others = MeanGradients(held_against, names)
+        try:
+            held_against = objective.in_type(other)
+        except (TypeError, RuntimeError):  # a device without that type, or without the memory
+            return {}
+        own, others = MeanGradients(objective, names), MeanGradients(held_against, names)
         for batch in batches:
             parts = [(batch, 1.0)] if samples is None else _parts(batch, samples, heaviest)
             counted = False

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import spectral_core as sc
-from spectral_backends.torch import CurvatureProblem
+from spectral_backends.torch import CurvatureProblem, mean_gradients
+from spectral_backends.torch.functional_model import FunctionalModel
 
 
 def interpolating(scale):
@@ -126,6 +127,24 @@ def test_where_float64_tells_nothing_nothing_is_said(make):
     assert problem.gradient_errors(["layer"]) == {}
     spectrum = sc.measure(problem)["layer"]
     assert spectrum.rounding is None and len(spectrum.sigma) == 5
+
+
+def test_large_models_are_not_copied(monkeypatch):
+    single, _ = both(1.0)
+    monkeypatch.setattr(mean_gradients, "MOST_PARAMETERS", 24 * 10 + 24 + 6 * 24 + 6)
+    assert single.gradient_errors(["0"])
+    monkeypatch.setattr(mean_gradients, "MOST_PARAMETERS", 24 * 10 + 24 + 6 * 24 + 5)
+    assert single.gradient_errors(["0"]) == {}
+
+
+def test_a_device_without_float64_tells_nothing(monkeypatch):
+    single, _ = both(1.0)
+
+    def refuse(self, dtype):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    monkeypatch.setattr(FunctionalModel, "in_type", refuse)
+    assert sc.measure(single)["0"].rounding is None
 
 
 def test_dropout_that_the_seed_fixes_is_no_rounding():
