@@ -59,7 +59,7 @@ def noise(size, seed=5):
 
 @pytest.mark.parametrize("size", [1e-9, 1e-4, 3e-3, 0.02])
 @pytest.mark.parametrize("seed", range(4))
-def test_each_singular_value_lies_within_its_rounding_of_an_exact_one(size, seed):
+def test_11_6_each_singular_value_lies_within_its_rounding_of_an_exact_one(size, seed):
     problem = Rounded(noise(size, seed))
     window = top_directions(LAYER, problem.gradients(["w"])["w"], 9)
     found = with_rounding(problem, [LAYER], {"w": window})["w"].rounding
