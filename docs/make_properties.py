@@ -55,6 +55,7 @@ STATEMENTS = {
     "9.5": "The maximum of T, where it lies, and steps divided by it.",
     "9.6": "Each method keeps the error that it states.",
     "9.9": "A step is bounded, sees no scale of gradients, and is without T where there are none.",
+    "11.6": "A σ of a rounded gradient lies within its residual of an exact one.",
 }
 """One sentence for each statement of theory.md that has a property."""
 

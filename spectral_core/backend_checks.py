@@ -16,6 +16,7 @@ __all__ = [
     "checked_count",
     "find_layer",
     "first_line",
+    "narrowed",
 ]
 
 Layer = TypeVar("Layer")
@@ -35,6 +36,17 @@ def find_layer(name: str, layers: Mapping[str, Layer], skipped: Mapping[str, str
     raise InputError(
         f"layer {name!r}: {skipped.get(name, 'there is none of that name')}; "
         f"layers are: {known}{', …' if len(layers) > 8 else ''}."
+    )
+
+
+def narrowed(dtype: str, precision: str, operations: Sequence[str] = ()) -> str:
+    """Return the warning of a model that casts to a narrower type than it is measured in."""
+    shown = ", ".join(operations[:3]) + (", …" if len(operations) > 3 else "")
+    return (
+        f"model: it casts what depends on its parameters to {precision} on the way"
+        f"{f' ({shown})' if shown else ''}, so that its numbers have that precision and not the "
+        f"{dtype} in which the rest is measured; cast to the dtype of the input or of a weight, "
+        "for instance x.to(weight.dtype) or x.astype(w.dtype), in place of a fixed one."
     )
 
 

@@ -14,7 +14,9 @@ from spectral_core.problem import CurvatureKind, CurvatureProblem, LayerInfo, Ma
 from spectral_core.problem_checks import check_values
 from spectral_core.window import Window
 
-__all__ = ["curvatures_of"]
+__all__ = ["curvatures_of", "why_not_finite"]
+
+_EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def curvatures_of(
@@ -26,12 +28,13 @@ def curvatures_of(
     draws: int,
     done: Collection[str],
     tell: Callable[[str], None],
+    precision: str | None = None,
 ) -> Iterator[LayerCurvature | LayerError]:
     """Yield the curvatures of each layer that is not done, with NumPy arrays in float64.
 
     Each is held against what is known of it: the derivative along ``D_k`` that the engine saw must
     be σ_k. Where it is not, some use of the weight was overlooked, and the layer is measured by
-    itself instead.
+    itself instead. `precision` is the type that a model casts to on the way, if it does.
 
     Raises
     ------
@@ -59,9 +62,7 @@ def curvatures_of(
         check_values(problem, found.name, found.values, directions)
         window = windows[found.name]
         sigma = window.sigma
-        # Far above rounding, far below what an overlooked use would make.
-        xp = array_api_compat.array_namespace(window.u)
-        tolerance = float(xp.finfo(window.u.dtype).eps) ** 0.5
+        tolerance = _tolerance(window, precision)
         error = float("nan")
         if found.derivative is not None:
             seen = to_numpy(found.derivative).astype(np.float64)
@@ -80,6 +81,19 @@ def curvatures_of(
         )
 
 
+def _tolerance(window: Window, precision: str | None) -> float:
+    """Return by how much of σ_1 derivatives may differ that two passes have rounded.
+
+    It is far above rounding, and far below what an overlooked use would make.
+    """
+    xp = array_api_compat.array_namespace(window.u)
+    eps = max(float(xp.finfo(window.u.dtype).eps), _EPS.get(precision or "", 0.0))
+    tolerance: float = eps**0.5
+    if window.rounding is None:
+        return tolerance
+    return max(tolerance, 2 * float(np.max(window.rounding)) / float(window.sigma[0]))
+
+
 def _one_layer(
     problem: CurvatureProblem,
     name: str,
@@ -92,8 +106,28 @@ def _one_layer(
     except LayerError as error:
         return error
     check_values(problem, name, values, directions)
+    if told := why_not_finite(values):
+        return LayerError(name, told)
     found = LayerCurvature(name, values, Certificate("double-backward", reason=reason))
     return _on_the_host(found if kind == "hessian" else replace(found, ggn=values))
+
+
+def why_not_finite(values: Any) -> str:
+    """Say how many of a layer's curvatures are not finite and what to look for, or nothing.
+
+    Where one is not, the loss has no second derivative at these weights or its numbers have left
+    their range, and nothing vouches for the others.
+    """
+    host = to_numpy(values)
+    kinds = {"NaN": int(np.sum(np.isnan(host))), "infinite": int(np.sum(np.isinf(host)))}
+    if not any(kinds.values()):
+        return ""
+    counts = " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    return (
+        f"of its {len(host)} curvatures {counts}: the loss has no finite second derivative here. "
+        "Look for a norm, a square root or a power below two at zero, a division by zero or an "
+        "overflow in what depends on its weight; a small constant under a root makes it smooth."
+    )
 
 
 def _on_the_host(found: LayerCurvature) -> LayerCurvature:

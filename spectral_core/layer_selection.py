@@ -1,8 +1,9 @@
 """Which layers of a problem to measure: by glob, by several, or by a predicate."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from spectral_core.errors import InputError
@@ -13,7 +14,12 @@ __all__ = ["LayerSelection", "select_layers"]
 LayerSelection = str | Iterable[str] | Callable[[LayerInfo], bool]
 
 
-def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> list[LayerInfo]:
+def select_layers(
+    layers: Sequence[LayerInfo],
+    selection: LayerSelection,
+    *,
+    skipped: Mapping[str, str] = MappingProxyType({}),
+) -> list[LayerInfo]:
     """Select layers by glob, list of globs, or predicate, in the order of the forward pass.
 
     Parameters
@@ -22,12 +28,20 @@ def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> lis
         What there is to select from.
     selection : str, iterable of str, or callable
         A glob such as ``"layer2.*.conv*"``, several of them, or a function of a `LayerInfo`.
+    skipped : mapping of str to str
+        Parameters that are no layer, with the reason: said of what is asked for and is not there.
 
     Raises
     ------
     InputError
-        If a pattern matches no layer, the predicate accepts none, or `selection` is none of these.
+        If there is no layer, a pattern matches none, the predicate accepts none, or `selection` is
+        none of these.
     """
+    if not layers:
+        raise InputError(
+            "layers: the problem has no layer to select; "
+            + (f"skipped: {_reasons(skipped)}" if skipped else "it has no weight matrix.")
+        )
     if callable(selection):
         chosen = [layer for layer in layers if selection(layer)]
         if not chosen:
@@ -47,6 +61,11 @@ def select_layers(layers: Sequence[LayerInfo], selection: LayerSelection) -> lis
     names = [layer.name for layer in layers]
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
+            if out := {name: why for name, why in skipped.items() if _matches(name, pattern)}:
+                raise InputError(
+                    f"layers: {pattern!r} matches none of the {len(names)} layers, only parameters "
+                    f"that were skipped: {_reasons(out)}"
+                )
             near = get_close_matches(pattern, names) or names
             raise InputError(
                 f"layers: {pattern!r} matches none of the {len(names)} layers; "
@@ -67,3 +86,10 @@ def _matches(name: str, pattern: str) -> bool:
 def _listing(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(names[:most])
     return shown + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def _reasons(skipped: Mapping[str, str], most: int = 3) -> str:
+    """Return the first parameters that were skipped with the reasons, to end a sentence."""
+    shown = [f"{name!r} ({why.rstrip('.')})" for name, why in list(skipped.items())[:most]]
+    more = f", … ({len(skipped)} in all)" if len(skipped) > most else ""
+    return ", ".join(shown) + more + "."

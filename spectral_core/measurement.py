@@ -14,11 +14,12 @@ from spectral_core._arrays import to_numpy
 from spectral_core._checks import check_confidence
 from spectral_core._version import __version__
 from spectral_core.certificate import Engine, LayerCurvature
-from spectral_core.curvature_source import curvatures_of
+from spectral_core.curvature_source import curvatures_of, why_not_finite
 from spectral_core.decomposition import decompose_exponent
 from spectral_core.errors import InputError, LayerError, SpectralError
 from spectral_core.exponents import exponent_triangle
 from spectral_core.factor_source import Aligned, FactorSource
+from spectral_core.gradient_rounding import with_rounding, without_rounding
 from spectral_core.journal import Journal
 from spectral_core.layer_selection import LayerSelection, select_layers
 from spectral_core.participation import (
@@ -132,7 +133,8 @@ def measure(
     _check_choice("delta", delta, get_args(Delta))
     _check_choice("sharing", sharing, get_args(Sharing))
     draws = int(draws)
-    selected = select_layers(checked_layers(problem), layers)
+    out = dict(problem.skipped())
+    selected = select_layers(checked_layers(problem), layers, skipped=out)
     provenance = Provenance(
         problem=checked_description(problem),
         versions={
@@ -158,7 +160,8 @@ def measure(
 
         if any(layer.name not in journal for layer in selected):
             tell("gradients")
-            windows = _windows(problem, selected, top_k, svd, skipped)
+            precision = provenance.problem.get("precision")
+            windows = _windows(problem, selected, top_k, svd, precision, skipped)
             layers = {layer.name: layer for layer in selected if layer.name in windows}
             source = None
             if decompose:
@@ -168,7 +171,7 @@ def measure(
                 source.prepare()
             for found in curvatures_of(
                 problem, list(layers.values()), windows, curvature, engine, draws,
-                set(journal.spectra), tell,
+                set(journal.spectra), tell, precision,
             ):  # fmt: skip
                 if isinstance(found, LayerError):
                     skipped[found.layer] = found.reason
@@ -178,14 +181,17 @@ def measure(
                 journal.add(_spectrum(problem, layer, window, found, provenance, source))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
-        name, reason = next(iter(skipped.items()))
+        first: dict[str, str] = {}
+        for name, reason in skipped.items():
+            first.setdefault(reason, name)
+        reasons = [f"{name!r}: {reason}" for reason, name in first.items()][:3]
         raise SpectralError(
-            f"none of the {len(selected)} selected layers could be measured; {name!r}: {reason}"
+            f"none of the {len(selected)} selected layers could be measured; {' '.join(reasons)}"
         )
     return SpectralReport(
         provenance=provenance,
         spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
-        skipped=dict(problem.skipped()) | skipped,
+        skipped=out | skipped,
     )
 
 
@@ -237,6 +243,7 @@ def _windows(
     layers: Sequence[LayerInfo],
     top_k: int,
     svd: Decomposition,
+    precision: str | None,
     skipped: dict[str, str],
 ) -> dict[str, Window]:
     """Return the directions of each layer; those that have none go to `skipped`."""
@@ -248,6 +255,12 @@ def _windows(
             windows[layer.name] = top_directions(layer, gradient, top_k, svd)
         except LayerError as error:
             skipped[layer.name] = error.reason
+    for name, window in with_rounding(problem, layers, windows).items():
+        try:
+            windows[name] = without_rounding(name, window, precision)
+        except LayerError as error:
+            del windows[name]
+            skipped[name] = error.reason
     return windows
 
 
@@ -261,16 +274,22 @@ def _spectrum(
 ) -> LayerSpectrum:
     confidence, h = provenance.confidence, found.values
     aligned, reason = _aligned(source, layer)
-    spectrum = spectrum_from_values(
-        layer, window.sigma, h, confidence=confidence, notes=window.notes + reason
-    )
-    spectrum = replace(spectrum, certificate=found.certificate)
+    notes = window.notes + reason
+    if provenance.problem.get("loss") == 0:
+        notes += (
+            "the loss is exactly zero and its gradient is not: where it cannot be negative, both "
+            "are rounding",
+        )
+    spectrum = spectrum_from_values(layer, window.sigma, h, confidence=confidence, notes=notes)
+    spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
     if aligned is None:
         return spectrum
     alignment, ggn, notes = aligned.alignment, found.ggn, aligned.notes
     try:
         if ggn is None:
             ggn = to_numpy(problem.curvatures(layer.name, window.u, window.v, "ggn"))
+        if told := why_not_finite(ggn):
+            raise LayerError(layer.name, told)
     except LayerError as error:
         return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
     ggn = ggn.astype(np.float64)

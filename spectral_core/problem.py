@@ -11,6 +11,7 @@ __all__ = [
     "CurvatureKind",
     "CurvatureProblem",
     "Delta",
+    "KnowsRounding",
     "KroneckerFactors",
     "LayerInfo",
     "ManyLayers",
@@ -112,8 +113,9 @@ class CurvatureProblem(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Return what identifies the problem, as JSON values.
 
-        Keys that reports show: ``backend``, ``versions``, ``dtype``, ``device``, ``seed``,
-        ``loss``, ``n_terms``, ``n_batches``. Two problems with equal descriptions and layers are
+        Keys that reports show: ``backend``, ``versions``, ``dtype``, ``precision`` (where a model
+        casts to a narrower type inside), ``device``, ``seed``, ``loss``, ``n_terms``,
+        ``n_batches``. Two problems with equal descriptions and layers are
         taken for the same when a measurement is resumed.
         """
         ...
@@ -138,5 +140,20 @@ class ManyLayers(Protocol):
         `directions` are u (m, K) and v (n, K) by layer. Which layers are done must not change the
         values of the others. `draws` is of the Monte-Carlo engine; `tell` hears in a few words
         what is being computed.
+        """
+        ...
+
+
+@runtime_checkable
+class KnowsRounding(Protocol):
+    """What a `CurvatureProblem` may offer besides: the error of its gradients."""
+
+    def gradient_errors(
+        self, layers: Sequence[str], *, samples: int | None = None
+    ) -> Mapping[str, Any]:
+        """Return ``G − G'`` of shape ``(m, n)`` for named layers, with G' of a wider type.
+
+        Both are of the same terms: of all data, or of at most about `samples` of them that carry
+        the gradient. A layer of which nothing is known is left out.
         """
         ...

@@ -88,6 +88,10 @@ class LayerSpectrum:
     certificate : Certificate or None
         How the curvatures were computed, and what shows that they are right. None in reports of
         versions before 0.2.
+    rounding : ndarray, shape (K,), float64, or None
+        How far each σ_k may be from a singular value of the gradient in a wider type, by the
+        gradient's own rounding (Theory 11.6): at most a tenth of it. From a few samples, where they
+        raise no doubt. None where it is not known, as in float64 itself.
     """
 
     name: str
@@ -103,6 +107,7 @@ class LayerSpectrum:
     alignment: SpectralAlignment | None = None
     decomposition: ExponentDecomposition | None = None
     certificate: Certificate | None = None
+    rounding: npt.NDArray[np.float64] | None = None
 
     def _check_shown(self) -> None:
         """Raise what showing it raises: what can be shown is of the right types all through."""
@@ -147,7 +152,10 @@ class LayerSpectrum:
         if (
             len(lengths) > 1
             or spectrum.sigma.ndim != 1
-            or (spectrum.ggn is not None and len(spectrum.ggn) not in lengths)
+            or any(
+                known is not None and len(known) not in lengths
+                for known in (spectrum.ggn, spectrum.rounding)
+            )
         ):
             raise ValueError(f"layer {spectrum.name!r} has unequal numbers of σ and h")
         spectrum._check_shown()
@@ -161,7 +169,8 @@ class Provenance:
     Parameters
     ----------
     problem : mapping
-        The backend's description: backend, versions, dtype, device, seed, loss, term count.
+        The backend's description: backend, versions, dtype, device, seed, loss, term count; and
+        `precision`, the type that the model casts to inside, where that is narrower than `dtype`.
     versions : mapping
         Versions of this library, NumPy and Python.
     top_k : int
@@ -248,11 +257,14 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         provenance, problem = self.provenance, self.provenance.problem
         loss = problem.get("loss")
         known = "unknown" if loss is None else f"{loss:.6g}"
+        dtype = problem.get("dtype", "?")
+        if precision := problem.get("precision"):
+            dtype = f"{dtype} ({precision} inside the model)"
         return (
             f"{provenance.curvature} curvature along the top {provenance.top_k} gradient singular "
             f"directions of {len(self)} layers; loss {known} over "
             f"{problem.get('n_terms') or 'an unknown number of'} terms; "
-            f"{problem.get('backend', '?')} {problem.get('dtype', '?')} on "
+            f"{problem.get('backend', '?')} {dtype} on "
             f"{problem.get('device', '?')}"
         )
 

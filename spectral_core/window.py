@@ -32,12 +32,15 @@ class Window:
         Singular values, descending.
     notes : tuple of str
         What limits them.
+    rounding : ndarray of shape (K,), float64, or None
+        How far each σ_k may lie from a singular value of the exact gradient; None if not known.
     """
 
     u: Any
     sigma: npt.NDArray[np.float64]
     v: Any
     notes: tuple[str, ...]
+    rounding: npt.NDArray[np.float64] | None = None
 
 
 def top_directions(

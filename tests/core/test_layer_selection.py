@@ -62,3 +62,31 @@ def test_the_three_nearest_names_are_proposed():
     there = [sc.LayerInfo(name, "linear", (3, 3)) for name in names]
     with pytest.raises(sc.InputError, match=r"did you mean: encoder\.pro.(, encoder\.pro.){2}\?$"):
         sc.select_layers(there, "encoder.pro")
+
+
+def test_what_was_skipped_is_said_with_the_reason():
+    """Also the layer of that name may be wanted: a glob that matches both selects the layers."""
+    skipped = {"layer3": "frozen; thaw it.", "head": "has three axes", "tail": "a", "end": "b"}
+    with pytest.raises(sc.InputError) as caught:
+        sc.select_layers(layers(3), ["layer0", "?ea*"], skipped=skipped)
+    assert str(caught.value) == (
+        "layers: '?ea*' matches none of the 3 layers, only parameters that were skipped: 'head' "
+        "(has three axes)."
+    )
+    found = sc.select_layers(layers(3), "layer[23]", skipped=skipped)
+    assert [layer.name for layer in found] == ["layer2"]
+    with pytest.raises(sc.InputError, match="did you mean: layer0, layer1, layer2"):
+        sc.select_layers(layers(3), "foot", skipped=skipped)
+
+
+@pytest.mark.parametrize("selection", ["*", "head", ["head"], lambda layer: True])
+def test_where_all_were_skipped_the_first_reasons_are_given(selection):
+    skipped = {"head": "frozen; thaw it.", "body": "has three axes", "tail": "a", "end": "b"}
+    with pytest.raises(sc.InputError) as caught:
+        sc.select_layers([], selection, skipped=skipped)
+    assert str(caught.value) == (
+        "layers: the problem has no layer to select; skipped: 'head' (frozen; thaw it), 'body' "
+        "(has three axes), 'tail' (a), … (4 in all)."
+    )
+    with pytest.raises(sc.InputError, match=r"no layer to select; it has no weight matrix\.$"):
+        sc.select_layers([], selection)

@@ -80,6 +80,50 @@ def test_layers_that_cannot_be_measured_are_skipped_with_the_reason():
         "none of the 2 selected layers could be measured; 'body': a step function has no "
         "derivative."
     )
+    with pytest.raises(sc.SpectralError) as caught:
+        sc.measure(Quadratics(refused=["body", "head"]), ["head", "flat", "body"])
+    assert str(caught.value) == (
+        "none of the 3 selected layers could be measured; 'flat': its gradient is zero on these "
+        "data; no direction can be measured. 'body': a step function has no derivative."
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "counted"),
+    [
+        ([np.nan] * 3, "of its 3 curvatures 3 NaN: "),
+        ([2.0, np.nan, 1.0], "of its 3 curvatures 1 NaN: "),
+        ([2.0, 3.0, -np.inf], "of its 3 curvatures 1 infinite: "),
+        ([np.inf, np.nan, np.inf], "of its 3 curvatures 1 NaN and 2 infinite: "),
+    ],
+)
+def test_a_layer_without_a_finite_second_derivative_is_skipped(values, counted):
+    problem = Quadratics()
+    curvatures = problem.curvatures
+    problem.curvatures = lambda layer, u, v, kind: (
+        np.asarray(values) if layer == "head" else curvatures(layer, u, v, kind)
+    )
+    report = sc.measure(problem, top_k=3)
+    assert list(report) == ["body"] and report.skipped["head"].startswith(counted)
+    assert "a norm, a square root or a power below two at zero" in report.skipped["head"]
+
+
+def test_without_a_finite_gauss_newton_curvature_there_is_no_decomposition():
+    problem = Quadratics()
+    curvatures = problem.curvatures
+    problem.curvatures = lambda layer, u, v, kind: curvatures(layer, u, v, kind) / (kind != "ggn")
+    with np.errstate(divide="ignore"):
+        found = sc.measure(problem, "body", top_k=3, decompose=True)["body"]
+    assert found.decomposition is None and np.isfinite(found.curvature).all()
+    (note,) = found.notes
+    assert note.startswith("no decomposition: of its 3 curvatures 3 infinite: ")
+
+
+def test_a_problem_whose_parameters_are_all_skipped_says_why():
+    problem = Quadratics()
+    problem.layers = list
+    with pytest.raises(sc.InputError, match=r"skipped: 'embedding' \(has three axes\)\.$"):
+        sc.measure(problem)
 
 
 def test_where_the_numbers_come_from():

@@ -419,6 +419,8 @@ CASES = [
         ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
         ("too many outputs without a form", lambda: form(most=2, misfit=1.0), "3 outputs", "raise max_columns"), ("samples compared", lambda: form(misfit=1.0), "it compares the samples", "axis of samples in front"),
     )),
+    refused("select_layers", "what was skipped", lambda: sc.select_layers(LAYERS, "x*", skipped={"x.w": "frozen; thaw it"}), "layers", "'x*'", "thaw it"),
+    refused("select_layers", "no layers at all", lambda: sc.select_layers([], skipped={"x.w": "frozen; thaw it"}, selection="*"), "layers", "'x.w'", "thaw it"),
     refused("select_layers", "a predicate that accepts none", lambda: sc.select_layers(LAYERS, lambda layer: False), "layers", "2 layers", "there are: a, b"),
     *(refused("explain", what, lambda v=value: sc.explain(v), "layer", seen, "pass one of a report") for what, value, seen in (("a number", 5, "a int"), ("None", None, "a NoneType"))),
     *(refused(of, "plain numbers of a batch", call, name, "(2,)", "index it first") for of, name, call in (

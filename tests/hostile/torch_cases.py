@@ -3,7 +3,6 @@ tests/backends/torch/test_hostile.py are not repeated."""
 
 import warnings
 
-import numpy as np
 import torch
 from case import gives, refused
 from torch import nn
@@ -173,7 +172,8 @@ CASES = [
         ("curvatures a list", measured(curvatures=[1.0, 2.0]), "list for layer '0'", "return a real floating"), ("described by a set", measured(describe={"tags": {1, 2}}), "describe()", "return numbers"),
         ("described by a number", measured(describe=5), "describe()", "return numbers"),
     )),
-    gives("measure", "curvatures all NaN", lambda: sc.measure(Custom(curvatures=torch.full((2,), float("nan"))), top_k=2)["0"], lambda s: np.isnan(s.alpha.exponent) and any("not finite" in n for n in s.notes)),
+    refused("measure", "curvatures all NaN", measured(curvatures=torch.full((2,), float("nan"))), "'0'", "2 NaN", "a small constant under a root", error=sc.SpectralError),
+    refused("measure", "a curvature infinite", measured(curvatures=torch.tensor([1.0, float("inf")])), "'0'", "1 infinite", "an overflow", error=sc.SpectralError),
     gives("measure", "a window of 10**9", lambda: sc.measure(build(), top_k=10**9)["0"], lambda s: len(s.sigma) <= 4 and any("window cut" in n for n in s.notes)),
     refused("measure", "every gradient zero", lambda: sc.measure(Custom(gradients={"0": torch.zeros(6, 4), "2": torch.zeros(3, 6)})), "'0'", "2 selected layers", "gradient is zero", error=sc.SpectralError),
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from spectral_core.problem import (
     CurvatureKind,
     CurvatureProblem,
     Delta,
+    KnowsRounding,
     KroneckerFactors,
     LayerInfo,
     ManyLayers,
@@ -86,6 +87,15 @@ class _ThroughDLPack:
         """Return ``G = ∂L/∂W`` of shape ``(m, n)`` for each named layer."""
         found = self._problem.gradients(layers)
         return {name: self._out(found[name]) for name in layers}
+
+    def gradient_errors(
+        self, layers: Sequence[str], *, samples: int | None = None
+    ) -> dict[str, Array]:
+        """Return what the problem knows of the rounding of its gradients."""
+        if not isinstance(self._problem, KnowsRounding):
+            return {}
+        found = self._problem.gradient_errors(layers, samples=samples)
+        return {name: self._out(error) for name, error in found.items()}
 
     def curvatures(self, layer: str, u: Array, v: Array, kind: CurvatureKind = "hessian") -> Array:
         """Return ``<D_k, H[D_k]>`` along ``u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K)."""

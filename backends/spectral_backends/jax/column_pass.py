@@ -121,7 +121,7 @@ class ColumnPass:
         sent = [send(values, leaves, given, first) for first in range(0, count + 1, chunk)]
         finish = objective.compiled(("forms", *key), partial(_forms, program, count))
         found = finish(values, leaves, sent)
-        tolerance = 1e4 * float(np.finfo(self._objective.parameters.dtype).eps)
+        tolerance = 1e4 * self._objective.eps
         order = [id(family) for family, _ in families]
         for layer in layers:
             if id(layer.family) not in order:

@@ -79,7 +79,7 @@ def _add(
         ("inputs", *key), partial(input_sums, batch.program, places, form, options)
     )
     found, misfit, uneven = look(*arguments, terms.count, terms.scale)
-    eps = float(np.finfo(objective.parameters.dtype).eps)
+    eps = objective.eps
     if not form.fits(float(misfit), eps):
         raise InputError(
             f"loss_fn: batch {batch.index} has another form of curvature in the outputs than the "

@@ -75,7 +75,7 @@ class CurvatureDriver:
         self._layers = [layer for name, layer in layers.items() if name in directions]
         self._one_layer, self._tell = one_layer, tell
         self._budget, self._together = memory_budget, together
-        self._tolerance = 100 * float(np.finfo(objective.parameters.dtype).eps)
+        self._tolerance = 100 * objective.eps
 
     def run(self, engine: Engine, done: Collection[str]) -> Iterator[Finding]:
         """Yield the curvatures of each layer that is not done, or why it has none.

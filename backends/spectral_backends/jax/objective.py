@@ -7,11 +7,13 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax.batches import Signature, common_length, flat_batch, signature
 from spectral_backends.jax.compilation import compile_exactly, exact_products
 from spectral_backends.jax.loss_terms import Reading, numbers_at, readings, sites_of, terms_of
+from spectral_backends.jax.narrowing import narrowest
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.placement import Placement, find_placement, traced_under
 from spectral_backends.jax.program import Loss, Program, trace, trace_loss
@@ -23,7 +25,7 @@ from spectral_core.errors import InputError, NonDeterministicError
 from spectral_core.loss_terms import BatchLoss, LossTerms, Reduction
 from spectral_core.sample_cuts import cut_batches
 
-__all__ = ["Batch", "Objective"]
+__all__ = ["Batch", "Objective", "batch_gradient"]
 
 Compiled = Callable[..., Any]
 
@@ -69,6 +71,8 @@ class Objective:
     ----------
     loss : float
         Mean over all terms; set by `evaluate`.
+    loss_fn : callable or pair of callables
+        As given.
     terms : list of LossTerms
         Of each batch.
     n_terms : float
@@ -79,6 +83,8 @@ class Objective:
         Multiply-adds of all that was computed so far by functions of `compiled`.
     work_of_a_pass : float
         Those of one forward pass over all batches that have terms; set by `evaluate`.
+    precision : dtype
+        The narrowest that what depends on the parameters is cast to; set by `evaluate`.
     placement : Placement or None
         How the work lies on the devices, read off the parameters and the first batch that is
         sharded; None where nothing is.
@@ -94,7 +100,7 @@ class Objective:
         seed: int,
     ) -> None:
         self.parameters, self.seed = parameters, seed
-        self._loss_fn, self._batches = loss_fn, batches
+        self.loss_fn, self._batches = loss_fn, batches
         self._weight, self._reduction = weight, reduction
         self._programs: dict[Signature, Program] = {}
         self._compiled: dict[Any, Compiled] = {}
@@ -104,6 +110,13 @@ class Objective:
         self.known = True
         self.work = self.work_of_a_pass = 0.0
         self.placement: Placement | None = None
+        self.precision = parameters.dtype
+
+    @property
+    def eps(self) -> float:
+        """Return the spacing of numbers at one, in `precision`."""
+        finfo: Any = jnp.finfo  # NumPy's does not know bfloat16
+        return float(finfo(self.precision).eps)
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield the batches, on the device."""
@@ -113,7 +126,7 @@ class Objective:
             leaves = self._placed(leaves)
             key = signature(leaves, structure)
             if key not in self._programs:
-                self._programs[key] = trace(self._loss_fn, self.parameters, leaves, structure)
+                self._programs[key] = trace(self.loss_fn, self.parameters, leaves, structure)
             yield Batch(index, key, self._programs[key], leaves, raw)
             count += 1
         if self.terms and count != len(self.terms):
@@ -156,7 +169,7 @@ class Objective:
         key = signature(leaves, batch.key[0])
         try:
             if key not in self._programs:
-                self._programs[key] = trace(self._loss_fn, self.parameters, leaves, batch.key[0])
+                self._programs[key] = trace(self.loss_fn, self.parameters, leaves, batch.key[0])
         except Exception:  # a model for batches of one size only
             return batch
         program = self._programs[key]
@@ -185,6 +198,11 @@ class Objective:
 
         return counted
 
+    def gradient(self, batch: Batch, scale: float) -> list[jax.Array]:
+        """Return the gradient of a batch's loss in each parameter, times a number."""
+        run = self.compiled((batch.key, "gradient"), partial(batch_gradient, batch))
+        return list(run(self.parameters.values, batch.leaves, scale))
+
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was made once for each key."""
         if key not in self._made:
@@ -203,7 +221,8 @@ class Objective:
         NonDeterministicError
             If the second pass gives other losses.
         """
-        self.first()
+        first = self.first()
+        self.precision = narrowest(first.program, self.parameters.dtype)
         found: list[BatchLoss] = []
         for batch in self.one_pass():
             read = self._read(batch)
@@ -216,12 +235,11 @@ class Objective:
         if not any(map(_counts, found)):
             raise InputError("batches: no term counts, their weights are zero; check the targets.")
         losses = [read.loss if _counts(read) else 0.0 for read in found]
-        eps = float(np.finfo(self.parameters.dtype).eps)
         if check and not isinstance(self._batches, list | tuple):
             again = [self._read(batch) for batch in self.one_pass()]
-            _compare(losses, [read.loss if _counts(read) else 0.0 for read in again], eps)
+            _compare(losses, [read.loss if _counts(read) else 0.0 for read in again], self.eps)
         cuts = cut_batches(found, cutter_of(self._data, self._loss_of, self.placement))
-        weighting = settled(found, cuts, eps, reduction=self._reduction)
+        weighting = settled(found, cuts, self.eps, reduction=self._reduction)
         self.terms = [weighting.terms(read) for read in found]
         _check_counts(self.terms)
         self.n_terms = sum(each.count for each in self.terms)
@@ -274,10 +292,10 @@ class Objective:
         """Return the readings of a loss, and what computes it and their numbers."""
         program = data.program
         if program.forward is None:
-            traced = trace(self._loss_fn, self.parameters, data.leaves, data.structure).loss
+            traced = trace(self.loss_fn, self.parameters, data.leaves, data.structure).loss
         else:
             traced = trace_loss(
-                self._loss_fn[1], program.structure, data.outputs,  # type: ignore[index]
+                self.loss_fn[1], program.structure, data.outputs,  # type: ignore[index]
                 data.leaves, data.structure,
             )  # fmt: skip
         found = self._readings(replace(data, program=replace(program, loss=traced)))
@@ -297,6 +315,16 @@ def _check_counts(terms: Sequence[LossTerms]) -> None:
                 "terms; pass weight=lambda batch: <number of samples or tokens that the loss "
                 "averages>."
             )
+
+
+def batch_gradient(batch: Batch) -> Compiled:
+    """Return the gradient of a batch's loss as a function of values, arrays and a factor."""
+
+    def run(values: Any, leaves: Any, scale: Any) -> Any:
+        found = jax.grad(batch.program.total)(values, leaves)
+        return [g * scale for g in found]
+
+    return run
 
 
 def _compare(first: list[float], second: list[float], eps: float) -> None:

@@ -1,5 +1,6 @@
 """The parameters of a model: the floating leaves of a pytree, flat and by name."""
 
+from copy import copy
 from typing import Any
 
 import jax
@@ -68,6 +69,13 @@ class Parameters:
                     f"params: {name!r} holds {bad} NaN or infinite values; load weights from "
                     "before they diverged."
                 )
+
+    def in_type(self, dtype: Any) -> "Parameters":
+        """Return the same values in another floating point type."""
+        other = copy(self)
+        other.dtype = jnp.dtype(dtype)
+        other.values = [jnp.asarray(np.asarray(value), dtype) for value in self.values]
+        return other
 
     def tree(self, values: list[Any]) -> Any:
         """Return the pytree with other values of the floating leaves."""

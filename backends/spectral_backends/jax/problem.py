@@ -1,5 +1,6 @@
 """`CurvatureProblem` for JAX: a pure function, its parameters and its data."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 
 from spectral_backends.jax.batch_statistics import refuse_batch_statistics
 from spectral_backends.jax.discovery import Layer
+from spectral_backends.jax.gradient_errors import gradient_errors
 from spectral_backends.jax.kronecker import kronecker_factors
 from spectral_backends.jax.layer_curvatures import CurvatureDriver
 from spectral_backends.jax.matrix_view import MatrixView
-from spectral_backends.jax.objective import Batch, Objective
+from spectral_backends.jax.objective import Batch, Objective, batch_gradient
 from spectral_backends.jax.parameters import Parameters
 from spectral_backends.jax.processes import find_board, identity_of
 from spectral_backends.jax.program import Loss
@@ -29,6 +31,7 @@ from spectral_core.backend_checks import (
     check_reiterable,
     check_seed,
     find_layer,
+    narrowed,
 )
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
@@ -126,6 +129,9 @@ class CurvatureProblem:
         if check_deterministic:
             refuse_batch_statistics(loss_fn, self._parameters, self._objective.first())
         self._objective.evaluate(check=check_deterministic)
+        if self._is_narrowed():
+            told = narrowed(str(self._parameters.dtype), str(self._objective.precision))
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._layers, self._skipped = self._objective.first().program.found
         self._reversed: set[int] = set()
         self._others = OtherData(
@@ -152,6 +158,7 @@ class CurvatureProblem:
             "backend": "jax",
             "versions": {"jax": str(jax.__version__)},
             "dtype": str(self._parameters.dtype),
+            **({"precision": str(objective.precision)} if self._is_narrowed() else {}),
             "model_dtype": str(self._parameters.stored_dtype),
             "device": self._devices(),
             "seed": self._seed,
@@ -159,6 +166,9 @@ class CurvatureProblem:
             "n_terms": int(count) if count is not None and count == int(count) else count,
             "n_batches": len(objective.terms),
         }
+
+    def _is_narrowed(self) -> bool:
+        return bool(self._objective.precision != self._parameters.dtype)
 
     def _devices(self) -> str:
         placement = self._objective.placement
@@ -178,15 +188,45 @@ class CurvatureProblem:
         located = [self._find(name) for name in layers]
         totals: list[Any] = []
         for batch, terms in self._objective.weighted():
-            run = self._objective.compiled((batch.key, "gradient"), partial(_gradient, batch))
-            found = run(self._parameters.values, batch.leaves, terms.scale)
+            found = self._objective.gradient(batch, terms.scale)
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-        places = [(layer.parameter, layer.family.view, layer.starts) for layer in located]
-        read = self._objective.compiled(("matrices", *layers), lambda: _matrices(places))
-        found = read(totals, self._objective.n_terms)
+        found = self._matrices(located, totals, self._objective.n_terms)
         if self._objective.placement is not None:
             found = [self._objective.placement.on_one(matrix) for matrix in found]
         return dict(zip(layers, found, strict=True))
+
+    def gradient_errors(
+        self, layers: Sequence[str], *, samples: int | None = None
+    ) -> dict[str, jax.Array]:
+        """Return about ``G − G'`` of shape ``(m, n)``, with G' exact for the same values.
+
+        G' is computed in float64, which need not be enabled. For a problem in float64 it is
+        computed in float32, and the difference scaled by 2⁻²⁹.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Names of layers.
+        samples : int, optional
+            If given, the first batch does, or the first samples of a long one: what compiling takes
+            is more. By default all data are gone through.
+
+        Returns
+        -------
+        dict of str to jax.Array
+            In the problem's dtype; empty where the functions cannot be run in the other type, draw
+            random numbers, or lie on several devices.
+
+        Raises
+        ------
+        InputError
+            If a name is not a layer.
+        """
+        located = [self._find(name) for name in layers]
+        errors = gradient_errors(self._objective, part=samples is not None)
+        if errors is None:
+            return {}
+        return dict(zip(layers, self._matrices(located, errors, 1.0), strict=True))
 
     def curvatures(self, layer: str, u: Any, v: Any, kind: CurvatureKind = "hessian") -> jax.Array:
         """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, exactly, in one pass.
@@ -333,6 +373,12 @@ class CurvatureProblem:
         options = FactorOptions(delta, sharing, draws, max_columns)
         return kronecker_factors(self._objective, located, options, self._memory_budget)
 
+    def _matrices(self, layers: list[Layer], totals: list[Any], count: float) -> list[Any]:
+        """Return the matrices of layers in totals of their parameters."""
+        places = [(layer.parameter, layer.family.view, layer.starts) for layer in layers]
+        key = ("matrices", *(layer.info.name for layer in layers))
+        return list(self._objective.compiled(key, lambda: _matrices(places))(totals, count))
+
     def _batch_curvatures(self, layer: Layer, batch: Batch, u: Any, v: Any, kind: Any) -> Any:
         # Batches of other shapes have other jaxprs, and with them families of their own.
         own = batch.program.layers[layer.info.name]
@@ -382,14 +428,6 @@ class CurvatureProblem:
         return (u, v) if placement is None else (placement.everywhere(u), placement.everywhere(v))
 
 
-def _gradient(batch: Batch) -> Callable[..., Any]:
-    def run(values: Any, leaves: Any, scale: Any) -> Any:
-        found = jax.grad(batch.program.total)(values, leaves)
-        return [g * scale for g in found]
-
-    return run
-
-
 def _matrices(places: list[tuple[int, MatrixView, tuple[int, ...]]]) -> Callable[..., Any]:
     def run(totals: Any, count: Any) -> Any:
         return [view.matrix(totals[index], starts) / count for index, view, starts in places]
@@ -401,7 +439,7 @@ def _check_differentiable(objective: Objective) -> None:
     """Raise `InputError` if the loss has no gradient in the parameters."""
     batch = objective.first()
     try:
-        jax.eval_shape(_gradient(batch), objective.parameters.values, batch.leaves, 1.0)
+        jax.eval_shape(batch_gradient(batch), objective.parameters.values, batch.leaves, 1.0)
     except (TypeError, ValueError, NotImplementedError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(

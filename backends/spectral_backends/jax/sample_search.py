@@ -35,7 +35,7 @@ def find_samples(objective: Objective, batch: Batch, families: Sequence[Family])
     key = (batch.key, "samples", *map(id, families))
     run = objective.compiled(key, lambda: _deviations(batch, families))
     found = run(objective.parameters.values, batch.leaves)
-    tolerance = 1e4 * float(np.finfo(objective.parameters.dtype).eps)
+    tolerance = 1e4 * objective.eps
     chosen = []
     for family, deviations in zip(families, found, strict=True):
         places = [_places(batch, use) for use in family.uses]

@@ -7,12 +7,21 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CallObserver"]
+__all__ = ["CallMode", "CallObserver"]
 
 _OVERRIDES: Any = torch.overrides  # without types
 
 
-class CallObserver(TorchFunctionMode):
+class CallMode(TorchFunctionMode):
+    """A context of calls that Ctrl-C cannot leave in disorder."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave, unless Ctrl-C has hit a function of PyTorch that had left for a moment."""
+        if _OVERRIDES._get_current_function_mode() is self:
+            _OVERRIDES._pop_mode()
+
+
+class CallObserver(CallMode):
     """A context in which every call of a torch function is run, then shown to `observe`."""
 
     def __torch_function__(
@@ -27,11 +36,6 @@ class CallObserver(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.observe(func, args, kwargs, result)
         return self.replace(func, args, kwargs, result)
-
-    def __exit__(self, *error: Any) -> None:
-        """Leave, unless Ctrl-C has hit a function of PyTorch that had left for a moment."""
-        if _OVERRIDES._get_current_function_mode() is self:
-            _OVERRIDES._pop_mode()
 
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any

@@ -29,7 +29,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation, model: Functional
             f"batches: the first pass had {len(first.batch_losses)} batches, the second "
             f"{len(second.batch_losses)}; pass a list or a DataLoader that repeats itself."
         )
-    tolerance = 1000 * torch.finfo(model.dtype).eps
+    tolerance = 1000 * torch.finfo(first.narrowing.precision).eps
     if all(map(lambda a, b: _close(a, b, tolerance), first.batch_losses, second.batch_losses)):
         return
     # Sums in another order differ by rounding only, which is less than what is let pass above.

@@ -12,6 +12,7 @@ from spectral_backends.torch.batches import check_batch
 from spectral_backends.torch.forward_watch import ForwardWatch
 from spectral_backends.torch.functional_model import FunctionalModel, count_not_finite
 from spectral_backends.torch.graph import node_names
+from spectral_backends.torch.narrowing import Narrowing
 from spectral_backends.torch.nested import tensors_in
 from spectral_backends.torch.objective import Objective
 from spectral_core.batch_weighting import Weighting
@@ -35,12 +36,18 @@ class Evaluation:
         Buffers of the model that its forward pass changed.
     batch_statistics : bool
         Whether a batch normalisation used the statistics of the batch.
+    draws_numbers : bool
+        Whether the model draws random numbers, with a seed of its own if the loss repeats itself.
+    narrowing : Narrowing
+        Casts to narrower types on the way from the parameters.
     """
 
     batches: tuple[BatchLoss, ...]
     weighting: Weighting
     written_buffers: tuple[str, ...]
     batch_statistics: bool
+    draws_numbers: bool
+    narrowing: Narrowing
 
     @property
     def loss(self) -> float:
@@ -72,7 +79,7 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
         If data, model or loss hold or make NaN, or if the loss does not depend on the model.
     """
     found: list[BatchLoss] = []
-    watch = ForwardWatch(objective.model.device)
+    watch = ForwardWatch(objective.model.device, objective.model.dtype)
     with objective.one_pass(seed) as batches:
         before = {name: buffer.clone() for name, buffer in objective.model.buffers.items()}
         for index, batch in enumerate(batches):
@@ -94,7 +101,12 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
     if not any(objective.weighting.terms(batch).count for batch in found):
         raise InputError("batches: no term counts, every target is ignored; check the targets.")
     return Evaluation(
-        tuple(found), objective.weighting, tuple(sorted(written)), watch.batch_statistics
+        tuple(found),
+        objective.weighting,
+        tuple(sorted(written)),
+        watch.batch_statistics,
+        watch.draws_numbers,
+        watch.narrowing,
     )
 
 

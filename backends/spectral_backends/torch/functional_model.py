@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -69,6 +70,14 @@ class FunctionalModel:
             self.dtype = dtype or torch.promote_types(self.stored_dtype, torch.float32)
             self.parameters = {name: self.cast(p, copy=True) for name, p in parameters.items()}
             self.buffers = {name: self.cast(b, copy=True) for name, b in buffers.items()}
+
+    def in_type(self, dtype: torch.dtype) -> "FunctionalModel":
+        """Return the same function of the same values in another floating point type."""
+        other = copy(self)
+        other.dtype = dtype
+        other.parameters = {name: other.cast(p) for name, p in self.parameters.items()}
+        other.buffers = {name: other.cast(b, copy=True) for name, b in self.buffers.items()}
+        return other
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Any:
         """Run the user's forward with these parameters (the others keep their copies)."""

@@ -55,6 +55,8 @@ class CurvatureDriver:
         Of the Monte-Carlo engine, for each batch.
     tell : callable
         Is told what is being done.
+    precision : torch.dtype
+        The narrowest type on the way from the parameters to the loss.
     """
 
     def __init__(
@@ -70,13 +72,14 @@ class CurvatureDriver:
         tangents_together: Callable[[int], int],
         draws: int,
         tell: Callable[[str], None],
+        precision: torch.dtype,
     ) -> None:
         self._objective, self._structure = objective, structure
         self._directions, self._kind, self._one_layer = directions, kind, one_layer
         self._seed, self._draws, self._tell = seed, draws, tell
         self._columns_together, self._tangents_together = columns_together, tangents_together
         self._layers = [layer for name, layer in structure.layers.items() if name in directions]
-        self._tolerance = 100 * torch.finfo(objective.model.dtype).eps
+        self._tolerance = 100 * torch.finfo(precision).eps
 
     def run(self, engine: Engine, done: Collection[str]) -> Iterator[Finding]:
         """Yield the curvatures of each layer that is not done, or why it has none.

@@ -58,11 +58,18 @@ class Objective:
         reduction: Reduction | None,
     ) -> None:
         self.model = model
+        self._given = loss_fn, batches, forward, weight, reduction
         self._loss_fn = _with_tensors_cast(loss_fn, model)
         self._batches, self._forward = batches, forward
         self._weight, self._reduction = weight, reduction
         self.weighting = Weighting(reduction=reduction)
         self.work_of_operation = float("inf")
+
+    def in_type(self, dtype: torch.dtype) -> "Objective":
+        """Return the same function of the same values in another floating point type."""
+        other = Objective(self.model.in_type(dtype), *self._given)
+        other.weighting = self.weighting
+        return other
 
     @contextmanager
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:
@@ -84,7 +91,9 @@ class Objective:
         ):
             yield (map_tensors(self.model.cast_input, batch) for batch in self._batches)
 
-    def settle_terms(self, batches: Sequence[BatchLoss], seed: int, *, strict: bool) -> Weighting:
+    def settle_terms(
+        self, batches: Sequence[BatchLoss], seed: int, precision: torch.dtype, *, strict: bool
+    ) -> Weighting:
         """Choose how batches are weighted, from what cutting one of them shows.
 
         Parameters
@@ -93,6 +102,8 @@ class Objective:
             As a pass over all of them saw them.
         seed : int
             Of each pass.
+        precision : dtype
+            The narrowest that is computed in on the way from the parameters.
         strict : bool
             Whether to refuse what is not borne out.
 
@@ -107,7 +118,7 @@ class Objective:
                 batch = next(islice(found, index, None))
                 return batch if self._loss_fn is None else self._outputs({}, batch)
 
-        precisions = [torch.finfo(self.model.dtype).eps]
+        precisions = [torch.finfo(precision).eps]
 
         def loss(data: Any) -> BatchLoss:
             with self.one_pass(seed):

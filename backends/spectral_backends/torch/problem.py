@@ -18,6 +18,7 @@ from spectral_backends.torch.functional_model import FunctionalModel
 from spectral_backends.torch.kronecker import kronecker_factors
 from spectral_backends.torch.layer_curvatures import CurvatureDriver
 from spectral_backends.torch.loss_terms import LossTerms
+from spectral_backends.torch.mean_gradients import MeanGradients, gradient_errors
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.quadratic_forms import (
     GaussNewtonForm,
@@ -38,6 +39,7 @@ from spectral_core.backend_checks import (
     check_reiterable,
     check_seed,
     find_layer,
+    narrowed,
 )
 from spectral_core.certificate import Engine, LayerCurvature
 from spectral_core.errors import InputError, LayerError
@@ -141,7 +143,7 @@ class CurvatureProblem:
         _check_options(loss_fn, forward, weight, reduction, dtype, chunk_size, memory_budget, seed)
         self._model = FunctionalModel(model, params, forward, dtype, _checked_device(device))
         _check_matrices(model, self._model)
-        self._seed, self._chunk_size = seed, chunk_size
+        self._seed, self._chunk_size, self._deterministic = seed, chunk_size, check_deterministic
         self._without_batching_rule: set[str] = set()
         self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
         self._objective = Objective(self._model, loss_fn, batches, forward, weight, reduction)
@@ -149,9 +151,17 @@ class CurvatureProblem:
         if check_deterministic:
             again = evaluate(self._objective, seed + 1)
             compare_evaluations(self._evaluation, again, self._model)
-        batches = self._evaluation.batches
-        weighting = self._objective.settle_terms(batches, seed, strict=check_deterministic)
+        weighting = self._objective.settle_terms(
+            self._evaluation.batches,
+            seed,
+            self._evaluation.narrowing.precision,
+            strict=check_deterministic,
+        )
         self._evaluation = replace(self._evaluation, weighting=weighting)
+        if casts := self._evaluation.narrowing.operations:
+            type_name = str(self._model.dtype).removeprefix("torch.")
+            told = narrowed(type_name, self._evaluation.narrowing.name, casts)
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._structure = examine(self._objective, seed)
         self._objective.work_of_operation = self._structure.work_of_operation
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
@@ -168,10 +178,12 @@ class CurvatureProblem:
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the problem: numbers of the data, loss, types and versions."""
+        narrowing = self._evaluation.narrowing
         return {
             "backend": "torch",
             "versions": {"torch": str(torch.__version__)},
             "dtype": str(self._model.dtype).removeprefix("torch."),
+            **({"precision": narrowing.name} if narrowing.operations else {}),
             "model_dtype": str(self._model.stored_dtype).removeprefix("torch."),
             "device": str(self._model.device),
             "seed": self._seed,
@@ -190,22 +202,56 @@ class CurvatureProblem:
         """
         self._others.look()  # those that were slower may be there by now
         located = [self._find(name) for name in layers]
-        names = list(dict.fromkeys(layer.parameter for layer in located))
-        count = 0.0
         with self._objective.one_pass(self._seed) as batches:
-            totals = {name: torch.zeros_like(self._model.parameters[name]) for name in names}
+            means = MeanGradients(self._objective, _parameters(located))
             for batch in batches:
-                weights = {name: self._objective.leaf(name) for name in names}
-                found, terms = self._model.hold(
-                    weights, partial(self._batch_gradients, weights, batch)
-                )
-                if terms.count == 0:
-                    continue
-                for name, gradient in zip(names, found, strict=True):
-                    totals[name] += terms.scale * gradient
-                count += terms.count
+                means.add(batch)
         return {
-            layer.info.name: layer.view.matrix(totals[layer.parameter] / count) for layer in located
+            layer.info.name: layer.view.matrix(means.mean(layer.parameter)) for layer in located
+        }
+
+    def gradient_errors(
+        self, layers: Sequence[str], *, samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return about ``G − G'`` of shape ``(m, n)``, with G' exact for the same values.
+
+        G' is computed in float64, also where the model casts to float32 inside. For a problem in
+        float64 without such casts it is computed in float32, and the difference scaled by 2⁻²⁹.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Names of layers.
+        samples : int, optional
+            About how many samples of the first batch to take, where it can be cut: those that carry
+            most of the gradient, and others from all over it. By default all data are gone through.
+
+        Returns
+        -------
+        dict of str to Tensor
+            In the problem's dtype; empty where the model draws random numbers or may do so
+            (``check_deterministic=False``), or where it cannot be run in the other type.
+
+        Raises
+        ------
+        InputError
+            If a name is not a layer.
+        """
+        located = [self._find(name) for name in layers]
+        if not self._deterministic or self._evaluation.draws_numbers:
+            return {}  # random numbers are others in another type
+        errors = gradient_errors(
+            self._objective,
+            _parameters(located),
+            self._seed,
+            samples,
+            self._structure.heaviest,
+            narrowed=bool(self._evaluation.narrowing.operations),
+        )
+        return {
+            layer.info.name: layer.view.matrix(errors[layer.parameter])
+            for layer in located
+            if layer.parameter in errors
         }
 
     def curvatures(
@@ -305,6 +351,7 @@ class CurvatureProblem:
             tangents_together=self._together,
             draws=draws,
             tell=tell or (lambda text: None),
+            precision=self._evaluation.narrowing.precision,
         )
         return driver.run(engine, done)
 
@@ -371,13 +418,6 @@ class CurvatureProblem:
     def _together(self, bytes_of_one: int) -> int:
         return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
 
-    def _batch_gradients(
-        self, weights: Mapping[str, Tensor], batch: Any
-    ) -> tuple[tuple[Tensor, ...], LossTerms]:
-        loss, terms = self._objective.loss(weights, batch)
-        leaves = list(weights.values())
-        return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True), terms
-
     def _batch_curvatures(
         self,
         layer: Layer,
@@ -440,6 +480,11 @@ def _check_matrices(model: Any, copied: FunctionalModel) -> None:
         warnings.warn(text, UserWarning, stacklevel=3)
     if not kept:
         raise InputError("model: it has no parameter with two or more axes, so no matrix.")
+
+
+def _parameters(layers: Sequence[Layer]) -> list[str]:
+    """Return the names of their parameters, each once."""
+    return list(dict.fromkeys(layer.parameter for layer in layers))
 
 
 def _whole_if_whole(count: float | None) -> float | int | None:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectral_backends.torch.discovery import Layer, name_layers
 from spectral_backends.torch.linearity import find_curvature
+from spectral_backends.torch.nested import common_length
 from spectral_backends.torch.objective import Objective
 from spectral_backends.torch.operations import OperationRecorder
 from spectral_backends.torch.work_counter import WorkCounter
@@ -33,6 +35,9 @@ class Structure:
         Multiply-adds of the forward pass.
     operations : int
         Matrix products and convolutions of the forward pass.
+    heaviest : list of int
+        Samples of the first batch, those first whose outputs the loss would change most; empty
+        where the outputs are not told.
     """
 
     layers: dict[str, Layer]
@@ -41,6 +46,7 @@ class Structure:
     curved: dict[str, str]
     work: float
     operations: int
+    heaviest: list[int]
 
     @property
     def work_of_operation(self) -> float:
@@ -67,7 +73,8 @@ def examine(objective: Objective, seed: int) -> Structure:
     with objective.one_pass(seed) as batches:
         leaves = objective.matrix_leaves()
         with WorkCounter() as counter, OperationRecorder(leaves) as recorder:
-            objective.loss(leaves, next(batches), look)
+            batch = next(batches)
+            loss, _ = objective.loss(leaves, batch, look)
         layers, skipped = name_layers(recorder, leaves, objective.model.frozen)
         outputs = seen[0] if seen and isinstance(seen[0], Tensor) and seen[0].ndim else None
         curved: dict[str, str] = {}
@@ -75,5 +82,14 @@ def examine(objective: Objective, seed: int) -> Structure:
             names = list(leaves)
             found = find_curvature([outputs], {i: [leaves[n]] for i, n in enumerate(names)})
             curved = {names[i]: node for i, node in found.items()}
+        heaviest = _heaviest(loss, outputs, common_length(batch))
     n_outputs = None if outputs is None else outputs.numel() // max(len(outputs), 1)
-    return Structure(layers, skipped, n_outputs, curved, counter.work, counter.operations)
+    return Structure(layers, skipped, n_outputs, curved, counter.work, counter.operations, heaviest)
+
+
+def _heaviest(loss: Tensor, outputs: Tensor | None, length: int | None) -> list[int]:
+    if outputs is None or not outputs.requires_grad or not length or len(outputs) % length:
+        return []
+    (pull,) = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
+    each = torch.linalg.vector_norm(pull.reshape(length, -1), dim=1, ord=torch.inf)
+    return [int(index) for index in torch.argsort(each, descending=True)]

@@ -261,3 +261,18 @@ def test_double_precision_needs_x64():
     with pytest.raises(InputError, match="jax_enable_x64"):
         CurvatureProblem(PAIR, PARAMS, BATCHES, dtype="float64")
     assert CurvatureProblem(PAIR, PARAMS, BATCHES).describe()["dtype"] == "float32"
+
+
+def test_a_layer_whose_second_derivative_is_not_finite_is_skipped():
+    """A row of zeros, whose norm has no derivative there but one that is taken to be finite."""
+
+    def penalised(p, batch):
+        safe = jnp.where(p["w"] ** 2 > 0, p["w"] ** 2, 0.0)
+        norms = jnp.sum(safe, axis=0) ** 0.75
+        return squared_error(jnp.tanh(batch[0] @ p["w"]) @ p["head"], batch[1]) + norms.sum()
+
+    params = {"w": np.where(np.arange(3) == 1, 0.0, W), "head": new(3, 3)}
+    report = sc.measure(CurvatureProblem(penalised, params, BATCHES), top_k=3)
+    assert list(report) == ["head"]
+    assert "a norm, a square root or a power below two at zero" in report.skipped["w"]
+    assert "of its 3 curvatures 3 NaN" in report.skipped["w"]

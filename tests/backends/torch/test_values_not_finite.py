@@ -78,3 +78,57 @@ def test_one_value_that_is_not_finite(engine, value, monkeypatch):
     for layer in ("0", "4"):
         assert report[layer].certificate == right[layer].certificate
         np.testing.assert_array_equal(report[layer].curvature, right[layer].curvature)
+
+
+def zero_row(model):
+    """One neuron without input, whose norm is not differentiable."""
+    with torch.no_grad():
+        model[0].weight[0] = 0
+
+
+def zero_head(model):
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.zero_()
+
+
+NOT_SMOOTH = {
+    "norm of a row": (zero_row, "0", lambda model, z: model[0].weight.norm(dim=1).sum()),
+    "norm of outputs": (zero_head, "2", lambda model, z: z.norm(dim=1).mean()),
+    "power below two": (zero_head, "2", lambda model, z: (z.abs() ** 1.5).mean()),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "double-backward"])
+@pytest.mark.parametrize("name", NOT_SMOOTH)
+def test_a_layer_at_a_kink_is_skipped_with_the_reason(name, engine):
+    prepare, layer, penalty = NOT_SMOOTH[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    prepare(model)
+    data = [(random(9, 5), random(9, 4))]
+
+    def forward(net, batch):
+        z = net(batch[0])
+        return ((z + 1 - batch[1]) ** 2).mean() + 0.1 * penalty(net, z)
+
+    problem = CurvatureProblem(model, None, data, forward=forward)
+    if name == "norm of a row":
+        report = sc.measure(problem, top_k=3, engine=engine)
+        assert list(report) == ["2"] and np.isfinite(report["2"].alpha.exponent)
+        reason = report.skipped[layer]
+    else:
+        with pytest.raises(sc.SpectralError) as caught:
+            sc.measure(problem, layer, top_k=3, engine=engine)
+        reason = str(caught.value)
+    assert "of its 3 curvatures 3 " in reason and "a norm, a square root" in reason
+
+
+def test_where_all_is_frozen_the_message_says_so():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    for weight in (model[0].weight, model[2].weight):
+        weight.requires_grad_(False)
+    data = [(torch.randn(6, 5), torch.randint(3, (6,)))]
+    problem = CurvatureProblem(model, F.cross_entropy, data)
+    with pytest.raises(sc.InputError, match=r"skipped: '0' \(frozen; call requires_grad_\(True\)"):
+        sc.measure(problem)
