@@ -214,7 +214,7 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
         name, operands = equation.primitive.name, list(equation.invars)
         moving = [atom for atom in operands if scope.moves(atom)]
         if name == "reduce_sum":
-            return divisors, _size(operands[0]) / _size(var), [(scope, operands[0])]
+            return divisors, _size(operands[0]) / max(_size(var), 1), [(scope, operands[0])]
         if name in ("concatenate", "stack"):
             return divisors, None, [(scope, atom) for atom in operands]
         if name in ("add", "add_any") and len(moving) > 1 and _size(var) == 1:
