@@ -12,6 +12,7 @@ from spectral_backends.torch.loss_terms import LossTerms
 from spectral_backends.torch.narrowing import CastsWidened
 from spectral_backends.torch.nested import common_length, map_tensors
 from spectral_backends.torch.objective import Objective
+from spectral_backends.torch.threads import threads_for
 
 __all__ = ["MeanGradients", "gradient_errors"]
 
@@ -108,11 +109,13 @@ def gradient_errors(
         for batch in batches:
             parts = [(batch, 1.0)] if samples is None else _parts(batch, samples, heaviest)
             counted = False
+            work = objective.work_of_operation * _share_of(batch, samples)
             for part, times in parts:
                 try:
-                    counted |= own.add(part, times)
-                    with casts:
-                        others.add(map_tensors(held_against.model.cast_input, part), times)
+                    with threads_for(work):
+                        counted |= own.add(part, times)
+                        with casts:
+                            others.add(map_tensors(held_against.model.cast_input, part), times)
                 except Exception:  # types that the model or the device does not mix, or memory
                     return {}
             if samples is not None and counted:
@@ -135,6 +138,12 @@ def _parts(batch: Any, samples: int, heaviest: Sequence[int]) -> Iterator[tuple[
     for chosen, times in ((heavy, 1.0), (few, len(others) / len(few))):
         if chosen:
             yield map_tensors(partial(_rows, chosen), batch), times
+
+
+def _share_of(batch: Any, samples: int | None) -> float:
+    """Return the share of a batch that is looked at."""
+    length = common_length(batch)
+    return 1.0 if samples is None or not length else min(1.0, samples / length)
 
 
 def _rows(chosen: Sequence[int], tensor: Tensor) -> Tensor:
