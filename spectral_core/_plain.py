@@ -22,7 +22,7 @@ def plain(name: str, value: Any) -> Any:
     Parameters
     ----------
     name : str
-        Of the argument, for messages.
+        The name of the argument, for messages.
     value : Any
         An array of any library, a number, or a nested sequence of them.
 

@@ -25,7 +25,7 @@ class Board:
     Parameters
     ----------
     noun : str
-        What a framework calls a process: ``"rank"`` in PyTorch, ``"process"`` in JAX.
+        The word of a framework for a process: ``"rank"`` in PyTorch, ``"process"`` in JAX.
     rank, size : int
         The number of this process, and of how many.
     leave : callable
@@ -53,7 +53,7 @@ def gather(
     key : str
         Used once by each process.
     note : str
-        Of this process.
+        The note of this process.
     patience : float
         Seconds to wait until all are there.
     but : collection of int

@@ -27,7 +27,7 @@ class Weighting:
     place : (int, int)
         Index of the reading that counts their terms, and of its variant.
     reduction : {"mean", "sum"} or None
-        How a loss reduces its terms; None for what the reading says.
+        The way in which a loss reduces its terms; None for what the reading says.
     """
 
     place: Place = (0, 0)
@@ -64,11 +64,11 @@ def settled(
     batches : sequence of BatchLoss
         All of them.
     cuts : sequence of Cut
-        Of one of them along its axes, the likeliest axis first.
+        Cuts of one of them along its axes, the likeliest axis first.
     eps : float
         Relative precision of the losses.
     reduction : {"mean", "sum"} or None
-        As the user gave it.
+        The reduction that the user gave.
     strict : bool
         Whether to refuse what is not borne out, where it matters.
 
@@ -115,7 +115,7 @@ class _Evidence:
     borne_out : list of (int, int)
         These, and other variants that add up just as well.
     problem : str
-        What speaks against the likeliest.
+        The reason that speaks against the likeliest.
     example : BatchLoss or None
         A batch.
     """

@@ -24,7 +24,7 @@ class LossTerms:
     count : float
         Number of the terms, or their total class weight; NaN where the loss does not tell.
     reduction : {"mean", "sum"}
-        What the loss makes of them.
+        The way in which the loss reduces them.
     inside : float or None
         Number of terms that each of the counted values is a mean of; NaN where they differ in it,
         None where the values are no means as far as can be seen.
@@ -75,11 +75,11 @@ class BatchLoss:
     loss : float
         Its value.
     readings : tuple of LossTerms
-        How it may reduce its terms, the likeliest first.
+        The ways in which it may reduce its terms, the likeliest first.
     weight : float or None
         Number of terms that the user says it has.
     shapes : sequence of tuple
-        Of the arrays that the loss is computed from.
+        The shapes of the arrays that the loss is computed from.
     """
 
     loss: float

@@ -47,8 +47,8 @@ class SampleAxis:
     axes : tuple of (int or None)
         Axis of each array; None for those that belong whole to each part.
     each : tuple of tuple of int
-        How many indices of it one sample has, as where its tokens are flattened: of each array, by
-        batch.
+        Number of indices that one sample has, of each array, by batch; it is above one where tokens
+        are flattened.
     sizes : tuple of int
         Number of samples in each batch.
     """
@@ -148,7 +148,7 @@ def _way(
     Parameters
     ----------
     lengths : sequence
-        Of each axis of each array, by batch.
+        The length of each axis of each array, by batch.
     sizes : tuple of int
         Number of samples by batch.
     anywhere : bool

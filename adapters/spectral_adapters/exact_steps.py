@@ -27,7 +27,7 @@ def exact_steps(kinds: set[str]) -> AbstractContextManager[None]:
     Parameters
     ----------
     kinds : set of str
-        Of the devices of the parameters: "cpu", "cuda".
+        The kinds of device that hold the parameters: "cpu", "cuda".
     """
     able = filter(torch.amp.is_autocast_available, kinds)
     cast = [kind for kind in able if torch.is_autocast_enabled(kind)]

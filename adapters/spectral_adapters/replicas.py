@@ -46,7 +46,7 @@ class Replicas:
         Parameters
         ----------
         found : dict of str to tuple
-            What this rank found.
+            The exponents that this rank found.
         parameters : mapping of str to Tensor
             The same names. Their gradients are those of the step that follows.
 

@@ -52,9 +52,9 @@ def matched_state(groups: Sequence[Group], state: Mapping[str, Any], hooked: boo
     Parameters
     ----------
     groups : sequence of dict
-        Of the optimizer.
+        The optimizer's own groups.
     state : mapping
-        What is loaded; nothing is written to.
+        The state that is loaded; nothing is written to it.
     hooked : bool
         Whether hooks had it, which may have moved states and not the names.
 

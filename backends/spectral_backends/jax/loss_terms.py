@@ -50,10 +50,10 @@ class Reading:
     reduction : {"mean", "sum"}
         What it makes of them.
     count : float or tuple of int
-        How many there are, where it is the same for each batch of the shape; else the site of the
+        Their number, where it is the same for each batch of the shape; else the site of the
         division by their number.
     inside : tuple or None
-        What the values that are counted are divided by, if they are means: for each mean the
+        The divisors of the values that are counted, if they are means: for each mean the
         divisors of all the values, which are one number or no mean of all terms. None if they are
         no means.
     stacked : bool

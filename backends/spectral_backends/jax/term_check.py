@@ -25,7 +25,7 @@ class LossData:
     values : list of jax.Array
         The parameters; empty where the loss is a function of outputs.
     outputs : list of jax.Array
-        Of the model; empty where the loss is a function of the parameters.
+        Outputs of the model; empty where the loss is a function of the parameters.
     leaves : list of jax.Array
         Of the batch.
     structure : pytree structure
@@ -91,7 +91,7 @@ def cutter_of(
     loss : callable
         Returns the loss of data, also of a part of a batch.
     placement : Placement or None
-        How samples lie on devices; they are cut between these where they can be.
+        The place of samples on devices; they are cut between these where they can be.
     """
 
     def part(whole: LossData, axis: SampleAxis, start: int, stop: int) -> LossData:

@@ -29,9 +29,9 @@ class Evaluation:
     Parameters
     ----------
     batches : tuple of BatchLoss
-        As the loss function returned their losses; 0 for those without terms.
+        Their losses, as the loss function returned them; 0 for those without terms.
     weighting : Weighting
-        How they are put together.
+        The rule by which they are put together.
     written_buffers : tuple of str
         Buffers of the model that its forward pass changed.
     batch_statistics : bool

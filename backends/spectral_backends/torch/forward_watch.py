@@ -26,7 +26,7 @@ class ForwardWatch(CallObserver):
     device : torch.device
         Where the model computes.
     dtype : torch.dtype
-        Of its parameters.
+        The type of its parameters.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class ForwardWatch(CallObserver):
     draws_numbers : bool
         Whether random numbers were drawn.
     narrowing : Narrowing
-        What was cast to a narrower type.
+        The operations that were cast to a narrower type.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ class MeanGradients:
     Parameters
     ----------
     objective : Objective
-        Whose gradients they are.
+        The mean loss that is differentiated.
     names : sequence of str
         Of the parameters.
     """
@@ -81,7 +81,7 @@ def gradient_errors(
     seed : int
         Of the pass.
     samples : int or None
-        How many of the first batch with terms to take, where it can be cut; None takes all data.
+        Number of samples to take of the first batch with terms, if it can be cut; None takes all.
     heaviest : sequence of int
         Samples of the first batch, those first that carry most of the gradient.
     narrowed : bool

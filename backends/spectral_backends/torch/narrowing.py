@@ -23,7 +23,7 @@ class Narrowing:
     precision : torch.dtype
         The narrowest type that was seen; at first that of the parameters.
     operations : list of str
-        What made such results first, by name and type.
+        The operations that made such results first, by name and type.
     """
 
     precision: torch.dtype

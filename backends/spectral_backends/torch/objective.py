@@ -99,9 +99,9 @@ class Objective:
         Parameters
         ----------
         batches : sequence of BatchLoss
-            As a pass over all of them saw them.
+            The batches as a pass over all of them saw them.
         seed : int
-            Of each pass.
+            The seed of each pass.
         precision : dtype
             The narrowest that is computed in on the way from the parameters.
         strict : bool
