@@ -4,16 +4,10 @@ import contextlib
 import os
 import secrets
 import stat
-import threading
 from pathlib import Path
 from typing import Any
 
 from spectral_core.errors import InputError, ReportError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where nobody is kept out
-    fcntl = None  # type: ignore[assignment]
 
 MAX_BYTES = 2**28
 """Of a report or a journal: that of 10,000 layers with a decomposition takes a quarter of it."""
@@ -103,112 +97,6 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-
-
-def open_alone(path: Path) -> int:
-    """Open a file to read and append, made if it is not there, that no other process has open so.
-
-    Threads of one process share it. `close_alone` closes it. A file system that knows no locks
-    keeps nobody out.
-
-    Raises
-    ------
-    ReportError
-        If another process has it open.
-    OSError
-        If it cannot be opened.
-    """
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            _hold(handle)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise ReportError(
-                f"{path}: another process is writing to it; give each process or rank a file of "
-                'its own, such as f"run.{rank}.journal", or let one of them measure, or wait until '
-                "it has ended."
-            ) from error
-        except BaseException:
-            os.close(handle)
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
-        close_alone(handle)  # whoever had it open deleted it meanwhile: take what is there now
-
-
-def close_alone(handle: int) -> None:
-    """Close a file of `open_alone`."""
-    key = _key(handle)
-    with _turn:
-        os.close(handle)
-        users, lock = _held[key]
-        if users > 1:
-            _held[key] = users - 1, lock
-            return
-        del _held[key]
-        if fcntl is not None:  # processes forked since may still have it open, and with it the lock
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
-
-
-def delete_alone(path: Path) -> None:
-    """Delete a file, if it is there, that nobody has open by `open_alone`.
-
-    Raises
-    ------
-    ReportError
-        If someone has, or it cannot be deleted.
-    """
-    try:
-        if fcntl is None:  # where an open file cannot be deleted either
-            path.unlink(missing_ok=True)
-        elif path.exists():
-            handle = open_alone(path)
-            try:
-                os.unlink(path)
-            finally:
-                close_alone(handle)
-    except OSError as error:
-        raise ReportError(
-            f"{path}: cannot be deleted ({error.strerror}); choose another name."
-        ) from error
-
-
-_held: dict[tuple[int, ...], tuple[int, int]] = {}
-"""Files that this process has open: by how many users, and the descriptor that has the lock."""
-
-_turn = threading.Lock()
-
-
-def _key(handle: int) -> tuple[int, ...]:
-    found = os.fstat(handle)
-    return os.getpid(), found.st_dev, found.st_ino  # a forked process has no lock of its own
-
-
-def _hold(handle: int) -> None:
-    """Lock a file for this process; raises `BlockingIOError` if another has it locked."""
-    key = _key(handle)
-    with _turn:
-        if key in _held:
-            users, lock = _held[key]
-            _held[key] = users + 1, lock
-            return
-        _lock(handle)
-        _held[key] = 1, os.dup(handle)
-
-
-def _lock(handle: int) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a network file system without locks
-        return
 
 
 def append_line(handle: int, line: bytes) -> None:

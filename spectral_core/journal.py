@@ -8,15 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from spectral_core._exclusive import exclusively
-from spectral_core._files import (
-    append_line,
-    as_path,
-    check_regular,
-    check_size,
-    close_alone,
-    open_alone,
-)
+from spectral_core._files import append_line, as_path, check_regular, check_size
 from spectral_core._json import UNREADABLE, encode, parse
+from spectral_core._lone_file import LoneFile
 from spectral_core.errors import ReportError
 from spectral_core.report import SCHEMA_VERSION, LayerSpectrum, Provenance
 
@@ -55,7 +49,8 @@ class Journal:
         self, path: str | Path | None, provenance: Provenance, shapes: dict[str, tuple[int, int]]
     ) -> None:
         self.spectra: dict[str, LayerSpectrum] = {}
-        self._shapes, self._handle = shapes, -1
+        self._shapes = shapes
+        self._file: LoneFile | None = None
         if path is None:
             return
         self._path = as_path("resume", path)
@@ -73,10 +68,10 @@ class Journal:
     def add(self, spectrum: LayerSpectrum) -> None:
         """Keep a measured layer; raises `ReportError` if the file cannot be written."""
         self.spectra[spectrum.name] = spectrum
-        if self._handle < 0:
+        if self._file is None:
             return
         try:
-            append_line(self._handle, _line_of(spectrum))
+            append_line(self._file.handle, _line_of(spectrum))
         except OSError as error:
             raise ReportError(
                 f"{self._path}: cannot be written ({error.strerror}); the layers before this one "
@@ -97,9 +92,9 @@ class Journal:
         self._close()
 
     def _close(self) -> None:
-        if self._handle >= 0:
-            close_alone(self._handle)
-            self._handle = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _open(self, header: dict[str, Any]) -> None:
         path = self._path
@@ -107,8 +102,8 @@ class Journal:
             check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             with exclusively():  # of threads that share it, one writes the header
-                self._handle = open_alone(path)
-                self._read(header)
+                self._file = LoneFile(path)
+                self._read(self._file.handle, header)
         except OSError as error:
             self._close()
             raise ReportError(
@@ -119,14 +114,14 @@ class Journal:
             self._close()
             raise
 
-    def _read(self, header: dict[str, Any]) -> None:
-        check_size(self._path, os.fstat(self._handle).st_size)
-        with os.fdopen(os.dup(self._handle), "rb") as stream:
+    def _read(self, handle: int, header: dict[str, Any]) -> None:
+        check_size(self._path, os.fstat(handle).st_size)
+        with os.fdopen(os.dup(handle), "rb") as stream:
             content = stream.read()
         first = json.dumps(header, allow_nan=False).encode() + b"\n"
         if first.startswith(content):  # new, or cut short while it was begun
-            os.ftruncate(self._handle, 0)
-            append_line(self._handle, first)
+            os.ftruncate(handle, 0)
+            append_line(handle, first)
             return
         lines = content.split(b"\n")
         self._check_header(self._parsed_header(lines[0]), header)
@@ -135,7 +130,7 @@ class Journal:
             if spectrum is not None and spectrum.name in self._shapes:
                 self.spectra[spectrum.name] = spectrum
         if lines[-1]:  # else another thread may have added a line since
-            os.ftruncate(self._handle, len(content) - len(lines[-1]))
+            os.ftruncate(handle, len(content) - len(lines[-1]))
 
     def _parsed_header(self, line: bytes) -> Any:
         try:

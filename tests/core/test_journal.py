@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core import _files
+from spectral_core import _lone_file
 from spectral_core.journal import Journal
 from spectral_core.measurement import spectrum_from_values
 from spectral_core.report import Provenance
@@ -209,7 +209,7 @@ def writer(path):
     )  # fmt: skip
 
 
-needs_locks = pytest.mark.skipif(_files.fcntl is None, reason="this system has no locks of files")
+needs_locks = pytest.mark.skipif(_lone_file.fcntl is None, reason="this system has no locks of files")
 
 
 def taken(path):
@@ -226,7 +226,7 @@ def test_one_process_at_a_time(path):
         assert other.stdout.readline() == "open\n"
         assert said(path) == taken(path) and path.read_bytes() == content
         with pytest.raises(sc.ReportError, match="another process is writing"):
-            _files.delete_alone(path)
+            _lone_file.delete_alone(path)
         assert path.read_bytes() == content
         other.communicate("go\n", timeout=60)
     with Journal(path, provenance(), SHAPES) as journal:
@@ -256,7 +256,7 @@ def test_it_is_kept_until_the_last_of_them_is_done(path, first):
         assert other.communicate("go\n", timeout=60) == ("open\n", None)
 
 
-@pytest.mark.skipif(_files.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork")
+@pytest.mark.skipif(_lone_file.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork")
 def test_a_forked_process_is_another(path):
     with Journal(path, provenance(), SHAPES):
         child = os.fork()
@@ -300,14 +300,15 @@ def test_a_worker_that_was_forked_meanwhile_holds_nobody_up(path):
 @needs_locks
 def test_a_journal_deleted_while_it_was_opened_is_made_anew(path, monkeypatch):
     """As the command line does when it is done, between another's opening and locking."""
-    lock = _files._lock
+    opened = _lone_file._opened
 
-    def deleted_first(handle):
-        monkeypatch.setattr(_files, "_lock", lock)
+    def deleted_at_once(path):
+        handle = opened(path)
+        monkeypatch.setattr(_lone_file, "_opened", opened)
         path.unlink()
-        lock(handle)
+        return handle
 
-    monkeypatch.setattr(_files, "_lock", deleted_first)
+    monkeypatch.setattr(_lone_file, "_opened", deleted_at_once)
     with Journal(path, provenance(), SHAPES) as journal:
         assert not journal.spectra
         journal.add(spectrum("head"))
@@ -319,15 +320,15 @@ def test_a_file_system_without_locks_keeps_nobody_out(path, monkeypatch):
     def unsupported(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    if _files.fcntl is not None:
-        monkeypatch.setattr(_files.fcntl, "flock", unsupported)
+    if _lone_file.fcntl is not None:
+        monkeypatch.setattr(_lone_file.fcntl, "flock", unsupported)
     with Journal(path, provenance(), SHAPES), Journal(path, provenance(), SHAPES) as journal:
         journal.add(spectrum("head"))
 
 
 def test_a_file_is_deleted_where_it_is(path, tmp_path):
-    _files.delete_alone(path)
+    _lone_file.delete_alone(path)
     assert not path.exists()
-    _files.delete_alone(path)
+    _lone_file.delete_alone(path)
     with pytest.raises(sc.ReportError, match="cannot be deleted"):
-        _files.delete_alone(tmp_path)
+        _lone_file.delete_alone(tmp_path)

@@ -21,7 +21,7 @@ OPTIONS = {"top_k": 3, "engine": "double-backward"}
 # Where the model and the process are changed and put back, and files are written. Not where the
 # lock is: a signal cannot come between its ``with`` and C, where tracing can.
 WATCHED = ("torch/state.py", "torch/threads.py", "torch/functional_model.py", "torch/objective.py",
-           "spectral_core/journal.py", "spectral_core/_files.py",
+           "spectral_core/journal.py", "spectral_core/_files.py", "spectral_core/_lone_file.py",
            "torch/overrides.py", "torch/autograd/grad_mode.py", "torch/autograd/graph.py",
            "torch/nn/attention/__init__.py", "torch/amp/autocast_mode.py", "torch/random.py")  # fmt: skip
 
@@ -44,6 +44,13 @@ def measure(network, batches, folder):
     return report
 
 
+def ends_an_object(frame):
+    """Say whether a frame runs inside a finalizer, where Python itself drops what is raised."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class InterruptedLine:
     """Raises KeyboardInterrupt at the n-th run of a line of code in the watched files."""
 
@@ -59,7 +66,8 @@ class InterruptedLine:
         sys.settrace(None)
 
     def _enter(self, frame, event, argument):
-        return self._line if frame.f_code.co_filename.endswith(WATCHED) else None
+        watched = frame.f_code.co_filename.endswith(WATCHED)
+        return self._line if watched and not ends_an_object(frame) else None
 
     def _line(self, frame, event, argument):
         if event == "line":

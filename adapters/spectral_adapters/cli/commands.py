@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import spectral_core as sc
 from spectral_adapters.cli.factory import load_problem
 from spectral_adapters.tables import to_csv, to_markdown, to_rich
-from spectral_core._files import delete_alone
+from spectral_core._lone_file import delete_alone
 from spectral_core._text_table import printable
 from spectral_core.certificate import Engine
 from spectral_core.progress import ProgressCallback
