@@ -209,7 +209,9 @@ def writer(path):
     )  # fmt: skip
 
 
-needs_locks = pytest.mark.skipif(_lone_file.fcntl is None, reason="this system has no locks of files")
+needs_locks = pytest.mark.skipif(
+    _lone_file.fcntl is None, reason="this system has no locks of files"
+)
 
 
 def taken(path):
@@ -256,7 +258,9 @@ def test_it_is_kept_until_the_last_of_them_is_done(path, first):
         assert other.communicate("go\n", timeout=60) == ("open\n", None)
 
 
-@pytest.mark.skipif(_lone_file.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork")
+@pytest.mark.skipif(
+    _lone_file.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork"
+)
 def test_a_forked_process_is_another(path):
     with Journal(path, provenance(), SHAPES):
         child = os.fork()
