@@ -63,7 +63,7 @@ def resident() -> int:
 def graph_nodes(tensors: list[Any]) -> int:
     """Return how many nodes of autograd's graphs hang on tensors."""
     found: set[Any] = set()
-    todo = [node for node in map(_node_of, tensors) if node is not None]
+    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     while todo:
         node = todo.pop()
         if node in found:
@@ -73,11 +73,13 @@ def graph_nodes(tensors: list[Any]) -> int:
     return len(found)
 
 
-def _node_of(tensor: Any) -> Any:
+def _tells(tensor: Any) -> bool:
+    """Say whether autograd tells of a tensor: not of one of several views, changed in place."""
     try:
-        return tensor.grad_fn
-    except RuntimeError:  # one of several views that was changed in place, by another test
-        return None
+        tensor.grad_fn  # noqa: B018 - which raises then
+    except RuntimeError:
+        return False
+    return True
 
 
 def hooks(modules: list[Any], tensors: list[Any]) -> int:
@@ -124,7 +126,7 @@ def held() -> Held:
     """Count what is alive."""
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     everything = gc.get_objects()
-    tensors = [o for o in everything if torch and issubclass(type(o), torch.Tensor)]
+    tensors = [o for o in everything if torch and issubclass(type(o), torch.Tensor) and _tells(o)]
     modules = [o for o in everything if torch and issubclass(type(o), torch.nn.Module)]
     return Held(
         objects=Counter(
