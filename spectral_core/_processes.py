@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from spectral_core.backend_checks import first_line
+
 __all__ = ["Board", "OtherData", "gather"]
 
 LOSS_ROUNDING = 1e-5
@@ -96,7 +98,7 @@ class OtherData:
             _made[identity] += 1
             gather(board, self._key, json.dumps(self._own))
         except RuntimeError as error:
-            self._warn(f"it cannot be told whether others hold other data ({_first(error)})")
+            self._warn(f"it cannot be told whether others hold other data ({first_line(error)})")
 
     def look(self) -> None:
         """Warn, once, if another process has left a note of other data; it may come later."""
@@ -135,7 +137,3 @@ def _present(board: Board, key: str) -> dict[int, str]:
 
 def _of(n_terms: float | None) -> str:
     return "" if n_terms is None else f" of {n_terms:g} terms"
-
-
-def _first(error: RuntimeError) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -93,7 +93,7 @@ def test_a_store_that_takes_no_notes():
         raise RuntimeError("not implemented\nhere")
 
     board = Board("process", 0, 3, refuse, lambda key: None)
-    with pytest.warns(UserWarning, match=r"process 0 of 3 .* \(not implemented\)"):
+    with pytest.warns(UserWarning, match=r"process 0 of 3 .* \(RuntimeError: not implemented\)"):
         others = OtherData(board, lambda: "a", 0.5, None)
     assert said(others) == []
 

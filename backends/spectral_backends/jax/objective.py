@@ -72,7 +72,7 @@ class Objective:
     loss : float
         Mean over all terms; set by `evaluate`.
     loss_fn : callable or pair of callables
-        As given.
+        The loss, or the forward and the loss, as given.
     terms : list of LossTerms
         Of each batch.
     n_terms : float

@@ -27,9 +27,9 @@ class LossData:
     outputs : list of jax.Array
         Outputs of the model; empty where the loss is a function of the parameters.
     leaves : list of jax.Array
-        Of the batch.
+        The arrays of the batch.
     structure : pytree structure
-        Of the batch.
+        The structure that they make.
     program : Program
         Holds the loss, for batches of these shapes.
     """

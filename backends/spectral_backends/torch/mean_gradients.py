@@ -28,7 +28,7 @@ class MeanGradients:
     objective : Objective
         The mean loss that is differentiated.
     names : sequence of str
-        Of the parameters.
+        The names of the parameters.
     """
 
     def __init__(self, objective: Objective, names: Sequence[str]) -> None:
@@ -77,9 +77,9 @@ def gradient_errors(
     objective : Objective
         The mean loss, in the type that is looked at.
     names : sequence of str
-        Of the parameters.
+        The names of the parameters.
     seed : int
-        Of the pass.
+        The seed of the pass.
     samples : int or None
         Number of samples to take of the first batch with terms, if it can be cut; None takes all.
     heaviest : sequence of int
