@@ -87,7 +87,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the test suite of one backend; torch also runs the measurements and the adapters."""
     arrays = ["tests/backends/arrays", "tests/adapters/test_array_optim.py"]
-    suites = ["tests/core", *(arrays if backend in ("numpy", "array-api-strict", "cupy") else [])]
+    suites = ["tests/core", "tests/golden", *(arrays if backend in ("numpy", "array-api-strict", "cupy") else [])]
     if backend == "torch":
         session.install(TORCH)
         session.install(*TEST, "einops", "opt-einsum", "tqdm", "pandas", "polars")
@@ -228,6 +228,31 @@ def gpu(session: nox.Session) -> None:
         "bash", "tests/gpu/run.sh", "--output", str(Path(output) / "gate"), *session.posargs,
         env={"PYTHON": "python", "OMP_NUM_THREADS": "1"}, external=True,
     )  # fmt: skip
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Compare reports and optimizer states with those of a commit, to the byte; `-- COMMIT`."""
+    if len(session.posargs) != 1:
+        session.error("name the commit to compare with: nox -s golden -- main")
+    folder = Path(session.create_tmp()).resolve()
+    then = folder / "then"
+    session.run("git", "worktree", "prune", external=True)
+    session.run(
+        "git", "worktree", "add", "--force", "--detach", str(then), *session.posargs, external=True
+    )
+    session.install(TORCH)
+    session.install("array-api-compat", "array-api-extra", "jax>=0.8", "optax>=0.2.5")
+    try:
+        for name, tree in (("then", then), ("now", ROOT)):
+            paths = [str(tree / part) for part in ("", "backends", "adapters")]
+            env = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+            shutil.rmtree(folder / f"record-{name}", ignore_errors=True)
+            session.run("python", "tools/golden/record.py", str(folder / f"record-{name}"), env=env)
+    finally:
+        session.run("git", "worktree", "remove", "--force", str(then), external=True)
+    records = [str(folder / f"record-{name}") for name in ("then", "now")]
+    session.run("diff", "--recursive", "--brief", *records, external=True)
 
 
 @nox.session

@@ -36,6 +36,10 @@ class LayerError(SpectralError):
         self.layer = layer
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["LayerError"], tuple[str, str]]:
+        # By default an exception is made again from its message alone.
+        return type(self), (self.layer, self.reason)
+
 
 class NonDeterministicError(SpectralError, RuntimeError):
     """The loss changes between two passes over the same data."""
