@@ -87,7 +87,11 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the test suite of one backend; torch also runs the measurements and the adapters."""
     arrays = ["tests/backends/arrays", "tests/adapters/test_array_optim.py"]
-    suites = ["tests/core", "tests/golden", *(arrays if backend in ("numpy", "array-api-strict", "cupy") else [])]
+    suites = [
+        "tests/core",
+        "tests/golden",
+        *(arrays if backend in ("numpy", "array-api-strict", "cupy") else []),
+    ]
     if backend == "torch":
         session.install(TORCH)
         session.install(*TEST, "einops", "opt-einsum", "tqdm", "pandas", "polars")

@@ -7,6 +7,7 @@ __all__ = [
     "NonDeterministicError",
     "ReportError",
     "SpectralError",
+    "first_line",
 ]
 
 
@@ -51,3 +52,9 @@ class ReportError(SpectralError, ValueError):
 
 class MissingExtraError(SpectralError, ImportError):
     """A feature needs an optional dependency that is not installed."""
+
+
+def first_line(error: Exception) -> str:
+    """Return type and first line of an error of the user's code, to be cited in a sentence."""
+    first = (str(error).strip() or "without a word").splitlines()[0]
+    return f"{type(error).__name__}: {first.rstrip('.')}"

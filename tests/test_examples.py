@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 )
 def test_example(example, layer, kind, shared, monkeypatch):
     from spectral_adapters.cli.factory import load_factory
-    from spectral_adapters.weights import load_weights
+    from spectral_adapters.cli.weights import load_weights
 
     monkeypatch.setitem(os.environ, "SPECTRAL_DATA", str(shared / "data"))
     factory = load_factory(f"{EXAMPLES / example}.py:problem")

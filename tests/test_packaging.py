@@ -15,13 +15,13 @@ PACKAGES = ("spectral_core", "spectral_backends", "spectral_adapters")
 MODULES = (
     "spectral_core", "spectral_core.testing", "spectral_backends.torch", "spectral_adapters.plots",
     "spectral_backends.arrays", "spectral_backends.numpy", "spectral_adapters.array_optim",
-    "spectral_adapters.alpha_values",
-    "spectral_adapters.tables", "spectral_adapters.demo", "spectral_adapters.cli",
-    "spectral_adapters.torch_optim", "spectral_adapters.parameter_routing",
-    "spectral_adapters.layer_types", "spectral_adapters.alpha_choice",
-    "spectral_adapters.parameter_groups", "spectral_adapters.batched_step",
-    "spectral_adapters.layer_names", "spectral_adapters.routing_table",
-    "spectral_adapters.dimension_numbers", "spectral_core.batched_newton",
+    "spectral_adapters.routing.alphas",
+    "spectral_adapters.tables", "spectral_adapters.demo.run", "spectral_adapters.cli",
+    "spectral_adapters.torch_optim", "spectral_adapters.routing.torch_parameters",
+    "spectral_adapters.routing.torch_modules", "spectral_adapters.torch_updates.alpha_measurement",
+    "spectral_adapters.torch_updates.parameter_groups", "spectral_adapters.torch_updates.batched_step",
+    "spectral_adapters.routing.names", "spectral_adapters.routing.table",
+    "spectral_adapters.routing.dimension_numbers", "spectral_core.newton.batched",
 )  # fmt: skip
 
 

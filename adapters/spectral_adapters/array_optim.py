@@ -11,16 +11,16 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import array_api_compat
 import numpy as np
 
-from spectral_adapters.alpha_values import Alpha
-from spectral_adapters.array_routing import Overrides, route_arrays
-from spectral_adapters.routing_table import Route, RoutingTable
+from spectral_adapters.routing.alphas import Alpha
+from spectral_adapters.routing.arrays import Overrides, route_arrays
+from spectral_adapters.routing.table import Route, RoutingTable
 from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
-from spectral_core._arrays import linear_algebra
-from spectral_core._checks import check_mapping
-from spectral_core._plain import plain
-from spectral_core.adamw import adamw_step
-from spectral_core.batched_newton import spectral_newton_steps
-from spectral_core.transfer import is_number
+from spectral_core.arrays.namespace import linear_algebra
+from spectral_core.arrays.numbers import check_mapping
+from spectral_core.arrays.plain import plain
+from spectral_core.newton.adamw import adamw_step
+from spectral_core.newton.batched import spectral_newton_steps
+from spectral_core.preconditioning.function import is_number
 
 __all__ = ["SpectralNewton", "SpectralNewtonState"]
 

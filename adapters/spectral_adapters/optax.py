@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from spectral_adapters.dimension_numbers import SpectralDimensionNumbers, layout_of
-from spectral_adapters.explicit_sharding import with_automatic_axes
-from spectral_adapters.routing_table import RoutingTable
-from spectral_adapters.tree_routing import (
+from spectral_adapters.jax_updates.explicit_sharding import with_automatic_axes
+from spectral_adapters.routing.dimension_numbers import SpectralDimensionNumbers, layout_of
+from spectral_adapters.routing.jax_trees import (
     AlphaOrTree,
     AxesOrTree,
     LeafRule,
@@ -24,10 +23,11 @@ from spectral_adapters.tree_routing import (
     rules_of,
     spread,
 )
+from spectral_adapters.routing.table import RoutingTable
 from spectral_core import InputError, spectral_newton_step
 from spectral_core._extras import require
-from spectral_core.batched_newton import spectral_newton_steps
-from spectral_core.transfer import is_number
+from spectral_core.newton.batched import spectral_newton_steps
+from spectral_core.preconditioning.function import is_number
 
 if TYPE_CHECKING:
     import jax

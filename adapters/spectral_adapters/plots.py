@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectral_core._extras import require
-from spectral_core._text_table import printable
 from spectral_core.errors import ReportError
-from spectral_core.report import LayerSpectrum, SpectralReport
+from spectral_core.reporting.report import LayerSpectrum, SpectralReport
+from spectral_core.reporting.text_table import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

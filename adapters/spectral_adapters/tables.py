@@ -5,8 +5,8 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from spectral_core._extras import require
-from spectral_core._text_table import printable
-from spectral_core.report import SpectralReport
+from spectral_core.reporting.report import SpectralReport
+from spectral_core.reporting.text_table import printable
 
 if TYPE_CHECKING:
     import pandas

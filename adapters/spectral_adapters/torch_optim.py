@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_update
 
-from spectral_adapters.alpha_choice import AlphaMeasurement
-from spectral_adapters.alpha_values import Alpha, choose_alphas
-from spectral_adapters.batched_step import Update, layout_of
-from spectral_adapters.exact_steps import exact_steps
-from spectral_adapters.parameter_groups import (
+from spectral_adapters.routing.alphas import Alpha, choose_alphas
+from spectral_adapters.routing.torch_parameters import (
+    Overrides,
+    Route,
+    RoutingTable,
+    route_parameters,
+)
+from spectral_adapters.torch_updates.alpha_measurement import AlphaMeasurement
+from spectral_adapters.torch_updates.batched_step import Update, layout_of
+from spectral_adapters.torch_updates.exact_steps import exact_steps
+from spectral_adapters.torch_updates.parameter_groups import (
     check_gradient,
     check_options,
     check_parameter,
@@ -22,11 +28,10 @@ from spectral_adapters.parameter_groups import (
     routes_of_group,
     split_group,
 )
-from spectral_adapters.parameter_routing import Overrides, Route, RoutingTable, route_parameters
-from spectral_adapters.recorded_update import RecordedUpdate, update_key
-from spectral_adapters.saved_state import entries, matched_state, with_names
+from spectral_adapters.torch_updates.recorded_update import RecordedUpdate, update_key
+from spectral_adapters.torch_updates.saved_state import entries, matched_state, with_names
 from spectral_core import CurvatureProblem, InputError
-from spectral_core._checks import check_mapping
+from spectral_core.arrays.numbers import check_mapping
 
 __all__ = ["SpectralNewton"]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import array_api_compat
 import numpy as np
 
-from spectral_core._arrays import as_like, to_numpy
+from spectral_core.arrays.namespace import as_like, to_numpy
 from spectral_core.errors import InputError, LayerError
 from spectral_core.testing.closed_form import Array, ClosedForm
 

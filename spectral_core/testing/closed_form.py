@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from spectral_core.problem import CurvatureKind, Delta, Sharing
+from spectral_core.curvature.problem import CurvatureKind, Delta, Sharing
 
 __all__ = ["Batch", "ClosedForm"]
 

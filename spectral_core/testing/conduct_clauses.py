@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from spectral_core.curvature.problem import ManyLayers
 from spectral_core.errors import InputError, LayerError
-from spectral_core.measurement import measure
-from spectral_core.problem import ManyLayers
+from spectral_core.measuring.measurement import measure
 from spectral_core.testing.clause import Clause, Subject, Trial, directions, frozen
 from spectral_core.testing.forms import closed_forms
 

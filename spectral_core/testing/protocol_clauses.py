@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral_core.problem import CurvatureProblem, LayerInfo
+from spectral_core.curvature.problem import CurvatureProblem, LayerInfo
 from spectral_core.testing.clause import Clause, Trial
 from spectral_core.testing.forms import closed_forms
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from spectral_core._arrays import to_numpy
+from spectral_core.arrays.namespace import to_numpy
+from spectral_core.curvature.problem import CurvatureKind, ManyLayers
 from spectral_core.errors import LayerError
-from spectral_core.problem import CurvatureKind, ManyLayers
 from spectral_core.testing.clause import Clause, Subject, Trial, directions, frozen
 from spectral_core.testing.closed_form import Array
 from spectral_core.testing.forms import closed_forms

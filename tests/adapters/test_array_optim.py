@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import spectral_core as sc
 from spectral_adapters.array_optim import SpectralNewton
 from spectral_backends.arrays import DenseNetwork
-from spectral_core import batched_newton
-from spectral_core.adamw import adamw_step
+from spectral_core.newton import batched
+from spectral_core.newton.adamw import adamw_step
 
 RNG = np.random.default_rng(0)
 NETWORK = DenseNetwork((6, 8, 8, 8, 5), "tanh")
@@ -106,13 +106,13 @@ def test_the_textbook_step():
 
 def test_matrices_of_one_shape_are_updated_together(monkeypatch):
     calls = []
-    step = batched_newton.spectral_newton_step
+    step = batched.spectral_newton_step
 
     def counted(weight, *args, **kwargs):
         calls.append(tuple(weight.shape))
         return step(weight, *args, **kwargs)
 
-    monkeypatch.setattr(batched_newton, "spectral_newton_step", counted)
+    monkeypatch.setattr(batched, "spectral_newton_step", counted)
     params = NETWORK.init(0)
     optimizer = SpectralNewton()
     together, _ = optimizer.update(params, NETWORK.gradient(params, BATCH), optimizer.init(params))

@@ -3,7 +3,7 @@
 import pytest
 
 import spectral_core as sc
-from spectral_adapters.demo import find_sentences, run_demo
+from spectral_adapters.demo.run import find_sentences, run_demo
 
 pytest.importorskip("sklearn")
 

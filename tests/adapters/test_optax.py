@@ -23,8 +23,8 @@ from spectral_adapters.optax import (  # noqa: E402
     scale_by_spectral_newton,
     spectral_newton,
 )
-from spectral_core import batched_newton  # noqa: E402
-from spectral_core._factorize import after  # noqa: E402
+from spectral_core.arrays.factorize import after  # noqa: E402
+from spectral_core.newton import batched  # noqa: E402
 
 STATIC = ("alpha", "damping", "weight_dimension_numbers", "weight_decay_mask")
 
@@ -206,7 +206,7 @@ def test_it_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["optax", "tree_routing", "explicit_sharding"])
+@pytest.mark.parametrize("module", ["optax", "routing.jax_trees", "jax_updates.explicit_sharding"])
 def test_every_public_name_resolves(module):
     found = importlib.import_module(f"spectral_adapters.{module}")
     assert sorted(found.__all__) == found.__all__
@@ -269,7 +269,7 @@ def test_leaves_of_one_shape_are_one_call(monkeypatch):
         seen.append((tuple(weight.shape), options["alpha"]))
         return sc.spectral_newton_step(weight, *args, **options)
 
-    monkeypatch.setattr(batched_newton, "spectral_newton_step", spy)
+    monkeypatch.setattr(batched, "spectral_newton_step", spy)
     shapes = {"a": (4, 6), "b": (3, 4, 6), "c": (4, 6), "d": (6, 4)}
     alpha = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 1.0}
     axes = dict.fromkeys(shapes, "stack")
@@ -626,7 +626,7 @@ def test_calls_of_lapack_take_turns(monkeypatch):
     assert "compare" in compiled  # the compiler has not seen through it
     seen = []
     monkeypatch.setattr(
-        batched_newton, "after", lambda xp, array, earlier: seen.append((array, earlier)) or array
+        batched, "after", lambda xp, array, earlier: seen.append((array, earlier)) or array
     )
     first(scale_by_spectral_newton(1.5), arrays({"a": (4, 6), "b": (5, 7), "c": (6, 4)}))
     shapes = [(array.shape, earlier.shape) for array, earlier in seen]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_adapters import recorded_update
 from spectral_adapters.torch_optim import RECORDINGS, SpectralNewton
+from spectral_adapters.torch_updates import recorded_update
 from spectral_core import InputError
 
 

@@ -10,9 +10,9 @@ import torch
 from side_by_side import run_side_by_side
 from torch import nn
 
-from spectral_adapters import replicas
-from spectral_adapters.replicas import Replicas
-from spectral_core._processes import Board
+from spectral_adapters.torch_updates import replicas
+from spectral_adapters.torch_updates.replicas import Replicas
+from spectral_core.curvature.processes import Board
 
 distributed = pytest.importorskip("torch.distributed")
 if not distributed.is_available():

@@ -6,8 +6,8 @@ from torch import nn
 from trained_networks import GPT, ResNet, transposed
 
 import spectral_core as sc
-from spectral_adapters.layer_types import TYPE_ALPHAS
-from spectral_adapters.parameter_routing import RoutingTable, route_parameters
+from spectral_adapters.routing.torch_modules import TYPE_ALPHAS
+from spectral_adapters.routing.torch_parameters import RoutingTable, route_parameters
 from spectral_adapters.torch_optim import SpectralNewton
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from trained_networks import GPT, next_token_loss
 
-from spectral_adapters.exact_steps import exact_steps
 from spectral_adapters.torch_optim import SpectralNewton
+from spectral_adapters.torch_updates.exact_steps import exact_steps
 from spectral_backends.torch import CurvatureProblem
 
 TOKENS = torch.randint(20, (8, 8), generator=torch.Generator().manual_seed(0))
@@ -151,7 +151,7 @@ def test_products_are_in_float32_inside_and_as_chosen_outside(chosen, monkeypatc
     optimizer = SpectralNewton([model.weight], lr=0.01)
     model.weight.grad = torch.ones_like(model.weight)
     monkeypatch.setattr(
-        "spectral_adapters.batched_step.spectral_newton_steps",
+        "spectral_adapters.torch_updates.batched_step.spectral_newton_steps",
         lambda weights, gradients, momenta, **_: (
             seen.append(settings()) or (list(weights), list(momenta))
         ),

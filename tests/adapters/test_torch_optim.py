@@ -15,7 +15,7 @@ from trained_networks import GPT, ResNet, next_token_loss
 import spectral_core as sc
 from spectral_adapters.torch_optim import SpectralNewton
 from spectral_backends.torch import CurvatureProblem
-from spectral_core import batched_newton
+from spectral_core.newton import batched
 
 TOKENS = torch.randint(20, (8, 8), generator=torch.Generator().manual_seed(0))
 
@@ -154,12 +154,12 @@ def test_matrices_of_one_shape_and_exponent_are_one_call(monkeypatch):
 
     model = gpt()
     optimizer = SpectralNewton(model)
-    monkeypatch.setattr(batched_newton, "spectral_newton_step", spy)
+    monkeypatch.setattr(batched, "spectral_newton_step", spy)
     train(model, optimizer, 1)
     # two blocks: q, k, v and the output projection of each are 16 × 16 with α = 1.2
     assert sorted(seen) == [(2, 16, 64), (2, 64, 16), (8, 16, 16)]
     seen.clear()
-    monkeypatch.setattr(batched_newton, "BATCH_ELEMENTS", 3 * 16 * 16)
+    monkeypatch.setattr(batched, "BATCH_ELEMENTS", 3 * 16 * 16)
     train(model, optimizer, 1)
     pieces = [(1, 16, 16), (1, 16, 64), (1, 64, 16), (3, 16, 16)]
     assert sorted(seen) == sorted(2 * pieces)
@@ -168,7 +168,7 @@ def test_matrices_of_one_shape_and_exponent_are_one_call(monkeypatch):
 def test_batching_changes_nothing(monkeypatch):
     together, apart = gpt(torch.float64), gpt(torch.float64)
     train(together, SpectralNewton(together, lr=0.01), 5)
-    monkeypatch.setattr(batched_newton, "BATCH_ELEMENTS", 1)
+    monkeypatch.setattr(batched, "BATCH_ELEMENTS", 1)
     train(apart, SpectralNewton(apart, lr=0.01), 5)
     for p, q in zip(together.parameters(), apart.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=0, atol=1e-12)

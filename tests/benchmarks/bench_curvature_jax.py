@@ -44,7 +44,7 @@ from harness import arguments, by_clock, evenly, interleaved, peer_library, prin
 from jax.experimental import jet
 
 from spectral_backends.jax import CurvatureProblem
-from spectral_core.certificate import Engine, LayerCurvature
+from spectral_core.curvature.certificate import Engine, LayerCurvature
 
 kfac_jax, matfree = peer_library("kfac_jax"), peer_library("matfree.decomp")
 

@@ -35,8 +35,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.allocation import AllocationPeak
-from spectral_core.certificate import Engine, LayerCurvature
+from spectral_backends.torch.instruments.allocation import AllocationPeak
+from spectral_core.curvature.certificate import Engine, LayerCurvature
 
 curvlinops, pyhessian = peer_library("curvlinops"), peer_library("pyhessian")
 hessian_eigenthings = peer_library("hessian_eigenthings")  # not on PyPI

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 import spectral_core as sc
-from spectral_core._method_choice import METHODS
+from spectral_core.preconditioning.choice import METHODS
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -11,7 +11,7 @@ from scipy import linalg
 from strategies import FactorPair, factor_pairs, seeds
 
 import spectral_core as sc
-from spectral_core.power_law import fit_power_law
+from spectral_core.exponents.power_law import fit_power_law
 
 
 def falling(rng, size, decay):

@@ -7,7 +7,7 @@ import pytest
 from array_api_compat import array_namespace
 
 import spectral_core as sc
-from spectral_core._arrays import as_like, at_least, device_key, linear_algebra, to_numpy
+from spectral_core.arrays.namespace import as_like, at_least, device_key, linear_algebra, to_numpy
 
 
 class Bare:

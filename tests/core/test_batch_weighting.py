@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from spectral_core.batch_weighting import settled
 from spectral_core.errors import InputError
-from spectral_core.loss_terms import BatchLoss, LossTerms
-from spectral_core.sample_cuts import Cutter, cut_batches, find_axes
+from spectral_core.losses.batch_weighting import settled
+from spectral_core.losses.sample_cuts import Cutter, cut_batches, find_axes
+from spectral_core.losses.terms import BatchLoss, LossTerms
 
 EPS = 2.0**-52
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core import batched_newton
-from spectral_core.batched_newton import spectral_newton_steps
+from spectral_core.newton import batched
+from spectral_core.newton.batched import spectral_newton_steps
 
 SHAPES = [(3, 4), (3, 4), (2, 5), (3, 4), (3, 4), (3, 4)]
 
@@ -19,7 +19,7 @@ def calls(monkeypatch):
         seen.append(weight.shape)
         return sc.spectral_newton_step(weight, *arguments, **options)
 
-    monkeypatch.setattr(batched_newton, "spectral_newton_step", noting)
+    monkeypatch.setattr(batched, "spectral_newton_step", noting)
     return seen
 
 
@@ -59,6 +59,6 @@ def test_arrays_are_one_only_if_they_are_one_object(calls):
     ("elements", "sizes"), [(24, [2, 2, 1]), (35, [2, 2, 1]), (36, [3, 2]), (1, [1] * 5)]
 )
 def test_a_batch_is_cut_where_it_grows_too_large(calls, monkeypatch, elements, sizes):
-    monkeypatch.setattr(batched_newton, "BATCH_ELEMENTS", elements)
+    monkeypatch.setattr(batched, "BATCH_ELEMENTS", elements)
     check([2.0] * 6, [0.1] * 6)
     assert sorted(shape[0] for shape in calls if shape[1:] == (3, 4)) == sorted(sizes)

@@ -3,9 +3,9 @@
 import pytest
 
 import spectral_core as sc
-from spectral_core._method_choice import POLAR_FLOOR, POLAR_MARGIN
-from spectral_core.polar import polar_schedule
-from spectral_core.polynomial_tables import polynomial_table
+from spectral_core.preconditioning.choice import POLAR_FLOOR, POLAR_MARGIN
+from spectral_core.preconditioning.methods.polar import polar_schedule
+from spectral_core.preconditioning.tables.polynomials import polynomial_table
 
 torch = pytest.importorskip("torch")
 dispatch = pytest.importorskip("torch.utils._python_dispatch")

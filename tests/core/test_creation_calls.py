@@ -8,7 +8,7 @@ import pytest
 import spectral_core
 
 CREATORS = {"arange", "asarray", "empty", "eye", "full", "linspace", "ones", "zeros"}
-MODULES = sorted(Path(spectral_core.__file__).parent.glob("*.py"))
+MODULES = sorted(Path(spectral_core.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from spectral_core import _eigen, _factorize
+from spectral_core.arrays import eigen, factorize
 
 
 def cholesky(matrix):
@@ -62,7 +62,7 @@ def cupy(request, monkeypatch):
         is_torch_namespace=lambda other: False,
         is_jax_namespace=lambda other: False,
     )
-    for module in (_factorize, _eigen):
+    for module in (factorize, eigen):
         monkeypatch.setattr(module, "array_api_compat", taken)
     return space
 
@@ -77,8 +77,8 @@ def test_solve_and_inverse_agree_with_numpy(cupy, batch, dtype, columns):
     right = rng.normal(size=(*batch, 7, columns)).astype(dtype)
     bound = 50 * 7 * np.max(np.linalg.cond(matrix)) * np.finfo(dtype).eps
     for (found, spoiled), expected in (
-        (_factorize.solve(cupy, matrix, right), np.linalg.solve(matrix.astype(float), right)),
-        (_factorize.inverse(cupy, matrix), np.linalg.inv(matrix.astype(float))),
+        (factorize.solve(cupy, matrix, right), np.linalg.solve(matrix.astype(float), right)),
+        (factorize.inverse(cupy, matrix), np.linalg.inv(matrix.astype(float))),
     ):
         assert found.dtype == spoiled.dtype == dtype
         assert spoiled.shape == (*batch, 1, 1) and np.all(spoiled == 0)
@@ -89,7 +89,7 @@ def test_solve_and_inverse_agree_with_numpy(cupy, batch, dtype, columns):
 
 def test_batches_are_solved_in_two_calls_where_cupy_can(cupy):
     matrices = np.stack([np.eye(3) * (i + 2.0) for i in range(5)])
-    _factorize.solve(cupy, matrices, matrices)
+    factorize.solve(cupy, matrices, matrices)
     assert cupy.calls == ([(5, 3, 3)] * 2 if cupy.batched else [(3, 3)] * 10)
 
 
@@ -106,7 +106,7 @@ def test_a_matrix_that_is_not_positive_definite_spoils_itself_alone(cupy):
         np.zeros((30, 30)),
         gram[5],
     ]
-    _, spoiled = _factorize.solve(cupy, np.stack(bad), g)
+    _, spoiled = factorize.solve(cupy, np.stack(bad), g)
     assert np.isnan(spoiled[:, 0, 0]).tolist() == [False, True, True, True, True, False]
 
 
@@ -122,7 +122,7 @@ def test_a_factor_that_was_left_unfinished_is_seen_by_its_rows(cupy, monkeypatch
         return factors
 
     monkeypatch.setattr(cupy.linalg, "cholesky", stopped)
-    spoiled = _factorize.solve(cupy, gram, g)[1]
+    spoiled = factorize.solve(cupy, gram, g)[1]
     assert np.isnan(spoiled[:, 0, 0]).tolist() == [False, True]
 
 
@@ -130,14 +130,14 @@ def test_a_finished_factor_of_an_ill_conditioned_matrix_stands(cupy):
     # The largest shift-to-norm ratio that "closed" admits is about (4 + √k) ε.
     rng = np.random.default_rng(2)
     for dtype in (np.float32, np.float64):
-        assert _factorize.solve(cupy, dtype([[2.0]]), dtype([[1.0]]))[1] == 0
+        assert factorize.solve(cupy, dtype([[2.0]]), dtype([[1.0]]))[1] == 0
         for rows in (5, 60, 300):
             u = np.linalg.qr(rng.normal(size=(rows, rows)))[0]
             values = np.geomspace(1, (4 + np.sqrt(rows)) * np.finfo(dtype).eps * 8, rows)
             matrix = ((u * values) @ u.T).astype(dtype)
-            assert _factorize.solve(cupy, matrix, matrix)[1] == 0
+            assert factorize.solve(cupy, matrix, matrix)[1] == 0
             deep = matrix[None, None]
-            assert _factorize.solve(cupy, deep, deep)[1] == 0
+            assert factorize.solve(cupy, deep, deep)[1] == 0
 
 
 def test_eigenvalues_go_one_by_one_beyond_jacobis_size(cupy, monkeypatch):
@@ -148,21 +148,21 @@ def test_eigenvalues_go_one_by_one_beyond_jacobis_size(cupy, monkeypatch):
         seen.clear()
         g = np.random.default_rng(3).normal(size=(2, 2, rows, rows))
         matrix = g + np.swapaxes(g, -1, -2)
-        values, vectors = _eigen.eigh(cupy, matrix)
+        values, vectors = eigen.eigh(cupy, matrix)
         assert seen == shapes
         assert values.shape == (2, 2, rows) and vectors.shape == matrix.shape
         rebuilt = (vectors * values[..., None, :]) @ np.swapaxes(vectors, -1, -2)
         assert np.max(np.abs(rebuilt - matrix)) < 1e-12 * rows
-        assert np.allclose(_eigen.eigvalsh(cupy, matrix), values, atol=1e-12 * rows)
+        assert np.allclose(eigen.eigvalsh(cupy, matrix), values, atol=1e-12 * rows)
 
 
 @pytest.mark.parametrize("batch", [(1,), (3,), (2, 2)])
 def test_one_by_one_keeps_the_batch(batch):
     rng = np.random.default_rng(5)
     first, second = rng.normal(size=(*batch, 3, 4)), rng.normal(size=(*batch, 4, 2))
-    product = _factorize.one_by_one(np, np.matmul, first, second)
+    product = factorize.one_by_one(np, np.matmul, first, second)
     np.testing.assert_allclose(product, first @ second, rtol=1e-14)
-    total, row = _factorize.one_by_one(np, lambda a: (a.sum(), a[0]), first)
+    total, row = factorize.one_by_one(np, lambda a: (a.sum(), a[0]), first)
     np.testing.assert_allclose(total, first.sum((-2, -1)), rtol=1e-14)
     np.testing.assert_array_equal(row, first[..., 0, :])
 
@@ -170,7 +170,7 @@ def test_one_by_one_keeps_the_batch(batch):
 def test_one_by_one_leaves_single_matrices_and_empty_batches_to_the_function():
     for shape in ((4, 4), (0, 4, 4)):
         matrix = np.zeros(shape)
-        assert _factorize.one_by_one(np, lambda a: a, matrix) is matrix
+        assert factorize.one_by_one(np, lambda a: a, matrix) is matrix
 
 
 def arguments_of(path, name):

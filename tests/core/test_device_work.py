@@ -4,14 +4,15 @@ PyTorch's "meta" device has shapes and no numbers. To the library it is a device
 the operations are those of a GPU; what reads a number back fails, and copies from the host show.
 """
 
+import array_api_compat
 import numpy as np
 import pytest
 from fits import FITS
 
 import spectral_core as sc
-from spectral_core import _host
-from spectral_core._eigen import by_squaring
-from spectral_core.extreme_value import DIRECT_SIZE
+from spectral_core.arrays import host
+from spectral_core.arrays.eigen import by_squaring
+from spectral_core.preconditioning.extreme_value import DIRECT_SIZE
 
 torch = pytest.importorskip("torch")
 pytree = pytest.importorskip("torch.utils._pytree")
@@ -137,7 +138,7 @@ def test_squaring_finds_the_largest_eigenvalue(rows, dtype):
     g = decays[:, :, None] * rng.normal(size=(3, rows, rows + 3))
     gram = torch.asarray(g @ np.swapaxes(g, -1, -2)).to(dtype)
     exact = np.linalg.eigvalsh(gram.double().numpy())[:, -1]
-    found = by_squaring(sc._arrays.array_api_compat.array_namespace(gram), gram)
+    found = by_squaring(array_api_compat.array_namespace(gram), gram)
     assert found.shape == (3, 1, 1)
     error = np.abs(found[:, 0, 0].double().numpy() / exact - 1)
     assert np.max(error) <= (8 + 13 + 2 * np.sqrt(rows)) * torch.finfo(dtype).eps
@@ -147,7 +148,7 @@ def test_squaring_finds_the_largest_eigenvalue(rows, dtype):
 @pytest.mark.parametrize("rows", [1, 2, 16, DIRECT_SIZE])
 def test_squaring_is_above_an_identity_by_eight_roundings_at_most(rows, dtype):
     # Equal eigenvalues are the worst case, and nothing else rounds here.
-    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    xp = array_api_compat.array_namespace(torch.ones(1))
     identities = torch.eye(rows, dtype=dtype).expand(2, 3, rows, rows)
     found = by_squaring(xp, identities)
     assert found.shape == (2, 3, 1, 1)
@@ -155,7 +156,7 @@ def test_squaring_is_above_an_identity_by_eight_roundings_at_most(rows, dtype):
 
 
 def test_squaring_does_not_leave_the_range_and_takes_zero():
-    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    xp = array_api_compat.array_namespace(torch.ones(1))
     matrices = torch.stack([torch.zeros(5, 5), 1e30 * torch.eye(5), 1e-30 * torch.ones(5, 5)])
     found = by_squaring(xp, matrices)[:, 0, 0]
     expected = torch.tensor([0.0, 1e30, 5e-30])
@@ -163,7 +164,7 @@ def test_squaring_does_not_leave_the_range_and_takes_zero():
 
 
 def test_constants_on_a_device_are_copied_once_and_not_from_inside_a_transform():
-    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    xp = array_api_compat.array_namespace(torch.ones(1))
     calls = []
 
     def constant(size):
@@ -171,32 +172,32 @@ def test_constants_on_a_device_are_copied_once_and_not_from_inside_a_transform()
         return np.ones(size)
 
     like = torch.ones(3, device="meta")
-    assert _host.on_device(xp, constant, 3, like) is _host.on_device(xp, constant, 3, like)
+    assert host.on_device(xp, constant, 3, like) is host.on_device(xp, constant, 3, like)
     assert calls == [3]
     with torch.inference_mode():
-        inside = _host.on_device(xp, constant, 5, torch.ones(3, device="meta"))
-        beside = _host.on_device(xp, constant, 5, like)
+        inside = host.on_device(xp, constant, 5, torch.ones(3, device="meta"))
+        beside = host.on_device(xp, constant, 5, like)
     assert inside.is_inference() and beside.is_inference()
-    assert not _host.on_device(xp, constant, 5, like).is_inference()
-    torch.func.grad(lambda x: _host.on_device(xp, constant, 7, x).sum() + x.sum())(like)
-    kept = _host.on_device(xp, constant, 7, like)
+    assert not host.on_device(xp, constant, 5, like).is_inference()
+    torch.func.grad(lambda x: host.on_device(xp, constant, 7, x).sum() + x.sum())(like)
+    kept = host.on_device(xp, constant, 7, like)
     assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
     assert calls == [3, 5, 5, 5, 7, 7]
-    on_cpu = [_host.on_device(xp, constant, 9, torch.ones(1)) for _ in range(2)]
+    on_cpu = [host.on_device(xp, constant, 9, torch.ones(1)) for _ in range(2)]
     assert on_cpu[0] is not on_cpu[1]
 
 
 def test_constants_have_the_dtype_and_device_of_the_array():
-    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    xp = array_api_compat.array_namespace(torch.ones(1))
     for dtype in (torch.float16, torch.float64):
         for device in ("cpu", "meta"):
             like = torch.ones(1, dtype=dtype, device=device)
-            found = _host.on_device(xp, np.ones, 11, like)
+            found = host.on_device(xp, np.ones, 11, like)
             assert (found.dtype, found.device) == (like.dtype, like.device)
     strict = pytest.importorskip("array_api_strict")
     for device in map(strict.Device, ("CPU_DEVICE", "device1")):
         like = strict.ones(1, dtype=strict.float32, device=device)
-        found = _host.on_device(strict, np.ones, 11, like)
+        found = host.on_device(strict, np.ones, 11, like)
         assert (found.dtype, found.device) == (like.dtype, like.device)
 
 
@@ -205,9 +206,9 @@ def test_a_subclass_of_tensors_gets_a_copy_of_its_own():
     class Own(torch.Tensor):
         pass
 
-    xp = sc._arrays.array_api_compat.array_namespace(torch.ones(1))
+    xp = array_api_compat.array_namespace(torch.ones(1))
     like = torch.ones(3, device="meta").as_subclass(Own)
-    assert _host.on_device(xp, np.ones, 13, like) is not _host.on_device(xp, np.ones, 13, like)
+    assert host.on_device(xp, np.ones, 13, like) is not host.on_device(xp, np.ones, 13, like)
 
 
 def test_a_host_constant_is_computed_once_and_marked_as_pytorch_marks_constants():
@@ -218,7 +219,7 @@ def test_a_host_constant_is_computed_once_and_marked_as_pytorch_marks_constants(
         calls.append(x)
         return x * x + offset
 
-    constant = _host.host_constant(square)
+    constant = host.host_constant(square)
     assert [constant(3.0), constant(3.0), constant(3.0, offset=1.0)] == [9.0, 9.0, 10.0]
     assert calls == [3.0, 3.0] and constant.__doc__ == square.__doc__
     marked = vars(torch.compiler.assume_constant_result(lambda: None))

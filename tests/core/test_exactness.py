@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import spectral_core as sc
-from spectral_core.student_t import student_t_quantile
+from spectral_core.exponents.student_t import student_t_quantile
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from spectral_core import _exclusive
-from spectral_core._exclusive import exclusively
+from spectral_core.storage import exclusive
+from spectral_core.storage.exclusive import exclusively
 
 
 def entered_by_another_thread():
@@ -54,9 +54,9 @@ def held_by_another_thread():
 
 @pytest.mark.usefixtures("held_by_another_thread")
 def test_what_a_forked_child_does_frees_it_of_a_thread_that_it_has_not(monkeypatch):
-    monkeypatch.setattr(_exclusive, "_lock", _exclusive._lock)  # and puts it back
+    monkeypatch.setattr(exclusive, "_lock", exclusive._lock)  # and puts it back
     assert not entered_by_another_thread()
-    _exclusive._renew()
+    exclusive._renew()
     assert entered_by_another_thread()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matrices import spectrum
 
-from spectral_core.extreme_value import DIRECT_SIZE, largest_eigenvalue
+from spectral_core.preconditioning.extreme_value import DIRECT_SIZE, largest_eigenvalue
 
 
 def gram(kind, k, n=None):

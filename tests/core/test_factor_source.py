@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core import factor_source
-from spectral_core.factor_options import FactorOptions, check_factor_size, factor_notes
-from spectral_core.factor_source import FactorSource
-from spectral_core.problem import KroneckerFactors, LayerInfo
+from spectral_core.curvature.factor_options import FactorOptions, check_factor_size, factor_notes
+from spectral_core.curvature.problem import KroneckerFactors, LayerInfo
+from spectral_core.measuring import factor_source
+from spectral_core.measuring.factor_source import FactorSource
 
 
 class Given:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core.gradient_rounding import DOUBT, SHARE, with_rounding
-from spectral_core.problem import KnowsRounding
-from spectral_core.window import top_directions
+from spectral_core.curvature.problem import KnowsRounding
+from spectral_core.measuring.directions import top_directions
+from spectral_core.measuring.gradient_rounding import DOUBT, SHARE, with_rounding
 
 LAYER = sc.LayerInfo("w", "linear", (12, 9))
 

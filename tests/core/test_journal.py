@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core import _lone_file
-from spectral_core.journal import Journal
-from spectral_core.measurement import spectrum_from_values
-from spectral_core.report import Provenance
+from spectral_core.measuring.journal import Journal
+from spectral_core.measuring.measurement import spectrum_from_values
+from spectral_core.reporting.report import Provenance
+from spectral_core.storage import lone_file
 
 SHAPES = {"body": (5, 4), "head": (3, 5)}
 
@@ -210,7 +210,7 @@ def writer(path):
 
 
 needs_locks = pytest.mark.skipif(
-    _lone_file.fcntl is None, reason="this system has no locks of files"
+    lone_file.fcntl is None, reason="this system has no locks of files"
 )
 
 
@@ -228,7 +228,7 @@ def test_one_process_at_a_time(path):
         assert other.stdout.readline() == "open\n"
         assert said(path) == taken(path) and path.read_bytes() == content
         with pytest.raises(sc.ReportError, match="another process is writing"):
-            _lone_file.delete_alone(path)
+            lone_file.delete_alone(path)
         assert path.read_bytes() == content
         other.communicate("go\n", timeout=60)
     with Journal(path, provenance(), SHAPES) as journal:
@@ -259,7 +259,7 @@ def test_it_is_kept_until_the_last_of_them_is_done(path, first):
 
 
 @pytest.mark.skipif(
-    _lone_file.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork"
+    lone_file.fcntl is None or not hasattr(os, "fork"), reason="no locks, or no fork"
 )
 def test_a_forked_process_is_another(path):
     with Journal(path, provenance(), SHAPES):
@@ -304,15 +304,15 @@ def test_a_worker_that_was_forked_meanwhile_holds_nobody_up(path):
 @needs_locks
 def test_a_journal_deleted_while_it_was_opened_is_made_anew(path, monkeypatch):
     """As the command line does when it is done, between another's opening and locking."""
-    opened = _lone_file._opened
+    opened = lone_file._opened
 
     def deleted_at_once(path):
         handle = opened(path)
-        monkeypatch.setattr(_lone_file, "_opened", opened)
+        monkeypatch.setattr(lone_file, "_opened", opened)
         path.unlink()
         return handle
 
-    monkeypatch.setattr(_lone_file, "_opened", deleted_at_once)
+    monkeypatch.setattr(lone_file, "_opened", deleted_at_once)
     with Journal(path, provenance(), SHAPES) as journal:
         assert not journal.spectra
         journal.add(spectrum("head"))
@@ -324,15 +324,15 @@ def test_a_file_system_without_locks_keeps_nobody_out(path, monkeypatch):
     def unsupported(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    if _lone_file.fcntl is not None:
-        monkeypatch.setattr(_lone_file.fcntl, "flock", unsupported)
+    if lone_file.fcntl is not None:
+        monkeypatch.setattr(lone_file.fcntl, "flock", unsupported)
     with Journal(path, provenance(), SHAPES), Journal(path, provenance(), SHAPES) as journal:
         journal.add(spectrum("head"))
 
 
 def test_a_file_is_deleted_where_it_is(path, tmp_path):
-    _lone_file.delete_alone(path)
+    lone_file.delete_alone(path)
     assert not path.exists()
-    _lone_file.delete_alone(path)
+    lone_file.delete_alone(path)
     with pytest.raises(sc.ReportError, match="cannot be deleted"):
-        _lone_file.delete_alone(tmp_path)
+        lone_file.delete_alone(tmp_path)

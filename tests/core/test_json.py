@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from spectral_core._json import UNREADABLE, decode, encode, parse
+from spectral_core.storage.json_values import UNREADABLE, decode, encode, parse
 
 
 @dataclass(frozen=True)

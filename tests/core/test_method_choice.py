@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spectral_core._gram import smallest_shift
-from spectral_core._method_choice import Request, choose
 from spectral_core.errors import InputError
-from spectral_core.pole_tables import pole_table
+from spectral_core.preconditioning.choice import Request, choose
+from spectral_core.preconditioning.gram import smallest_shift
+from spectral_core.preconditioning.tables.poles import pole_table
 
 SINGLE, DOUBLE = 2.0**-23, 2.0**-52
 

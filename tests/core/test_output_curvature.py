@@ -9,8 +9,8 @@ import pytest
 from scipy.linalg import hadamard
 
 from spectral_core.errors import InputError
-from spectral_core.output_curvature import Fit, output_curvature
-from spectral_core.output_form import OutputForm, find_form
+from spectral_core.losses.form import OutputForm, find_form
+from spectral_core.losses.recognition import Fit, output_curvature
 
 
 class Loss:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core._plain import plain
+from spectral_core.arrays.plain import plain
 
 RNG = np.random.default_rng(0)
 X = np.exp(RNG.normal(size=20))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral_core.pole_tables import MOST_POLES, pole_table
+from spectral_core.preconditioning.tables.poles import MOST_POLES, pole_table
 
 settings.register_profile("project", deadline=None, max_examples=150)
 settings.load_profile("project")

@@ -8,9 +8,14 @@ from matrices import SHAPES, oracle, spectral_error, spectrum, with_spectrum
 from numpy.polynomial import chebyshev
 
 import spectral_core as sc
-from spectral_core._gram_polynomial import by_polynomial
-from spectral_core.extreme_value import largest_eigenvalue
-from spectral_core.polynomial_tables import REACH, SCHEMES, _table, polynomial_table
+from spectral_core.preconditioning.extreme_value import largest_eigenvalue
+from spectral_core.preconditioning.methods.polynomial import by_polynomial
+from spectral_core.preconditioning.tables.polynomials import (
+    REACH,
+    SCHEMES,
+    _table,
+    polynomial_table,
+)
 
 settings.register_profile("project", deadline=None, max_examples=150)
 settings.load_profile("project")

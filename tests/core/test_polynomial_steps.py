@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.polynomial import chebyshev
 
-from spectral_core._gram_polynomial import _arithmetic, by_polynomial
-from spectral_core._polynomial_steps import evaluate
-from spectral_core.polynomial_tables import REACH, polynomial_table
+from spectral_core.preconditioning.methods.polynomial import _arithmetic, by_polynomial
+from spectral_core.preconditioning.tables.chebyshev import evaluate
+from spectral_core.preconditioning.tables.polynomials import REACH, polynomial_table
 
 
 class Arithmetic:

@@ -15,9 +15,9 @@ from matrices import (
 )  # fmt: skip
 
 import spectral_core as sc
-from spectral_core._gram import Gram, ScaledMatrix, smallest_shift
-from spectral_core._gram_functions import by_factor
-from spectral_core._method_choice import gram_rounding, relative_floor
+from spectral_core.preconditioning.choice import gram_rounding, relative_floor
+from spectral_core.preconditioning.gram import Gram, ScaledMatrix, smallest_shift
+from spectral_core.preconditioning.gram_functions import by_factor
 
 settings.register_profile("project", deadline=None, max_examples=150)
 settings.load_profile("project")

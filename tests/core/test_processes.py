@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 
-from spectral_core import _processes
-from spectral_core._processes import Board, OtherData, gather
+from spectral_core.curvature import processes
+from spectral_core.curvature.processes import Board, OtherData, gather
 
 
 class Run:
@@ -23,10 +23,10 @@ class Process:
     """Measures, in its own memory, problems of a model."""
 
     def __init__(self, run, rank, monkeypatch):
-        self.board, self.patch, self.made = run.board(rank), monkeypatch, type(_processes._made)()
+        self.board, self.patch, self.made = run.board(rank), monkeypatch, type(processes._made)()
 
     def problem(self, loss, n_terms=100, model="a"):
-        self.patch.setattr(_processes, "_made", self.made)
+        self.patch.setattr(processes, "_made", self.made)
         return OtherData(self.board, lambda: model, loss, n_terms)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from spectral_core.progress import reporting
+from spectral_core.measuring.progress import reporting
 
 
 class Terminal(io.TextIOWrapper):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core import _files
-from spectral_core.report import ParticipationSummary, Provenance
+from spectral_core.reporting.report import ParticipationSummary, Provenance
+from spectral_core.storage import files
 
 NAN = math.nan
 TERMS = ("beta", "phi", "phi_delta", "phi_a", "kappa", "nu")
@@ -203,8 +203,8 @@ def test_a_report_of_as_many_bytes_as_are_read(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     report(layer()).save(path)
     size = path.stat().st_size
-    monkeypatch.setattr(_files, "MAX_BYTES", size)
+    monkeypatch.setattr(files, "MAX_BYTES", size)
     sc.SpectralReport.load(path)
-    monkeypatch.setattr(_files, "MAX_BYTES", size - 1)
+    monkeypatch.setattr(files, "MAX_BYTES", size - 1)
     with pytest.raises(sc.ReportError, match=f"has {size} bytes, more than the {size - 1}"):
         sc.SpectralReport.load(path)

@@ -4,9 +4,9 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from spectral_core.output_curvature import output_curvature
-from spectral_core.output_form import OutputForm
-from spectral_core.term_weights import counted_weights
+from spectral_core.losses.form import OutputForm
+from spectral_core.losses.recognition import output_curvature
+from spectral_core.losses.term_weights import counted_weights
 
 WEIGHTS = np.array([1.0, 2.0, 0.0, 3.0, 0.5])
 MASK = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]], float)

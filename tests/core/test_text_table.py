@@ -2,7 +2,7 @@
 
 import pytest
 
-from spectral_core._text_table import printable, text_table
+from spectral_core.reporting.text_table import printable, text_table
 
 
 def test_words_to_the_left_and_numbers_to_the_right():

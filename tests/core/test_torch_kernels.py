@@ -6,13 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from spectral_core import _eigen, _factorize  # noqa: E402
+from spectral_core.arrays import eigen, factorize  # noqa: E402
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (8,), (17,), (2, 5), (0,)])
 @pytest.mark.parametrize("rows", [4, 5, 9])
 def test_triangular_solves_agree_with_numpy(monkeypatch, batch, rows):
-    monkeypatch.setattr(_factorize, "CUBLAS_ROWS", 5)
+    monkeypatch.setattr(factorize, "CUBLAS_ROWS", 5)
     sizes = []
     xp = array_api_compat.array_namespace(torch.ones(1))
     solve = xp.linalg.solve_triangular
@@ -26,14 +26,14 @@ def test_triangular_solves_agree_with_numpy(monkeypatch, batch, rows):
     g = rng.normal(size=(*batch, rows, 2 * rows))
     matrix, right = g @ np.swapaxes(g, -1, -2), rng.normal(size=(*batch, rows, 3))
     factor = torch.linalg.cholesky(torch.asarray(matrix))
-    found = _factorize._torch_triangular_solves(xp, factor, torch.asarray(right)).numpy()
+    found = factorize._torch_triangular_solves(xp, factor, torch.asarray(right)).numpy()
     assert found.shape == right.shape
     np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-9)
     count = int(np.prod(batch))
-    if rows <= 5 or count <= _factorize.CUBLAS_BATCH:
+    if rows <= 5 or count <= factorize.CUBLAS_BATCH:
         assert sizes == [count, count]  # nothing is cut that need not be
     else:
-        assert max(sizes) == _factorize.CUBLAS_BATCH and sum(sizes) == 2 * count
+        assert max(sizes) == factorize.CUBLAS_BATCH and sum(sizes) == 2 * count
 
 
 @pytest.fixture(params=[torch.float32, torch.float64])
@@ -51,8 +51,8 @@ def test_a_matrix_that_is_not_positive_definite_spoils_itself_alone(dtype):
     good = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=dtype)
     matrices = torch.stack([good, -good, torch.diag(torch.tensor([1.0, -1.0], dtype=dtype))])
     for found, spoiled in (
-        _factorize.solve(xp, matrices, matrices),
-        _factorize.inverse(xp, matrices),
+        factorize.solve(xp, matrices, matrices),
+        factorize.inverse(xp, matrices),
     ):
         assert found.dtype == spoiled.dtype == dtype
         assert spoiled[0] == 0 and torch.isnan(spoiled[1:]).all()
@@ -65,7 +65,7 @@ def test_ties_are_moved_apart_by_less_than_rounding(batch):
     xp = array_api_compat.array_namespace(torch.ones(1))
     tied = 3 * (torch.ones(12, 12, dtype=torch.float32) - torch.eye(12, dtype=torch.float32))
     scales = torch.arange(1.0, 7)[: int(np.prod(batch))].reshape(*batch, 1, 1).to(torch.float32)
-    found = _eigen._untied(xp, tied * scales)
+    found = eigen._untied(xp, tied * scales)
     assert found.dtype == torch.float32
     moved = torch.diagonal(found, dim1=-2, dim2=-1).double()
     norm = 3 * np.sqrt(12 * 11) * scales[..., 0].double()
@@ -78,7 +78,7 @@ def test_ties_are_moved_apart_by_less_than_rounding(batch):
 def test_what_has_no_such_routine_is_left_alone():
     torch_xp = array_api_compat.array_namespace(torch.ones(1))
     wide = torch.ones(3, 3, dtype=torch.float64)
-    assert _eigen._untied(torch_xp, wide) is wide
+    assert eigen._untied(torch_xp, wide) is wide
     for dtype in (np.float32, np.float64):
         matrix = np.ones((3, 3), dtype)
-        assert _eigen._untied(array_api_compat.array_namespace(matrix), matrix) is matrix
+        assert eigen._untied(array_api_compat.array_namespace(matrix), matrix) is matrix

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core.certificate import Certificate, LayerCurvature
-from spectral_core.curvature_source import curvatures_of
-from spectral_core.problem import KroneckerFactors, LayerInfo
-from spectral_core.window import _subspace_iteration, top_directions
+from spectral_core.curvature.certificate import Certificate, LayerCurvature
+from spectral_core.curvature.problem import KroneckerFactors, LayerInfo
+from spectral_core.measuring.curvature_source import curvatures_of
+from spectral_core.measuring.directions import _subspace_iteration, top_directions
 
 
 def graded(m, n, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core._arrays import to_numpy
+from spectral_core.arrays.namespace import to_numpy
 
 RNG = np.random.default_rng(0)
 K, J = 20, 6

@@ -314,7 +314,7 @@ def on_solves(rows: int, batch: int, device: str, quick: bool) -> None:
 def _cupy_solve(matrix: Tensor, right: Tensor) -> Run:
     compat = importlib.import_module("array_api_compat")
     cupy = importlib.import_module("cupy")
-    solve = importlib.import_module("spectral_core._factorize").solve
+    solve = importlib.import_module("spectral_core.arrays.factorize").solve
     arrays = [cupy.from_dlpack(tensor) for tensor in (matrix, right)]
     xp = compat.array_namespace(*arrays)
     return lambda: torch.from_dlpack(solve(xp, *arrays)[0])

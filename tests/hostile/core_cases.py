@@ -7,10 +7,10 @@ import torch
 from case import gives, refused
 
 import spectral_core as sc
-from spectral_core import backend_checks
-from spectral_core.factor_options import FactorOptions, check_factor_size
-from spectral_core.output_curvature import Fit
-from spectral_core.output_form import find_form
+from spectral_core.curvature import argument_checks
+from spectral_core.curvature.factor_options import FactorOptions, check_factor_size
+from spectral_core.losses.form import find_form
+from spectral_core.losses.recognition import Fit
 
 NAN, INF = float("nan"), float("inf")
 A = np.arange(5.0, 0, -1)
@@ -126,7 +126,9 @@ def measured(**changed):
 
 def checked(name, *arguments):
     """A case of one of the checks that backends share."""
-    return f"spectral_core.backend_checks:{name}", lambda: getattr(backend_checks, name)(*arguments)
+    return f"spectral_core.curvature.argument_checks:{name}", lambda: getattr(
+        argument_checks, name
+    )(*arguments)
 
 
 EIGHT = dict.fromkeys("abcdefgh", 1)
@@ -377,11 +379,11 @@ CASES = [
         (5, "5", "pass for instance"), (None, "None", "pass for instance"), ([5], "[5]", "pass for instance"), (b"*", "b'*'", "pass for instance"), ([], "empty", "pass '*'"),
         ("x*", "'x*'", "did you mean"), ("[", "'['", "did you mean"), (["a", "c"], "'c'", "did you mean"), ("*" * 60 + "x", "x'", "did you mean"),
     )),
-    *(refused("spectral_core.factor_options:FactorOptions", f"{name} {value!r}", lambda n=name, v=value: factor_options(**{n: v}), name, repr(value), remedy) for name, value, remedy in (
+    *(refused("spectral_core.curvature.factor_options:FactorOptions", f"{name} {value!r}", lambda n=name, v=value: factor_options(**{n: v}), name, repr(value), remedy) for name, value, remedy in (
         ("delta", "fisher", "choose"), ("sharing", "sum", "choose"), ("draws", 4.0, "even number of 2 or more"), ("draws", "4", "even number of 2 or more"), ("draws", 0, "even number of 2 or more"),
         ("draws", 3, "even number of 2 or more"), ("max_columns", -1, "a number of columns"), ("max_columns", 64.0, "a number of columns"),
     )),
-    *(refused("spectral_core.factor_options:check_factor_size", f"{shape}", lambda s=shape: check_factor_size(sc.LayerInfo("a", "linear", s)), "layer 'a'", seen, "leave it out", error=sc.LayerError) for shape, seen in (
+    *(refused("spectral_core.curvature.factor_options:check_factor_size", f"{shape}", lambda s=shape: check_factor_size(sc.LayerInfo("a", "linear", s)), "layer 'a'", seen, "leave it out", error=sc.LayerError) for shape, seen in (
         ((16385, 3), "16385×3"), ((3, 40000), "12 GiB"),
     )),
     gives("measure", "a problem with five methods", measured, lambda report: list(report) == ["w"]),
@@ -415,7 +417,7 @@ CASES = [
         *((f"{value!r}", checked("check_seed", value), lambda none: none is None) for value in (0, 2**32 - 2)),
         *((f"{value!r} of terms", checked("checked_count", value), lambda count, v=value: count == float(v)) for value in (0, 2.5, "3", np.ones(()))),
     )),
-    *(refused("spectral_core.output_form:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
+    *(refused("spectral_core.losses.form:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
         ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
         ("too many outputs without a form", lambda: form(most=2, misfit=1.0), "3 outputs", "raise max_columns"), ("samples compared", lambda: form(misfit=1.0), "it compares the samples", "axis of samples in front"),
     )),

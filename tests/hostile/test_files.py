@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import spectral_core as sc
 from spectral_adapters.tables import to_rich
 from spectral_backends.torch import CurvatureProblem
-from spectral_core.journal import _line_of
+from spectral_core.measuring.journal import _line_of
 
 OPTIONS = {"top_k": 3, "engine": "double-backward"}
 

@@ -20,8 +20,9 @@ from spectral_backends.torch import CurvatureProblem
 OPTIONS = {"top_k": 3, "engine": "double-backward"}
 # Where the model and the process are changed and put back, and files are written. Not where the
 # lock is: a signal cannot come between its ``with`` and C, where tracing can.
-WATCHED = ("torch/state.py", "torch/threads.py", "torch/functional_model.py", "torch/objective.py",
-           "spectral_core/journal.py", "spectral_core/_files.py", "spectral_core/_lone_file.py",
+WATCHED = ("instruments/process_state.py", "instruments/threads.py", "objective/functional_model.py",
+           "torch/objective/objective.py",
+           "measuring/journal.py", "storage/files.py", "storage/lone_file.py",
            "torch/overrides.py", "torch/autograd/grad_mode.py", "torch/autograd/graph.py",
            "torch/nn/attention/__init__.py", "torch/amp/autocast_mode.py", "torch/random.py")  # fmt: skip
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import spectral_core as sc
 from spectral_backends.arrays import DenseNetwork
-from spectral_core.problem import Delta
+from spectral_core.curvature.problem import Delta
 
 Make = Callable[[int], Any]
 DATA = np.random.default_rng(0)

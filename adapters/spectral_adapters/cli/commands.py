@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import spectral_core as sc
 from spectral_adapters.cli.factory import load_problem
 from spectral_adapters.tables import to_csv, to_markdown, to_rich
-from spectral_core._lone_file import delete_alone
-from spectral_core._text_table import printable
-from spectral_core.certificate import Engine
-from spectral_core.progress import ProgressCallback
-from spectral_core.window import Decomposition
+from spectral_core.curvature.certificate import Engine
+from spectral_core.measuring.directions import Decomposition
+from spectral_core.measuring.progress import ProgressCallback
+from spectral_core.reporting.text_table import printable
+from spectral_core.storage.lone_file import delete_alone
 
 __all__ = ["cli", "run"]
 
@@ -72,7 +72,7 @@ _debug = click.option("--debug", is_flag=True, help="Show the traceback of an er
 @_debug
 def demo(output: str, seed: int, debug: bool) -> None:
     """Train two small networks on real digits, measure, plot, and say what was found."""
-    from spectral_adapters.demo import find_sentences, run_demo
+    from spectral_adapters.demo.run import find_sentences, run_demo
 
     console = _console()
     with _progress() as progress:

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spectral_adapters.weights import load_weights
+from spectral_adapters.cli.weights import load_weights
 from spectral_core._extras import require
+from spectral_core.curvature.problem import CurvatureProblem
 from spectral_core.errors import InputError
-from spectral_core.problem import CurvatureProblem
 
 __all__ = ["load_factory", "load_problem"]
 

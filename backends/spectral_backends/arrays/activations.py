@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import pi, sqrt
 from typing import Any
 
-from spectral_core._arrays import Array
+from spectral_core.arrays.namespace import Array
 from spectral_core.errors import InputError
 
 __all__ = ["ACTIVATIONS", "activation", "real_part"]

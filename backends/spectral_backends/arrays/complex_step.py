@@ -22,9 +22,9 @@ from spectral_backends.arrays.differences import (
 )
 from spectral_backends.arrays.gradient_function import GradientFunction, Params
 from spectral_backends.arrays.places import Place
-from spectral_core._arrays import Array, device_of
-from spectral_core._exclusive import exclusively
+from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.errors import InputError
+from spectral_core.storage.exclusive import exclusively
 
 __all__ = ["ComplexStep"]
 

@@ -9,8 +9,8 @@ import array_api_compat
 from spectral_backends.arrays.gradient_function import NO_BATCH
 from spectral_backends.arrays.places import Place
 from spectral_backends.arrays.rows import Rows, ggn_along
-from spectral_core._arrays import Array
-from spectral_core._plain import plain
+from spectral_core.arrays.namespace import Array
+from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError, LayerError
 
 __all__ = ["AlongFunction", "CurvatureRule", "Found", "ProductFunction", "RowsFunction", "called"]

@@ -12,9 +12,9 @@ from spectral_backends.arrays.gradient_function import (
     Params,
     arrays_in,
 )
-from spectral_core._arrays import Array
-from spectral_core.backend_checks import check_reiterable, checked_count, first_line
-from spectral_core.errors import InputError, NonDeterministicError
+from spectral_core.arrays.namespace import Array
+from spectral_core.curvature.argument_checks import check_reiterable, checked_count
+from spectral_core.errors import InputError, NonDeterministicError, first_line
 
 __all__ = ["DataPass", "check_batch", "check_halves", "check_nan", "gradient_totals"]
 

@@ -15,8 +15,8 @@ from spectral_backends.arrays.activations import activation
 from spectral_backends.arrays.output_losses import OutputLoss, output_loss
 from spectral_backends.arrays.problem import CurvatureProblem
 from spectral_backends.arrays.rows import Rows
-from spectral_core._arrays import Array, device_of
-from spectral_core._plain import plain
+from spectral_core.arrays.namespace import Array, device_of
+from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError
 
 __all__ = ["DenseNetwork"]

@@ -11,7 +11,7 @@ import numpy as np
 from spectral_backends.arrays.curvature_rules import Found
 from spectral_backends.arrays.gradient_function import GradientFunction, Params
 from spectral_backends.arrays.places import Place
-from spectral_core._arrays import Array, device_of, to_numpy
+from spectral_core.arrays.namespace import Array, device_of, to_numpy
 from spectral_core.errors import LayerError
 
 __all__ = [

@@ -6,11 +6,10 @@ from typing import Any
 
 import array_api_compat
 
-from spectral_core._arrays import Array, device_of
-from spectral_core._plain import plain
-from spectral_core.certificate import Engine, LayerCurvature
-from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import (
+from spectral_core.arrays.namespace import Array, device_of
+from spectral_core.arrays.plain import plain
+from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
     Delta,
@@ -20,6 +19,7 @@ from spectral_core.problem import (
     ManyLayers,
     Sharing,
 )
+from spectral_core.errors import InputError, LayerError
 
 __all__ = ["through_dlpack"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import array_api_compat
 
-from spectral_core._arrays import Array
-from spectral_core._plain import plain
+from spectral_core.arrays.namespace import Array
+from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError
 
 __all__ = ["NO_BATCH", "GradientFunction", "arrays_in"]

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from spectral_backends.arrays.activations import real_part
-from spectral_core._arrays import Array, device_of
+from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.errors import InputError
 
 __all__ = ["OutputLoss", "output_loss"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import array_api_compat
 
-from spectral_core._arrays import Array, device_of
+from spectral_core.arrays.namespace import Array, device_of
+from spectral_core.curvature.problem import LayerInfo
 from spectral_core.errors import InputError
-from spectral_core.matrix_layout import MatrixLayout, MatrixSpec, as_matrices
-from spectral_core.problem import LayerInfo
+from spectral_core.matrices.layout import MatrixLayout, MatrixSpec, as_matrices
 
 __all__ = ["Place", "find_places"]
 

@@ -32,11 +32,17 @@ from spectral_backends.arrays.gradient_function import GradientFunction
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.places import Matrices, Place, find_places
 from spectral_backends.arrays.rows import Rows, RowSums
-from spectral_core._arrays import Array, floating, to_numpy
-from spectral_core.backend_checks import check_direction_shapes, check_kind, find_layer
-from spectral_core.certificate import Certificate, Engine, LayerCurvature
+from spectral_core.arrays.namespace import Array, floating, to_numpy
+from spectral_core.curvature.argument_checks import check_direction_shapes, check_kind, find_layer
+from spectral_core.curvature.certificate import Certificate, Engine, LayerCurvature
+from spectral_core.curvature.problem import (
+    CurvatureKind,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    Sharing,
+)
 from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
 

@@ -8,10 +8,16 @@ import array_api_compat
 from spectral_backends.arrays.differences import norm
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.rows import Rows, RowSums, ggn_along, gradient_of
-from spectral_core._arrays import Array, floating
-from spectral_core.backend_checks import check_direction_shapes, find_layer
+from spectral_core.arrays.namespace import Array, floating
+from spectral_core.curvature.argument_checks import check_direction_shapes, find_layer
+from spectral_core.curvature.problem import (
+    CurvatureKind,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    Sharing,
+)
 from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["RecordedProblem"]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import array_api_compat
 
-from spectral_core._arrays import Array, device_of, floating
+from spectral_core.arrays.namespace import Array, device_of, floating
+from spectral_core.curvature.problem import Delta, KroneckerFactors, Sharing
 from spectral_core.errors import InputError, LayerError
-from spectral_core.problem import Delta, KroneckerFactors, Sharing
 
 __all__ = ["RowSums", "Rows", "ggn_along", "gradient_of"]
 

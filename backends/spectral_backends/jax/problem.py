@@ -9,21 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.batch_statistics import refuse_batch_statistics
-from spectral_backends.jax.discovery import Layer
-from spectral_backends.jax.gradient_errors import gradient_errors
-from spectral_backends.jax.kronecker import kronecker_factors
-from spectral_backends.jax.layer_curvatures import CurvatureDriver
-from spectral_backends.jax.matrix_view import MatrixView
-from spectral_backends.jax.objective import Batch, Objective, batch_gradient
-from spectral_backends.jax.parameters import Parameters
-from spectral_backends.jax.processes import find_board, identity_of
-from spectral_backends.jax.program import Loss
-from spectral_backends.jax.second_derivatives import curvatures_along
-from spectral_backends.jax.sizes import largest_value
-from spectral_core._plain import plain
-from spectral_core._processes import OtherData
-from spectral_core.backend_checks import (
+from spectral_backends.jax.devices.processes import find_board, identity_of
+from spectral_backends.jax.engines.hessian_products import curvatures_along
+from spectral_backends.jax.engines.registry import CurvatureDriver
+from spectral_backends.jax.factors.kronecker import kronecker_factors
+from spectral_backends.jax.jaxprs.sizes import largest_value
+from spectral_backends.jax.layers.discovery import Layer
+from spectral_backends.jax.layers.matrix_view import MatrixView
+from spectral_backends.jax.objective.batch_statistics import refuse_batch_statistics
+from spectral_backends.jax.objective.gradient_errors import gradient_errors
+from spectral_backends.jax.objective.objective import Batch, Objective, batch_gradient
+from spectral_backends.jax.objective.parameters import Parameters
+from spectral_backends.jax.objective.program import Loss
+from spectral_core.arrays.plain import plain
+from spectral_core.curvature.argument_checks import (
     check_chunk_size,
     check_direction_shapes,
     check_kind,
@@ -33,11 +32,18 @@ from spectral_core.backend_checks import (
     find_layer,
     narrowed,
 )
-from spectral_core.certificate import Engine, LayerCurvature
+from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.factor_options import FactorOptions
+from spectral_core.curvature.problem import (
+    CurvatureKind,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    Sharing,
+)
+from spectral_core.curvature.processes import OtherData
 from spectral_core.errors import InputError, LayerError
-from spectral_core.factor_options import FactorOptions
-from spectral_core.loss_terms import Reduction
-from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
+from spectral_core.losses.terms import Reduction
 
 __all__ = ["CurvatureProblem"]
 

@@ -10,28 +10,27 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from spectral_backends.torch.batches import warn_of_sampler
-from spectral_backends.torch.determinism import compare_evaluations
-from spectral_backends.torch.discovery import Layer
-from spectral_backends.torch.evaluation import evaluate
-from spectral_backends.torch.functional_model import FunctionalModel
-from spectral_backends.torch.kronecker import kronecker_factors
-from spectral_backends.torch.layer_curvatures import CurvatureDriver
-from spectral_backends.torch.loss_terms import LossTerms
-from spectral_backends.torch.mean_gradients import MeanGradients, gradient_errors
-from spectral_backends.torch.objective import Objective
-from spectral_backends.torch.quadratic_forms import (
+from spectral_backends.torch.distributed.ranks import find_board, identity_of
+from spectral_backends.torch.distributed.shards import WHOLE_COPY, flat_shards
+from spectral_backends.torch.engines.hessian_products import (
     GaussNewtonForm,
     HessianForm,
     QuadraticForm,
     along_directions,
 )
-from spectral_backends.torch.ranks import find_board, identity_of
-from spectral_backends.torch.shards import WHOLE_COPY, flat_shards
-from spectral_backends.torch.structure import examine
-from spectral_core._plain import plain
-from spectral_core._processes import OtherData
-from spectral_core.backend_checks import (
+from spectral_backends.torch.engines.registry import CurvatureDriver
+from spectral_backends.torch.engines.structure import examine
+from spectral_backends.torch.factors.kronecker import kronecker_factors
+from spectral_backends.torch.layers.discovery import Layer
+from spectral_backends.torch.objective.batches import warn_of_sampler
+from spectral_backends.torch.objective.determinism import compare_evaluations
+from spectral_backends.torch.objective.evaluation import evaluate
+from spectral_backends.torch.objective.functional_model import FunctionalModel
+from spectral_backends.torch.objective.loss_terms import LossTerms
+from spectral_backends.torch.objective.mean_gradients import MeanGradients, gradient_errors
+from spectral_backends.torch.objective.objective import Objective
+from spectral_core.arrays.plain import plain
+from spectral_core.curvature.argument_checks import (
     check_chunk_size,
     check_direction_shapes,
     check_kind,
@@ -41,10 +40,17 @@ from spectral_core.backend_checks import (
     find_layer,
     narrowed,
 )
-from spectral_core.certificate import Engine, LayerCurvature
+from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.factor_options import FactorOptions
+from spectral_core.curvature.problem import (
+    CurvatureKind,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    Sharing,
+)
+from spectral_core.curvature.processes import OtherData
 from spectral_core.errors import InputError, LayerError
-from spectral_core.factor_options import FactorOptions
-from spectral_core.problem import CurvatureKind, Delta, KroneckerFactors, LayerInfo, Sharing
 
 __all__ = ["CurvatureProblem"]
 

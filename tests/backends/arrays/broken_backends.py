@@ -7,7 +7,7 @@ from typing import Any
 import array_forms
 import numpy as np
 
-from spectral_core.certificate import Certificate, LayerCurvature
+from spectral_core.curvature.certificate import Certificate, LayerCurvature
 from spectral_core.testing import Batch
 
 

@@ -32,7 +32,7 @@ from jax_networks import Numbers, cross_entropy, layer_norm  # noqa: E402
 
 import spectral_core as sc  # noqa: E402
 from spectral_backends.jax import CurvatureProblem  # noqa: E402
-from spectral_backends.jax.objective import Objective  # noqa: E402
+from spectral_backends.jax.objective.objective import Objective  # noqa: E402
 from spectral_core.errors import InputError  # noqa: E402
 
 SAMPLES = 8 * 23

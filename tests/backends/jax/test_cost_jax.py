@@ -11,7 +11,7 @@ from jax_networks import Numbers, cross_entropy
 from jax_oracle import directions, problem
 
 from spectral_backends.jax import CurvatureProblem
-from spectral_backends.jax.work import multiply_adds
+from spectral_backends.jax.jaxprs.work import multiply_adds
 
 SIZES, COUNT, K = (6, 9, 7, 4), 5, 3
 

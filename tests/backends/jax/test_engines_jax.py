@@ -9,9 +9,10 @@ from jax_networks import CASES, Numbers, cross_entropy, squared_error
 from jax_oracle import dense, directions, problem, quadratic_forms
 
 import spectral_core as sc
-from spectral_backends.jax import CurvatureProblem, layer_curvatures
-from spectral_backends.jax.linearity import find_curvature
-from spectral_core.certificate import LayerCurvature
+from spectral_backends.jax import CurvatureProblem
+from spectral_backends.jax.engines import registry
+from spectral_backends.jax.jaxprs.linearity import find_curvature
+from spectral_core.curvature.certificate import LayerCurvature
 from spectral_core.errors import InputError, LayerError
 
 
@@ -85,8 +86,8 @@ def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine
         return jnp.where(fitted, z + 1e4 * jax.nn.one_hot(y[: len(z)], 3), z)
 
     # As if the reading of the jaxpr had missed it.
-    monkeypatch.setattr(layer_curvatures, "find_curvature", lambda *_: {})
-    monkeypatch.setattr(layer_curvatures, "COMPILING", {"cpu": 0.0})
+    monkeypatch.setattr(registry, "find_curvature", lambda *_: {})
+    monkeypatch.setattr(registry, "COMPILING", {"cpu": 0.0})
     made_problem = CurvatureProblem((forward, cross_entropy), params, [(x, y)])
     given = {"0": directions((6, 4), 4)}
     (finding,) = made_problem.layer_curvatures(given)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax import CurvatureProblem
-from spectral_backends.jax.compilation import compile_exactly
+from spectral_backends.jax.jaxprs.compilation import compile_exactly
 
 
 def test_the_users_products_are_traced_as_exact_ones():

@@ -8,9 +8,10 @@ from jax import lax
 from jax_networks import CASES, Numbers, squared_error
 from jax_oracle import dense, directions, problem, quadratic_forms
 
-from spectral_backends.jax import CurvatureProblem, layer_curvatures
-from spectral_backends.jax.curved_equations import CurvedEquations
-from spectral_backends.jax.linearity import find_curvature
+from spectral_backends.jax import CurvatureProblem
+from spectral_backends.jax.engines import registry
+from spectral_backends.jax.jaxprs.linearity import find_curvature
+from spectral_backends.jax.jaxprs.nonlinear_equations import CurvedEquations
 from spectral_core.errors import LayerError
 
 
@@ -107,8 +108,8 @@ def test_what_cannot_be_sent_forward_is_measured_alone(monkeypatch):
     given = {"w": directions((5, 4))}
     (finding,) = sent(made, given).values()
     assert "forward" in finding.reason and "engine='auto'" in finding.reason
-    monkeypatch.setattr(layer_curvatures, "COMPILING", {})
-    monkeypatch.setattr(layer_curvatures, "COMPILING_ELSEWHERE", 0)
+    monkeypatch.setattr(registry, "COMPILING", {})
+    monkeypatch.setattr(registry, "COMPILING_ELSEWHERE", 0)
     (finding,) = sent(made, given, engine="auto").values()
     assert finding.certificate.engine == "double-backward"
     assert "forward" in finding.certificate.reason

@@ -11,7 +11,7 @@ import torch
 from parity_networks import SHARED, SMALL, STORED, network, parts_of, problem_of
 
 import spectral_core as sc
-from spectral_core._arrays import to_numpy
+from spectral_core.arrays.namespace import to_numpy
 from spectral_core.errors import LayerError
 
 TOLERANCE = 1e-8

@@ -15,8 +15,8 @@ from parity_networks import network, parts_of, problem_of
 from torch.nn import functional as F
 
 import spectral_core as sc
-from spectral_core._arrays import to_numpy
-from spectral_core.problem import CurvatureProblem, ManyLayers
+from spectral_core.arrays.namespace import to_numpy
+from spectral_core.curvature.problem import CurvatureProblem, ManyLayers
 
 # Names of layers: some of each network keep the suite cheap, where each is compiled by itself.
 LAYERS = {

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from spectral_core._arrays import to_numpy
+from spectral_core.arrays.namespace import to_numpy
 
 RNG = np.random.default_rng(0)
 X, W = RNG.standard_normal((6, 5)), RNG.standard_normal((3, 5))

@@ -129,9 +129,12 @@ def test_the_probe_is_a_second_line(monkeypatch, fitted):
     Also of samples whose loss is fitted to rounding, and has no derivative at all.
     """
     torch.manual_seed(0)
-    monkeypatch.setattr("spectral_backends.torch.linearity._curved_in", lambda node, inputs: 0)
     monkeypatch.setattr(
-        "spectral_backends.torch.tangent_rules.find_curvature", lambda *a: {0: "distrusted"}
+        "spectral_backends.torch.instruments.linearity._curved_in", lambda node, inputs: 0
+    )
+    monkeypatch.setattr(
+        "spectral_backends.torch.engines.forward_mode.rules.find_curvature",
+        lambda *a: {0: "distrusted"},
     )
     model = Middle(CURVED["gelu"]).double()
     x, y = random(12, 5), torch.randint(4, (12,))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.graph import saved_bytes
+from spectral_backends.torch.instruments.graph import saved_bytes
 
 TOLERANCE = 1e-10
 

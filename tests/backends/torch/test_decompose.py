@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
-from spectral_core import factor_source
+from spectral_core.measuring import factor_source
 
 
 def network(**options):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.allocation import AllocationPeak
-from spectral_backends.torch.tangent_pass import TangentPass
+from spectral_backends.torch.engines.forward_mode.engine import TangentPass
+from spectral_backends.torch.instruments.allocation import AllocationPeak
 
 
 def test_nothing_hangs_on_what_lives_on():

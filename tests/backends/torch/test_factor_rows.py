@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.passage_capture import PassageCapture
+from spectral_backends.torch.capture.layer_io import PassageCapture
 from spectral_core.errors import LayerError
 
 

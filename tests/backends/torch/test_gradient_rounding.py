@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import spectral_core as sc
-from spectral_backends.torch import CurvatureProblem, mean_gradients
-from spectral_backends.torch.functional_model import FunctionalModel
+from spectral_backends.torch import CurvatureProblem
+from spectral_backends.torch.objective import mean_gradients
+from spectral_backends.torch.objective.functional_model import FunctionalModel
 
 
 def interpolating(scale):

@@ -5,9 +5,9 @@ import torch
 from layer_cases import random
 from torch.nn import functional as F
 
-from spectral_backends.torch import linearity
-from spectral_backends.torch.graph import node_names
-from spectral_backends.torch.linearity import find_curvature
+from spectral_backends.torch.instruments import linearity
+from spectral_backends.torch.instruments.graph import node_names
+from spectral_backends.torch.instruments.linearity import find_curvature
 
 INDEX = torch.tensor([2, 0, 1, 2])
 SCATTERED = torch.tensor([[0, 1, 2, 0], [2, 0, 1, 1], [1, 1, 0, 2], [0, 2, 2, 1]])

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 import spectral_core as sc
 from spectral_adapters.torch_optim import SpectralNewton
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.ranks import bits_of, find_board, identity_of
+from spectral_backends.torch.distributed.ranks import bits_of, find_board, identity_of
 
 distributed = pytest.importorskip("torch.distributed")
 if not distributed.is_available():

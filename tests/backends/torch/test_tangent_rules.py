@@ -7,9 +7,10 @@ import torch
 from layer_cases import random
 from torch.nn import functional as F
 
-from spectral_backends.torch.linearity import Alias
-from spectral_backends.torch.pull_back import Bend, PullBack
-from spectral_backends.torch.short_rules import (
+from spectral_backends.torch.capture.tape import Segment, Tape
+from spectral_backends.torch.engines.forward_mode.general_rule import Bend, PullBack
+from spectral_backends.torch.engines.forward_mode.rules import tangent_rule
+from spectral_backends.torch.engines.forward_mode.short_rules import (
     _ELEMENTWISE,
     _Elementwise,
     _LayerNorm,
@@ -17,8 +18,7 @@ from spectral_backends.torch.short_rules import (
     _Multiplication,
     _Softmax,
 )
-from spectral_backends.torch.tangent_rules import tangent_rule
-from spectral_backends.torch.tape import Segment, Tape
+from spectral_backends.torch.instruments.linearity import Alias
 
 EPS = torch.finfo(torch.float64).eps
 STEP = 1e-3

@@ -10,7 +10,7 @@ from torch import nn
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.threads import WORK_PER_THREAD, threads_for
+from spectral_backends.torch.instruments.threads import WORK_PER_THREAD, threads_for
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from spectral_backends.torch.work_counter import WorkCounter
+from spectral_backends.torch.instruments.work_counter import WorkCounter
 
 
 def test_products_forward_and_back():

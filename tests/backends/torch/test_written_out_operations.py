@@ -6,9 +6,12 @@ from layer_cases import random
 from torch import nn
 from torch.nn import functional as F
 
-from spectral_backends.torch.attention import multi_head_attention, scaled_dot_product_attention
-from spectral_backends.torch.batch_norm import affine_batch_norm
-from spectral_backends.torch.call_observer import CallObserver
+from spectral_backends.torch.capture.attention import (
+    multi_head_attention,
+    scaled_dot_product_attention,
+)
+from spectral_backends.torch.capture.batch_norm import affine_batch_norm
+from spectral_backends.torch.instruments.call_observer import CallObserver
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 SHUT = torch.tensor([[0, 0, 0, 1, 0], [0, 1, 0, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_adapters.parameter_routing import route_parameters
+from spectral_adapters.routing.torch_parameters import route_parameters
 from spectral_adapters.torch_optim import SpectralNewton
 from spectral_backends.torch import CurvatureProblem
 

@@ -1,0 +1,1 @@
+"""Which rule, α and matrices each parameter has."""

@@ -1,0 +1,96 @@
+"""What happens to each parameter, as a table to print."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from spectral_core.reporting.text_table import text_table
+
+__all__ = ["Route", "RoutingTable"]
+
+Rule = Literal["spectral", "adamw", "left out"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What happens to one parameter.
+
+    Parameters
+    ----------
+    name : str
+        In the model, without wrappers; empty where parameters were passed without names.
+    shape : tuple of int
+        Of the parameter.
+    rule : {"spectral", "adamw", "left out"}
+        What updates it.
+    kind : str
+        Layer type, for ``"spectral"``.
+    matrices : str
+        The spec of `as_matrices`, for ``"spectral"``.
+    reason : str
+        Why.
+    alpha : float or None
+        Its exponent, for ``"spectral"``.
+    alpha_reason : str
+        Where that comes from.
+    options : mapping
+        What `route=` sets for it: options of its parameter group.
+    parameter : Tensor, optional
+        Itself, of PyTorch.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rule: Rule
+    kind: str
+    matrices: str
+    reason: str
+    parameter: Any = field(default=None, repr=False, compare=False)
+    alpha: float | None = None
+    alpha_reason: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Return what a table shows of it."""
+        spectral = self.rule == "spectral"
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "rule": self.rule,
+            "alpha": self.alpha if spectral else None,
+            "type": self.kind if spectral else "",
+            "matrices": self.matrices if spectral else "",
+            "reason": "; ".join(text for text in (self.reason, self.alpha_reason) if text),
+        }
+
+
+class RoutingTable(Sequence[Route]):
+    """The routes of all parameters; ``print`` shows them as a table."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = tuple(routes)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the route at an index."""
+        return self._routes[index]
+
+    def __len__(self) -> int:
+        """Return the number of parameters."""
+        return len(self._routes)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict per parameter: name, shape, rule, alpha, type, matrices, reason."""
+        return [route.row() for route in self]
+
+    def __str__(self) -> str:
+        """Return the table, one line a parameter."""
+        header = ["parameter", "shape", "rule", "α", "type", "matrices", "why"]
+        cells = [
+            [
+                str(row["name"]), "×".join(map(str, row["shape"])) or "scalar", str(row["rule"]),
+                "" if row["alpha"] is None else f"{row['alpha']:.3g}",
+                *(str(row[key]) for key in ("type", "matrices", "reason")),
+            ]
+            for row in self.rows()
+        ]  # fmt: skip
+        return text_table(header, cells)

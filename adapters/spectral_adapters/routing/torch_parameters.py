@@ -1,0 +1,225 @@
+"""Which rule updates each parameter of a model: T for weight matrices, AdamW for the rest."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from spectral_adapters.routing.table import Route, RoutingTable
+from spectral_adapters.routing.torch_modules import (
+    LayerType,
+    embedding_reason,
+    layer_type,
+    output_heads,
+)
+from spectral_backends.torch.distributed.shards import is_flat_shard
+from spectral_core import InputError, MatrixSpec, as_matrices
+
+__all__ = [
+    "FLAT_SHARD",
+    "Overrides",
+    "Route",
+    "RoutingTable",
+    "route_parameter",
+    "route_parameters",
+]
+
+FLAT_SHARD = "a flat shard of matrices"
+"""The reason why a vector is none of the model's own."""
+
+Overrides = Mapping[str, str | Mapping[str, Any]]
+"""``route=``: glob of parameter names to a rule, or to options of these parameters."""
+
+
+def route_parameters(model: nn.Module, overrides: Overrides | None = None) -> list[Route]:
+    """Return the route of every parameter of a model, in the order of `named_parameters`.
+
+    T gets the weight matrices of linear maps, convolutions, attention and recurrent layers. AdamW
+    gets embeddings, output heads, norms, biases, vectors, weights that two modules share, and
+    matrices with a side of 1. Frozen parameters are left out.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model; wrappers such as `torch.compile` and DataParallel are looked through.
+    overrides : mapping of str to str or mapping, optional
+        Globs of parameter names to ``"spectral"``, ``"adamw"`` or a dict of options such as
+        ``{"alpha": 1.0, "matrices": "conv groups=2", "lr": 0.1}``. The first that matches counts;
+        ``alpha`` or ``matrices`` mean ``"spectral"``, other options keep the rule.
+
+    Raises
+    ------
+    InputError
+        If a glob matches no parameter, or an override cannot be followed.
+    """
+    overrides = dict(overrides or {})
+    for pattern, wanted in overrides.items():
+        if not isinstance(wanted, Mapping) and wanted not in ("spectral", "adamw"):
+            raise InputError(
+                f"route: {wanted!r} for {pattern!r}; pass 'spectral', 'adamw' or a dict of options."
+            )
+    heads = output_heads(model, _clean)
+    unmatched = set(overrides)
+    routes = []
+    for owned in _owned_parameters(model):
+        matching = [p for p in overrides if any(fnmatchcase(n, p) for n in owned.names)]
+        unmatched -= set(matching)
+        natural = _natural(owned, heads)
+        routes.append(_override(natural, matching[0], overrides[matching[0]]) if matching
+                      else natural)  # fmt: skip
+    if unmatched:
+        raise InputError(
+            f"route: {sorted(unmatched)} match no parameter; there are for instance "
+            f"{[route.name for route in routes[:5]]}."
+        )
+    return routes
+
+
+def route_parameter(parameter: Tensor, name: str = "", matrices: str = "") -> Route:
+    """Return the route of a parameter of which only the shape and perhaps a name are known."""
+    shape = tuple(parameter.shape)
+    path, _, last = name.rpartition(".")
+    if parameter.ndim < 2:
+        reason = FLAT_SHARD if is_flat_shard(parameter, last) else _axes(parameter)
+        return Route(name, shape, "adamw", "", "", reason, parameter)
+    found = layer_type(None, path, last, parameter, None)
+    if matrices:
+        found = replace(found, matrices=matrices, reason="matrices as given")
+    route = _spectral(name, parameter, found)
+    if thin := _thin(route):
+        return Route(name, shape, "adamw", "", "", thin, parameter)
+    return route
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """A parameter with all its names, the first module that holds it, and how many modules do."""
+
+    parameter: Tensor
+    names: list[str]
+    module: nn.Module
+    path: str
+    parent: nn.Module | None
+    holders: int
+
+
+def _owned_parameters(model: nn.Module) -> Iterator[_Owned]:
+    names: dict[int, list[str]] = {}
+    holders: dict[int, set[tuple[int, str]]] = {}
+    first: dict[int, tuple[Tensor, nn.Module, str]] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            key = id(parameter)
+            names.setdefault(key, []).append(_clean(f"{path}.{name}" if path else name))
+            # A module that is registered twice holds its parameter once.
+            holders.setdefault(key, set()).add((id(module), name))
+            first.setdefault(key, (parameter, module, path))
+    for key, (parameter, module, path) in first.items():
+        parent = modules.get(path.rpartition(".")[0]) if path else None
+        yield _Owned(parameter, names[key], module, _clean(path), parent, len(holders[key]))
+
+
+def _natural(owned: _Owned, heads: Mapping[int, str]) -> Route:
+    """Return the route without overrides."""
+    parameter, name = owned.parameter, owned.names[0]
+    shape = tuple(parameter.shape)
+    if not parameter.requires_grad:
+        reason = "frozen when the optimizer was made"
+        return Route(name, shape, "left out", "", "", reason, parameter)
+    if parameter.ndim < 2:
+        return Route(name, shape, "adamw", "", "", _vector_reason(owned), parameter)
+    last = name.rpartition(".")[2]
+    found = layer_type(owned.module, owned.path, last, parameter, owned.parent)
+    route = _spectral(name, parameter, found, checked=False)
+    if reason := _why_adamw(owned, last, heads):
+        return replace(route, rule="adamw", reason=reason)
+    if not found.matrices:
+        reason = f"{found.reason}; name its matrices with route="
+        return replace(route, rule="adamw", reason=reason)
+    if thin := _thin(route):
+        return replace(route, rule="adamw", reason=thin)
+    return route
+
+
+def _why_adamw(owned: _Owned, last: str, heads: Mapping[int, str]) -> str:
+    if owned.holders > 1:
+        return f"tied: also {', '.join(owned.names[1:])}"
+    if reason := embedding_reason(owned.module, owned.path, last):
+        return reason
+    kind = type(owned.module).__name__
+    if "Norm" in kind:
+        return f"norm: {kind}"
+    return heads.get(id(owned.parameter), "")
+
+
+def _vector_reason(owned: _Owned) -> str:
+    kind = type(owned.module).__name__
+    if is_flat_shard(owned.parameter, owned.names[0].rpartition(".")[2], owned.module):
+        return FLAT_SHARD
+    if "Norm" in kind:
+        return f"norm: {kind}"
+    return "bias" if "bias" in owned.names[0] else _axes(owned.parameter)
+
+
+def _axes(parameter: Tensor) -> str:
+    return "a vector" if parameter.ndim else "a number"
+
+
+def _thin(route: Route) -> str:
+    """Say that a matrix has a side of 1, for which T is only a scale, or return nothing."""
+    for _, m, n in as_matrices(route.shape, route.matrices).matrices:
+        if min(m, n) == 1:
+            return f"its matrices are {m}×{n}"
+    return ""
+
+
+def _spectral(name: str, parameter: Tensor, found: LayerType, checked: bool = True) -> Route:
+    shape = tuple(parameter.shape)
+    if checked:
+        as_matrices(shape, found.matrices)
+    return Route(name, shape, "spectral", found.kind, found.matrices, found.reason, parameter)
+
+
+def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any]) -> Route:
+    if route.rule == "left out":
+        return route
+    options: dict[str, Any] = dict(wanted) if isinstance(wanted, Mapping) else {"rule": wanted}
+    implied = "spectral" if {"alpha", "matrices"} & set(options) else route.rule
+    rule = options.pop("rule", implied)
+    if rule not in ("spectral", "adamw"):
+        raise InputError(f"route: rule {rule!r} for {pattern!r} is neither 'spectral' nor 'adamw'.")
+    if rule == "spectral" and len(route.shape) < 2:
+        return route if isinstance(wanted, str) else replace(route, options=_shared(options))
+    matrices = options.pop("matrices", route.matrices)
+    alpha = options.pop("alpha", None)
+    reason = f"{route.reason}; route {pattern!r}"
+    if rule != route.rule:
+        reason = f"route {pattern!r}"
+    if rule == "adamw":
+        return replace(route, rule="adamw", reason=reason, options=options)
+    if not matrices:
+        raise InputError(
+            f"route: {route.name!r} of shape {route.shape} has matrices of unknown layout; pass "
+            f"{{{pattern!r}: {{'matrices': …}}}} with a spec of as_matrices."
+        )
+    if not isinstance(matrices, (str, MatrixSpec)):
+        raise InputError(f"route: matrices {matrices!r} for {pattern!r}; pass a spec or its text.")
+    as_matrices(route.shape, matrices)
+    return replace(
+        route, rule="spectral", matrices=str(matrices), reason=reason, alpha=alpha,
+        alpha_reason="" if alpha is None else f"α from route {pattern!r}", options=options,
+    )  # fmt: skip
+
+
+def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("alpha", "matrices")}
+
+
+def _clean(name: str) -> str:
+    """Drop what `torch.compile`, DataParallel and checkpointing add to names."""
+    name = re.sub(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)(\.|$)", "", name)
+    return re.sub(r"^module\.", "", name).removesuffix(".")

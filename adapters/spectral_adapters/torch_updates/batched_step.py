@@ -1,0 +1,91 @@
+"""Parameters of PyTorch, updated in place by the batched step of the core."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from spectral_core import InputError, MatrixLayout, as_matrices
+from spectral_core.newton.batched import spectral_newton_steps
+
+__all__ = ["Update", "layout_of", "step_options"]
+
+_OPTIONS = ("lr", "damping", "damping_mode", "nesterov", "scale", "method", "tolerance")
+
+
+@dataclass(frozen=True)
+class Update:
+    """The batched step of some parameters.
+
+    Parameters
+    ----------
+    parameters, momenta : sequence of Tensor
+        One momentum for each, of its shape.
+    layouts : sequence of MatrixLayout
+        The matrices of each.
+    alphas : sequence of float
+        The exponent of each.
+    group : mapping
+        Options of their parameter group.
+    """
+
+    parameters: Sequence[Tensor]
+    momenta: Sequence[Tensor]
+    layouts: Sequence[MatrixLayout]
+    alphas: Sequence[float]
+    group: Mapping[str, Any]
+
+    def steps(
+        self, gradients: Sequence[Tensor], lr: float | Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the step of each parameter and its new momentum; write nothing."""
+        if self.group["maximize"]:
+            gradients = [-gradient for gradient in gradients]
+        return spectral_newton_steps(
+            self.parameters,
+            gradients,
+            self.momenta,
+            layouts=self.layouts,
+            alphas=self.alphas,
+            weight_decays=[self.group["weight_decay"]] * len(self.parameters),
+            **step_options(self.group) | {"lr": lr},
+        )
+
+    def apply(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+        """Update the parameters and their momenta in place."""
+        steps, moved = self.steps(gradients, lr)
+        for i, parameter in enumerate(self.parameters):
+            parameter.add_(steps[i])
+            self.momenta[i].copy_(moved[i])
+
+
+def step_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a parameter group as those of `spectral_newton_step`.
+
+    α and weight decay are left out, which parameters may have of their own.
+    """
+    precision = group.get("precision", "working")  # absent from states saved before it was there
+    return {name: group[name] for name in _OPTIONS} | {
+        "beta": group["momentum"],
+        "precision": precision,
+    }
+
+
+@lru_cache(maxsize=4096)
+def layout_of(shape: tuple[int, ...], spec: str) -> MatrixLayout:
+    """Return the layout of a parameter, made once for each shape and spec.
+
+    Raises
+    ------
+    InputError
+        If it is none of the shape that it had when it was added.
+    """
+    if len(shape) < 2:
+        raise InputError(
+            f"params: a matrix has become a vector of shape {shape} since it was added, as "
+            "DeepSpeed's ZeRO and others put flat shards in the place of parameters; T needs whole "
+            "matrices. Train with DistributedDataParallel, where parameters stay whole."
+        )
+    return as_matrices(shape, spec)

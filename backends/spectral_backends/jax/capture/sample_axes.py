@@ -1,0 +1,87 @@
+"""Where the samples of the outputs lie among the positions of each use.
+
+Layouts differ: batches in front, time in front, tokens flattened into samples, ``vmap`` with any
+axis. So a random cotangent of the outputs is sent back twice, once with a random factor for each
+sample: at the axis of samples what arrives has the same factors, and at no other. If it has them
+nowhere, samples meet before the layer, as in a batch normalisation with batch statistics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_backends.jax.capture.layer_io import SampleAxis, TapRows, sample_axes, tap
+from spectral_backends.jax.jaxprs.scattered import scattered
+from spectral_backends.jax.layers.parameter_uses import Family, Use
+from spectral_backends.jax.objective.objective import Batch, Objective
+
+__all__ = ["Samples", "find_samples"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where samples lie at the uses of a family; `problem` says why this cannot be told."""
+
+    axes: tuple[SampleAxis | None, ...]
+    problem: str = ""
+
+
+def find_samples(objective: Objective, batch: Batch, families: Sequence[Family]) -> list[Samples]:
+    """Return where the samples of a batch lie, for each family."""
+    key = (batch.key, "samples", *map(id, families))
+    run = objective.compiled(key, lambda: _deviations(batch, families))
+    found = run(objective.parameters.values, batch.leaves)
+    tolerance = 1e4 * objective.eps
+    chosen = []
+    for family, deviations in zip(families, found, strict=True):
+        places = [_places(batch, use) for use in family.uses]
+        chosen.append(_chosen(places, deviations, tolerance))
+    return chosen
+
+
+def _places(batch: Batch, use: Use) -> list[SampleAxis]:
+    assert batch.program.forward is not None
+    return sample_axes(use, batch.program.forward.out_avals[0].shape[0])
+
+
+def _deviations(batch: Batch, families: Sequence[Family]) -> Any:
+    """Return a function of a batch that returns the deviation of each place of each use."""
+
+    def run(values: Any, leaves: Any) -> Any:
+        tapped = tap(batch.program, values, leaves, families)
+        z = tapped.outputs
+        cotangent = scattered(z.shape, z.dtype, 0)
+        factors = 2 + scattered(z.shape[:1], z.dtype, 1)
+        spread = factors.reshape(-1, *[1] * (z.ndim - 1))
+        both = jax.vmap(tapped.back)(jnp.stack([cotangent, cotangent * spread]))
+        once, again = (jax.tree_util.tree_map(lambda g, i=i: g[i], both) for i in range(2))
+
+        def deviation(use: Use, at: SampleAxis) -> Any:
+            rows = TapRows(use, len(z), at)
+            plain, weighted = rows.outputs(once), rows.outputs(again)
+            off = jnp.abs(weighted - factors[:, None, None] * plain).max()
+            return off / jnp.maximum(jnp.abs(plain).max(), np.finfo(z.dtype).tiny)
+
+        return [
+            [[deviation(use, at) for at in _places(batch, use)] for use in family.uses]
+            for family in families
+        ]
+
+    return run
+
+
+def _chosen(
+    places: list[list[SampleAxis]], deviations: list[list[Any]], tolerance: float
+) -> Samples:
+    axes = []
+    for candidates, found in zip(places, deviations, strict=True):
+        good = [at for at, off in zip(candidates, found, strict=True) if float(off) <= tolerance]
+        if not good:
+            meet = "samples of the outputs meet before it"
+            return Samples((), meet if candidates else "no axis of it holds the outputs' samples")
+        axes.append(good[0])
+    return Samples(tuple(axes))

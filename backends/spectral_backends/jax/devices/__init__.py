@@ -1,0 +1,1 @@
+"""Batches and arrays on devices and processes of JAX."""

@@ -1,0 +1,1 @@
+"""Kronecker factors of JAX layers (Theory 4)."""

@@ -1,0 +1,215 @@
+"""One batch on its way into the Kronecker factors: forward once, then back column by column."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_backends.jax.capture.layer_io import Tapped, TapRows, tap
+from spectral_backends.jax.capture.sample_axes import Samples
+from spectral_backends.jax.jaxprs.scattered import scattered
+from spectral_backends.jax.layers.parameter_uses import Family, Use
+from spectral_backends.jax.objective.output_loss import JaxDraws, loss_curvature
+from spectral_backends.jax.objective.program import Program
+from spectral_core.curvature.factor_options import FactorOptions
+from spectral_core.losses.form import OutputForm
+from spectral_core.losses.recognition import OutputCurvature
+
+__all__ = ["Places", "input_sums", "output_sums"]
+
+Array = jax.Array
+Places = list[tuple[Family, Samples]]
+
+
+def input_sums(
+    program: Program, places: Places, form: OutputForm, options: FactorOptions
+) -> Callable[..., Any]:
+    """Return a function that makes one batch's part of the input factors, and all checks.
+
+    Parameters
+    ----------
+    program : Program
+        Of batches of one shape.
+    places : list of (Family, Samples)
+        Where their samples lie.
+    form : OutputForm
+        Of the loss in the outputs.
+    options : FactorOptions
+        Of the caller.
+
+    Returns
+    -------
+    callable
+        ``(parameters, batch, count, scale)`` returns for each family the sums of ``a aᵀ``
+        ``(members, n, n)`` and of its weights, and how far ``Σ δ aᵀ`` is from the gradient; and the
+        misfit of the form and the unevenness of the samples' weights.
+    """
+
+    def run(values: Any, leaves: Any, count: Any, scale: Any) -> Any:
+        tapped = tap(program, values, leaves, [family for family, _ in places])
+        root = _curvature(program, form, tapped, leaves, count, scale)
+        weights = root.sample_weights
+        weights = weights * (count / weights.sum())
+        rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
+        inputs = [_input_sums(each, tapped, weights, options) for each in rows]
+        missing = _missing(program, places, rows, tapped, values, leaves)
+        uneven = jnp.abs(weights / weights.mean() - 1).max()
+        return list(zip(inputs, missing, strict=True)), root.fit().misfit, uneven
+
+    return run
+
+
+def output_sums(
+    program: Program,
+    places: Places,
+    form: OutputForm,
+    options: FactorOptions,
+    chunk: int,
+    *,
+    exact: bool,
+) -> Callable[..., Any]:
+    """Return a function that makes some columns' part of the output factors of one batch.
+
+    Parameters
+    ----------
+    program, places, form, options
+        As for `input_sums`.
+    chunk : int
+        Columns that are sent back together.
+    exact : bool
+        Send every column; else `options.draws` random combinations of all of them.
+
+    Returns
+    -------
+    callable
+        ``(parameters, batch, count, scale, key, first)`` returns for each family the sums of
+        ``δ δᵀ`` over columns with even and with odd index, ``(2, members, m, m)``. The forward pass
+        is made again for each chunk: XLA's loops, which would spare it, make the gradient of a
+        convolution 30 times slower on a CPU.
+    """
+
+    def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any) -> Any:
+        tapped = tap(program, values, leaves, [family for family, _ in places])
+        root = _curvature(program, form, tapped, leaves, count, scale)
+        column, n_columns = _columns(root, options, key, exact)
+        rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
+
+        def gram(each: list[TapRows], gradients: Any) -> Array:
+            deltas = [use.outputs(gradients) for use in each]
+            if options.sharing == "reduce":
+                deltas = [_sum_of_positions(deltas)[:, :, None]]
+            return sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)  # type: ignore[return-value]
+
+        def one(index: Any) -> list[Array]:
+            gradients = tapped.back(jnp.where(index < n_columns, column(index), 0))
+            halves = jnp.arange(2) == index % 2
+            return [halves[:, None, None, None] * gram(each, gradients) for each in rows]
+
+        totals = [found.sum(0) for found in jax.vmap(one)(first + jnp.arange(chunk))]
+        return [t if exact else t / options.draws for t in totals]
+
+    return run
+
+
+def _curvature(
+    program: Program, form: OutputForm, tapped: Tapped, leaves: Any, count: Any, scale: Any
+) -> OutputCurvature:
+    """Return the curvature of a batch's loss, as the sum of its terms, in the outputs."""
+    return loss_curvature(
+        form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves), count
+    )
+
+
+def _rows(family: Family, samples: Samples, count: int) -> list[TapRows]:
+    """Return the rows of the uses that are the right way around."""
+    axes = samples.axes or (None,) * len(family.uses)
+    pairs: list[tuple[Use, Any]] = list(zip(family.uses, axes, strict=True))
+    return [TapRows(use, count, at) for use, at in pairs if not use.flipped]
+
+
+def _input_sums(
+    rows: list[TapRows], tapped: Tapped, weights: Array, options: FactorOptions
+) -> tuple[Array, Array]:
+    """Return the sum of ``a aᵀ``, each sample with the number of its terms, and of the weights."""
+    each = [use.inputs(tapped.kept) for use in rows]
+    if options.sharing == "reduce":
+        positions = sum(a.shape[2] for a in each)
+        whole: Any = sum(a.sum(2, keepdims=True) for a in each)
+        each = [whole / positions]
+    total, weight = jnp.zeros(()), jnp.zeros(())
+    for a in each:
+        # Where samples cannot be told from positions, all weigh alike.
+        own = weights if a.shape[1] == len(weights) else jnp.ones(a.shape[1], a.dtype)
+        total = total + jnp.einsum("gbsi,b,gbsj->gij", a, own, a)
+        weight = weight + own.sum() * a.shape[2]
+    return total, weight
+
+
+def _columns(
+    root: OutputCurvature, options: FactorOptions, key: Any, exact: bool
+) -> tuple[Callable[[Any], Array], int]:
+    """Return what is sent back, by index, and how many there are."""
+    if exact and options.delta == "ggn":
+        return root.column, root.n_columns
+    if exact:
+        return root.term_column, root.n_terms
+    draw = {"ggn": root.mixture, "fisher-mc": root.sampled, "empirical": root.term_mixture}
+
+    def drawn(index: Any) -> Array:
+        found: Array = draw[options.delta](JaxDraws(jax.random.fold_in(key, index)))
+        return found
+
+    return drawn, options.draws
+
+
+def _missing(
+    program: Program,
+    places: Places,
+    rows: list[list[TapRows]],
+    tapped: Tapped,
+    values: Sequence[Any],
+    leaves: Any,
+) -> list[Array]:
+    """Return how far ``Σ δ aᵀ`` of the uses is from the gradient, of each member.
+
+    For any cotangent of the outputs both agree; not where a matrix is used the other way around
+    too, as in a tied embedding, or in no product.
+    """
+    z = tapped.outputs
+    noise = scattered(z.shape, z.dtype, 1)
+    places_of = sorted({family.parameter for family, _ in places})
+
+    def outputs(weights: Sequence[Any]) -> Any:
+        whole = list(values)
+        for place, weight in zip(places_of, weights, strict=True):
+            whole[place] = weight
+        return program.outputs(whole, leaves)[0]
+
+    (gradients,) = jax.vjp(outputs, [values[place] for place in places_of])[1](noise)
+    arrived = tapped.back(noise)
+    found = []
+    for (family, _), each in zip(places, rows, strict=True):
+        whole = gradients[places_of.index(family.parameter)]
+        starts = [family.view.starts(offset) for offset in family.offsets]
+        expected = jnp.stack([family.view.matrix(whole, start) for start in starts])
+        shown = sum(
+            jnp.einsum("gbsi,gbsj->gij", use.outputs(arrived), use.inputs(tapped.kept))
+            for use in each
+        )
+        size = jnp.sqrt((expected**2).sum((1, 2)))
+        off = jnp.sqrt(((shown - expected) ** 2).sum((1, 2)))
+        found.append(off / jnp.maximum(size, np.finfo(z.dtype).tiny))
+    return found
+
+
+def _sum_of_positions(rows: list[Array]) -> Array:
+    """Add rows ``(members, B, S, m)`` over uses and positions; what cancels to rounding is zero.
+
+    Attention, for one, does not change when all its keys move together, so the gradients of a
+    sample's keys add up to nothing, and the outer products of their rounding would be a factor.
+    """
+    total: Any = sum(r.sum(2) for r in rows)
+    size: Any = sum(jnp.abs(r).sum(2) for r in rows)
+    return jnp.where(jnp.abs(total) > 64 * np.finfo(total.dtype).eps * size, total, 0)

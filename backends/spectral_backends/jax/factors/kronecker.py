@@ -1,0 +1,188 @@
+"""Kronecker factors of layers, streamed over batches in O(m² + n²) memory each."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_backends.jax.capture.sample_axes import Samples, find_samples
+from spectral_backends.jax.factors.factor_batch import Places, input_sums, output_sums
+from spectral_backends.jax.jaxprs.sizes import largest_value
+from spectral_backends.jax.layers.discovery import Layer
+from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.output_loss import find_loss_form
+from spectral_core.curvature.factor_options import FactorOptions, check_factor_size, factor_notes
+from spectral_core.curvature.problem import KroneckerFactors
+from spectral_core.errors import InputError, LayerError
+from spectral_core.losses.form import OutputForm
+from spectral_core.losses.terms import LossTerms
+
+__all__ = ["kronecker_factors"]
+
+LEAST_CHUNK = 16
+"""Columns that are sent back together at least, so that the forward pass does not matter."""
+
+
+def kronecker_factors(
+    objective: Objective, layers: Sequence[Layer], options: FactorOptions, memory_budget: int
+) -> dict[str, KroneckerFactors]:
+    """Return the factors of each layer, in one pass over the data.
+
+    Raises
+    ------
+    InputError
+        If an option is unknown, or the loss has no root in the outputs.
+    LayerError
+        If a layer has no factors.
+    """
+    options.check()
+    for layer in layers:
+        check_factor_size(layer.info)
+    totals = {layer.info.name: _Totals(layer) for layer in layers}
+    count, forms = 0.0, _Forms(objective, options)
+    for batch, terms in objective.weighted():
+        form = forms.of(batch, terms)
+        own = [batch.program.layers[layer.info.name] for layer in layers]
+        families = list({id(layer.family): layer.family for layer in own}.values())
+        samples = find_samples(objective, batch, families)
+        for layer in own:
+            _check_samples(layer, samples[families.index(layer.family)], options)
+        places = list(zip(families, samples, strict=True))
+        few = _n_columns(batch, form, options) <= options.max_columns
+        for exact in (True, False):
+            chosen = [(f, s) for f, s in places if exact is (few and not s.problem)]
+            if chosen:
+                _add(objective, batch, terms, chosen, form, options, memory_budget, totals, exact)
+        count += terms.count
+    return {name: total.factors(count, options) for name, total in totals.items()}
+
+
+def _add(
+    objective: Objective,
+    batch: Batch,
+    terms: LossTerms,
+    places: Places,
+    form: OutputForm,
+    options: FactorOptions,
+    memory_budget: int,
+    totals: dict[str, "_Totals"],
+    exact: bool,
+) -> None:
+    """Add one batch's part of the factors of some families."""
+    families = [family for family, _ in places]
+    key = (batch.key, form, options, exact, *map(id, families))
+    arguments = (objective.parameters.values, batch.leaves)
+    look = objective.compiled(
+        ("inputs", *key), partial(input_sums, batch.program, places, form, options)
+    )
+    found, misfit, uneven = look(*arguments, terms.count, terms.scale)
+    eps = objective.eps
+    if not form.fits(float(misfit), eps):
+        raise InputError(
+            f"loss_fn: batch {batch.index} has another form of curvature in the outputs than the "
+            "first one; use one loss for all batches."
+        )
+    n_columns = int(_n_columns(batch, form, options)) if exact else options.draws
+    chunk = min(n_columns, max(LEAST_CHUNK, memory_budget // largest_value(batch.program.model)))
+    send = objective.compiled(
+        ("outputs", *key),
+        partial(output_sums, batch.program, places, form, options, chunk, exact=exact),
+    )
+    draw = jax.random.fold_in(jax.random.key(objective.seed), batch.index)
+    numbers = terms.count, terms.scale
+    sent = [send(*arguments, *numbers, draw, first) for first in range(0, n_columns, chunk)]
+    for name, total in totals.items():
+        layer = batch.program.layers[name]
+        for index, (family, samples) in enumerate(places):
+            if layer.family is family:
+                total.add_inputs(found[index], layer.member, eps**0.5)
+                for part in sent:
+                    total.add_outputs(part[index][:, layer.member])
+                total.exact &= exact
+                total.uneven |= bool(samples.problem) and float(uneven) > 100 * eps
+
+
+class _Totals:
+    """Running sums of one layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._name, (m, n) = layer.info.name, layer.info.shape
+        self._outputs, self._inputs = np.zeros((2, m, m)), np.zeros((n, n))
+        self._weight = 0.0
+        self._incomplete = bool(layer.hidden)
+        self.exact, self.uneven = True, False
+
+    def add_inputs(self, sums: Any, member: int, tolerance: float) -> None:
+        """Add a batch's sums of ``a aᵀ`` of the layer's family."""
+        (inputs, weight), missing = sums
+        self._inputs += np.asarray(inputs[member], np.float64)
+        self._weight += float(weight)
+        self._incomplete |= not float(missing[member]) <= tolerance
+
+    def add_outputs(self, halves: Any) -> None:
+        """Add sums of ``δ δᵀ``."""
+        self._outputs += np.asarray(halves, np.float64)
+
+    def factors(self, count: float, options: FactorOptions) -> KroneckerFactors:
+        """Return the means."""
+        if self._weight == 0:
+            raise LayerError(self._name, "no operation was seen to use its matrix.")
+        first, second = self._outputs / count
+        return KroneckerFactors(
+            output_covariance=jnp.asarray(first + second),
+            input_covariance=jnp.asarray(self._inputs / self._weight),
+            output_noise=None if self.exact else jnp.asarray(first - second),
+            notes=factor_notes(options, self.exact, not self._incomplete, not self.uneven),
+        )
+
+
+class _Forms:
+    """The form of the loss for each shape of batch, found on the first that has it."""
+
+    def __init__(self, objective: Objective, options: FactorOptions) -> None:
+        self._objective, self._options = objective, options
+
+    def of(self, batch: Batch, terms: LossTerms) -> OutputForm:
+        """Return the form of a batch's loss."""
+        program = batch.program
+        if not program.single_output:
+            raise InputError(
+                "Kronecker factors need the model's outputs as one array with an axis of samples "
+                "in front; pass the pair (forward, loss), with forward returning that array."
+            )
+        convex = self._options.delta != "empirical"
+
+        def find() -> OutputForm:
+            run = self._objective.compiled((batch.key, "outputs"), lambda: program.outputs)
+            (z,) = run(self._objective.parameters.values, batch.leaves)
+            return find_loss_form(
+                z,
+                lambda y: terms.scale * program.loss_of([y], batch.leaves),
+                self._options.max_columns,
+                convex=convex,
+            )
+
+        key = (batch.key, "form", convex, self._options.max_columns)
+        form: OutputForm = self._objective.once(key, find)
+        return form
+
+
+def _n_columns(batch: Batch, form: OutputForm, options: FactorOptions) -> float:
+    """Return the number of columns that make ``C_δ`` exact; infinite where it is drawn."""
+    assert batch.program.forward is not None
+    shape: tuple[int, ...] = batch.program.forward.out_avals[0].shape
+    if options.delta == "fisher-mc":
+        return float("inf")
+    return form.n_terms(shape) if options.delta == "empirical" else form.n_columns(shape)
+
+
+def _check_samples(layer: Layer, samples: Samples, options: FactorOptions) -> None:
+    if samples.problem and options.sharing == "reduce":
+        raise LayerError(
+            layer.info.name,
+            f"sharing 'reduce' sums over the positions of each sample, and {samples.problem}; keep "
+            "the samples apart along one axis, or use sharing='expand'.",
+        )

@@ -1,0 +1,1 @@
+"""Programs of JAX read, run and counted equation by equation; it knows no layers."""

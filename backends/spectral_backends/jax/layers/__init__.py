@@ -1,0 +1,1 @@
+"""The weight matrices of a JAX function: which equations consume which parameters."""

@@ -1,0 +1,1 @@
+"""The mean loss of a JAX function over its data: programs, passes, terms."""

@@ -1,0 +1,1 @@
+"""Activations and gradients at the layers of a running PyTorch model."""

@@ -1,0 +1,100 @@
+"""Reading ``uᵀ δ aᵀ v`` off a backward pass where it comes by, without keeping any δ."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_backends.torch.capture.layer_io import Passage, PassageCapture
+from spectral_backends.torch.instruments.linearity import identity
+from spectral_backends.torch.instruments.nested import tensors_in
+from spectral_backends.torch.layers.discovery import Layer
+
+__all__ = ["DirectionTaps"]
+
+
+class DirectionTaps(PassageCapture):
+    """Watches a forward pass and taps each use of some layers' matrices.
+
+    A tap is the identity on what the operation returns, and zero times a leaf of shape ``(B, K)``.
+    Its gradient there is ``Σ_t (u_kᵀ δ_t)(v_kᵀ a_t)``, sample by sample: the derivative of what is
+    sent back along ``u_k v_kᵀ`` (Theory 5.4).
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Whose uses to tap.
+    parameters : mapping of str to Tensor
+        The leaves that the model uses, by name.
+    directions : mapping of str to (Tensor, Tensor)
+        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+
+    Attributes
+    ----------
+    leaves : dict of str to list of Tensor
+        One leaf for each use of a layer.
+    untapped : dict of str to str
+        Layers that have a use which cannot be tapped, and why.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        parameters: Mapping[str, Tensor],
+        directions: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> None:
+        super().__init__(layers, parameters)
+        self._directions = directions
+        self.leaves: dict[str, list[Tensor]] = {name: [] for name in directions}
+        self._in_place: set[str] = set()
+
+    @property
+    def untapped(self) -> dict[str, str]:
+        """Return the layers that have a use which cannot be tapped, and why."""
+        unseen = [layer.info.name for layer in self._layers if not self.all_seen(layer)]
+        hidden = {name: f"{kind} hides its positions" for name, kind in self.hidden.items()}
+        return (
+            dict.fromkeys(unseen, "its weight is also used in other ways")
+            | dict.fromkeys(self._in_place, "a product in place")
+            | hidden
+        )
+
+    def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Tap the result for each layer whose matrix made it."""
+        for layer, passage in self.made:
+            name = layer.info.name
+            if any(result is tensor for tensor in tensors_in((args, kwargs))):
+                self._in_place.add(name)
+                continue
+            u, v = self._directions[name]
+            with torch.no_grad():
+                along = passage.project(v)
+            leaf = along.new_zeros(along.shape[0], along.shape[2], requires_grad=True)
+            result = _Tap.apply(result, leaf, passage, u, along)  # type: ignore[no-untyped-call]
+            self.leaves[name].append(leaf)
+        self.made = []
+        return result
+
+
+@identity
+class _Tap(torch.autograd.Function):
+    """The identity on a result; what comes back is projected on directions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, result: Tensor, leaf: Tensor, passage: Passage, u: Tensor, along: Tensor
+    ) -> Tensor:
+        """Return the result in an object of its own."""
+        ctx.passage, ctx.u, ctx.along = passage, u, along
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient and its products with the directions."""
+        rows = ctx.passage.outputs(gradients[0])  # (B, S, m)
+        if rows.shape[-2] > rows.shape[-1]:  # sum over the longer axis first
+            products = (rows.mT @ ctx.along * ctx.u).sum(-2)
+        else:
+            products = (rows @ ctx.u * ctx.along).sum(-2)
+        return gradients[0], products, None, None, None

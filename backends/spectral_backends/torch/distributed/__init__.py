@@ -1,0 +1,1 @@
+"""Ranks of a process group, and shards of parameters."""

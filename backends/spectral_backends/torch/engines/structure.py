@@ -1,0 +1,95 @@
+"""What one forward pass over the first batch shows of a model: its layers, and what they cost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_backends.torch.instruments.linearity import find_curvature
+from spectral_backends.torch.instruments.nested import common_length
+from spectral_backends.torch.instruments.work_counter import WorkCounter
+from spectral_backends.torch.layers.discovery import Layer, name_layers
+from spectral_backends.torch.layers.recorder import OperationRecorder
+from spectral_backends.torch.objective.objective import Objective
+
+__all__ = ["Structure", "examine"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The layers of a model, and what decides how their curvature is computed best.
+
+    Parameters
+    ----------
+    layers : dict of str to Layer
+        By name, in the order of the forward pass.
+    skipped : dict of str to str
+        Parameters that are none, with the reason.
+    n_outputs : int or None
+        Outputs of the model for each sample of the first batch; None where they are not told from
+        the loss, or are no tensor.
+    curved : dict of str to str
+        Parameters in which the outputs are curved, with the operation that shows it.
+    work : float
+        Multiply-adds of the forward pass.
+    operations : int
+        Matrix products and convolutions of the forward pass.
+    heaviest : list of int
+        Samples of the first batch, those first whose outputs the loss would change most; empty
+        where the outputs are not told.
+    """
+
+    layers: dict[str, Layer]
+    skipped: dict[str, str]
+    n_outputs: int | None
+    curved: dict[str, str]
+    work: float
+    operations: int
+    heaviest: list[int]
+
+    @property
+    def work_of_operation(self) -> float:
+        """Return the multiply-adds of a matrix product or convolution, on average."""
+        return self.work / max(self.operations, 1)
+
+    def downstream(self, layer: Layer) -> float:
+        """Return the share of the layers' work that lies behind a layer, its own included."""
+        works = {name: other.work for name, other in self.layers.items()}
+        total = sum(works.values())
+        names = list(works)
+        behind = sum(works[name] for name in names[names.index(layer.info.name) :])
+        return behind / total if total else 1.0
+
+
+def examine(objective: Objective, seed: int) -> Structure:
+    """Run the model on the first batch and look."""
+    seen: list[Any] = []
+
+    def look(outputs: Any) -> Any:
+        seen.append(outputs)
+        return outputs
+
+    with objective.one_pass(seed) as batches:
+        leaves = objective.matrix_leaves()
+        with WorkCounter() as counter, OperationRecorder(leaves) as recorder:
+            batch = next(batches)
+            loss, _ = objective.loss(leaves, batch, look)
+        layers, skipped = name_layers(recorder, leaves, objective.model.frozen)
+        outputs = seen[0] if seen and isinstance(seen[0], Tensor) and seen[0].ndim else None
+        curved: dict[str, str] = {}
+        if outputs is not None:
+            names = list(leaves)
+            found = find_curvature([outputs], {i: [leaves[n]] for i, n in enumerate(names)})
+            curved = {names[i]: node for i, node in found.items()}
+        heaviest = _heaviest(loss, outputs, common_length(batch))
+    n_outputs = None if outputs is None else outputs.numel() // max(len(outputs), 1)
+    return Structure(layers, skipped, n_outputs, curved, counter.work, counter.operations, heaviest)
+
+
+def _heaviest(loss: Tensor, outputs: Tensor | None, length: int | None) -> list[int]:
+    if outputs is None or not outputs.requires_grad or not length or len(outputs) % length:
+        return []
+    (pull,) = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
+    each = torch.linalg.vector_norm(pull.reshape(length, -1), dim=1, ord=torch.inf)
+    return [int(index) for index in torch.argsort(each, descending=True)]

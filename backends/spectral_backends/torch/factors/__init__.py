@@ -1,0 +1,1 @@
+"""Kronecker factors of PyTorch layers (Theory 4)."""

@@ -1,0 +1,1 @@
+"""The weight matrices of a PyTorch model: which operations consume which parameters."""

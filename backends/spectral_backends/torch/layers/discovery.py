@@ -1,0 +1,91 @@
+"""The layers of a model, named, from what its operations did with the parameters."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spectral_backends.torch.distributed.shards import WHOLE_COPY, is_distributed
+from spectral_backends.torch.layers.matrix_view import MatrixView
+from spectral_backends.torch.layers.recorder import MatrixUse, OperationRecorder
+from spectral_core.curvature.problem import LayerInfo
+
+__all__ = ["Layer", "name_layers"]
+
+MIN_GROUP_RANK = 3
+"""Groups with a smaller side below this have too few directions for any fit."""
+
+_SHARDED = f"it is a distributed tensor (DTensor); {WHOLE_COPY}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight matrix: its public description, its parameter, its place in it, and its work.
+
+    `work` is the number of multiply-adds of its uses in the forward pass of the first batch.
+    """
+
+    info: LayerInfo
+    parameter: str
+    view: MatrixView
+    work: float
+
+
+def name_layers(
+    recorder: OperationRecorder, parameters: Mapping[str, Tensor], frozen: frozenset[str]
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Return the layers by name, and the parameters that are none with the reason.
+
+    Parameters with fewer than two axes (biases, norms) are neither. Layers come in the order of
+    the forward pass.
+    """
+    bases = _base_names([name for name, p in parameters.items() if p.ndim >= 2])
+    unused = [name for name in bases if name not in recorder.order]
+    layers: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    for name in recorder.order + unused:
+        base, uses = bases[name], recorder.uses[name]
+        reason = (
+            _SHARDED
+            if is_distributed(parameters[name])
+            else _why_no_layer(name in frozen, uses.matrices, uses.other_operations)
+        )
+        if reason:
+            skipped[base] = reason
+            continue
+        for index, use in enumerate(uses.matrices):
+            label = use.label or ("" if len(uses.matrices) == 1 else f"part{index}")
+            full = f"{base}.{label}" if label else base
+            while full in layers or (label and full in bases.values()):
+                full += "_"  # another parameter has that name
+            info = LayerInfo(full, "+".join(use.kinds), use.view.shape)
+            layers[full] = Layer(info, name, use.view, use.work)
+    return layers, skipped
+
+
+def _base_names(parameters: list[str]) -> dict[str, str]:
+    """Drop a trailing ``weight``: the layer's name is what precedes it, unless two then agree."""
+    short = {name: re.sub(r"(?<=.)[._]weight$", "", name) for name in parameters}
+    count = list(short.values()).count
+    return {name: base if count(base) == 1 else name for name, base in short.items()}
+
+
+def _why_no_layer(frozen: bool, matrices: list[MatrixUse], others: list[str]) -> str:
+    if frozen:
+        return "frozen; call requires_grad_(True) on it to measure it"
+    if not matrices and not others:
+        return (
+            "no operation of the model used it on the first batch, or one out of sight did, as in "
+            "a scripted module or under vmap"
+        )
+    if not matrices:
+        seen = ", ".join(sorted(set(others)))
+        return f"no matrix product, convolution or lookup used it as it is stored (seen: {seen})"
+    if len(matrices) > 1 and all(min(use.view.shape) < MIN_GROUP_RANK for use in matrices):
+        m, n = matrices[0].view.shape
+        return (
+            f"its {len(matrices)} groups are {m}×{n} matrices, of rank {min(m, n)} at most: "
+            "too few directions for a fit"
+        )
+    return ""

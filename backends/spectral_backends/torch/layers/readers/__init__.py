@@ -1,0 +1,1 @@
+"""How each operation of PyTorch consumes its weight."""

@@ -1,0 +1,1 @@
+"""The mean loss of a PyTorch model over its data: passes, terms, mean gradients."""

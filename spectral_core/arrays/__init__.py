@@ -1,0 +1,1 @@
+"""Arrays of any library of the standard: namespaces, factorisations, products, constants."""

@@ -1,0 +1,77 @@
+"""How Kronecker factors are made, and what is said of them, whatever makes them."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from spectral_core.curvature.problem import Delta, LayerInfo, Sharing
+from spectral_core.errors import InputError, LayerError
+
+__all__ = ["FactorOptions", "check_factor_size", "factor_notes"]
+
+MAX_SIDE = 16384
+"""Largest side of a factor: 2 GiB in float64."""
+
+
+@dataclass(frozen=True)
+class FactorOptions:
+    """The arguments of a backend's `kronecker_factors`."""
+
+    delta: Delta
+    sharing: Sharing
+    draws: int
+    max_columns: int
+
+    def check(self) -> None:
+        """Raise `InputError` for an option that there is not."""
+        if self.delta not in get_args(Delta):
+            raise InputError(
+                f"delta: {self.delta!r} is unknown; choose 'ggn', 'fisher-mc' or 'empirical'."
+            )
+        if self.sharing not in get_args(Sharing):
+            raise InputError(f"sharing: {self.sharing!r} is unknown; choose 'expand' or 'reduce'.")
+        if not isinstance(self.draws, int) or self.draws < 2 or self.draws % 2:
+            raise InputError(
+                f"draws: {self.draws!r} is no even number of 2 or more; two halves of the draws "
+                "give the standard error."
+            )
+        if not isinstance(self.max_columns, int) or self.max_columns < 0:
+            raise InputError(f"max_columns: {self.max_columns!r} is not a number of columns.")
+
+
+def check_factor_size(layer: LayerInfo) -> None:
+    """Raise `LayerError` if a factor of the layer would be too large."""
+    m, n = layer.shape
+    if max(m, n) > MAX_SIDE:
+        size = max(m, n) ** 2 * 8 / 2**30
+        raise LayerError(
+            layer.name, f"it is {m}×{n}, and a factor of {size:.0f} GiB is too large; leave it out."
+        )
+
+
+def factor_notes(
+    options: FactorOptions, exact: bool, complete: bool, even: bool
+) -> tuple[str, ...]:
+    """Return what a reader must know of a layer's factors.
+
+    Parameters
+    ----------
+    options : FactorOptions
+        As asked for.
+    exact : bool
+        Whether ``C_δ`` is no estimate.
+    complete : bool
+        Whether all uses of the matrix are in the factors.
+    even : bool
+        Whether ``C_A`` weighs positions by the terms of their sample.
+    """
+    notes = []
+    if not exact:
+        notes.append(f"C_δ is a Monte-Carlo estimate of {options.draws} draws per batch")
+    if not complete:
+        notes.append(
+            "this matrix is also used in ways that its factors leave out (the other way around, as "
+            "in a tied embedding, or in no product); κ holds their part"
+        )
+    if not even:
+        notes.append("C_A weighs all positions alike, not by the terms of their sample")
+    return tuple(notes)

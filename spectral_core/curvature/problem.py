@@ -1,0 +1,159 @@
+"""What a backend supplies: the layers of a problem, their gradients and their curvatures."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.errors import LayerError
+
+__all__ = [
+    "CurvatureKind",
+    "CurvatureProblem",
+    "Delta",
+    "KnowsRounding",
+    "KroneckerFactors",
+    "LayerInfo",
+    "ManyLayers",
+    "Sharing",
+]
+
+CurvatureKind = Literal["hessian", "ggn"]
+Delta = Literal["ggn", "fisher-mc", "empirical"]
+"""Which output gradients make ``C_δ`` (Theory 4.4)."""
+Sharing = Literal["expand", "reduce"]
+"""How positions that share a weight enter the factors (Theory 4.3)."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One weight matrix of a model.
+
+    Parameters
+    ----------
+    name : str
+        Unique in its problem, chosen so that globs select it: ``"layer2.0.conv1"``.
+    kind : str
+        The operation that consumes the weight: ``"linear"``, ``"conv2d"``, ``"embedding"``, …
+        Several uses of a tied weight are joined: ``"embedding+linear"``.
+    shape : tuple of int
+        ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """``C_δ`` and ``C_A`` of one layer, in the normalisation of Theory 4.
+
+    Parameters
+    ----------
+    output_covariance : array, shape (m, m)
+        ``C_δ = (1/N) Σ δ δᵀ`` of un-reduced terms, in units of loss² per output².
+    input_covariance : array, shape (n, n)
+        ``C_A``, the mean of ``a aᵀ``, in units of input².
+    output_noise : array of shape (m, m), or None
+        Half the difference of two independent estimates, where ``C_δ`` is a Monte-Carlo estimate:
+        the root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None where
+        ``C_δ`` is exact.
+    notes : tuple of str
+        What a reader must know of them.
+    """
+
+    output_covariance: Any
+    input_covariance: Any
+    output_noise: Any = None
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class CurvatureProblem(Protocol):
+    """A mean loss ``L = (1/N) Σ_i l_i`` as a function of its weight matrices.
+
+    Any object with these members can be measured. Arrays may belong to any Array API library.
+    """
+
+    def layers(self) -> Sequence[LayerInfo]:
+        """Return the weight matrices in the order of the forward pass."""
+        ...
+
+    def skipped(self) -> Mapping[str, str]:
+        """Return the parameters of two or more axes that are no layer, with the reason."""
+        ...
+
+    def gradients(self, layers: Sequence[str]) -> Mapping[str, Any]:
+        """Return ``G = ∂L/∂W``, an array of shape ``(m, n)``, for each named layer."""
+        ...
+
+    def curvatures(self, layer: str, u: Any, v: Any, kind: CurvatureKind = "hessian") -> Any:
+        """Return ``h_k = <D_k, H[D_k]>`` for ``D_k = u_k v_kᵀ``, an array of shape ``(K,)``.
+
+        ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
+        L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
+        cannot be differentiated twice.
+        """
+        ...
+
+    def kronecker_factors(
+        self,
+        layers: Sequence[str],
+        *,
+        delta: Delta = "ggn",
+        sharing: Sharing = "expand",
+    ) -> Mapping[str, KroneckerFactors]:
+        """Return the Kronecker factors of each named layer (Theory 4).
+
+        Raises `LayerError` where a layer has none. Only `measure` with ``decompose=True`` asks.
+        """
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what identifies the problem, as JSON values.
+
+        Keys that reports show: ``backend``, ``versions``, ``dtype``, ``precision`` (where a model
+        casts to a narrower type inside), ``device``, ``seed``, ``loss``, ``n_terms``,
+        ``n_batches``. Two problems with equal descriptions and layers are
+        taken for the same when a measurement is resumed.
+        """
+        ...
+
+
+@runtime_checkable
+class ManyLayers(Protocol):
+    """What a `CurvatureProblem` may offer besides: curvatures of many layers computed together."""
+
+    def layer_curvatures(
+        self,
+        directions: Mapping[str, tuple[Any, Any]],
+        kind: CurvatureKind = "hessian",
+        *,
+        engine: Engine = "auto",
+        draws: int = 64,
+        done: Collection[str] = (),
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[LayerCurvature | LayerError]:
+        """Yield the curvatures of each layer of `directions` that is not in `done`, in any order.
+
+        `directions` are u (m, K) and v (n, K) by layer. Which layers are done must not change the
+        values of the others. `draws` is of the Monte-Carlo engine; `tell` hears in a few words
+        what is being computed.
+        """
+        ...
+
+
+@runtime_checkable
+class KnowsRounding(Protocol):
+    """What a `CurvatureProblem` may offer besides: the error of its gradients."""
+
+    def gradient_errors(
+        self, layers: Sequence[str], *, samples: int | None = None
+    ) -> Mapping[str, Any]:
+        """Return ``G − G'`` of shape ``(m, n)`` for named layers, with G' of a wider type.
+
+        Both are of the same terms: of all data, or of at most about `samples` of them that carry
+        the gradient. A layer of which nothing is known is left out.
+        """
+        ...

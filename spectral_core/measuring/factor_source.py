@@ -1,0 +1,148 @@
+"""Kronecker factors of many layers, a few at a time, and the alignment of directions in them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from spectral_core.alignment.alignment import SpectralAlignment, spectral_alignment
+from spectral_core.arrays.namespace import to_numpy
+from spectral_core.arrays.products import exact_products
+from spectral_core.curvature.problem import (
+    CurvatureProblem,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    Sharing,
+)
+from spectral_core.errors import LayerError
+
+__all__ = ["Aligned", "FactorSource"]
+
+MAX_ELEMENTS = 2**27
+"""Of all factors held together: 1 GiB in float64."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A layer's directions in its factors.
+
+    Parameters
+    ----------
+    alignment : SpectralAlignment
+        With NumPy arrays.
+    notes : tuple of str
+        On the factors.
+    """
+
+    alignment: SpectralAlignment
+    notes: tuple[str, ...]
+
+
+class FactorSource:
+    """Fetches factors from a problem in groups: one pass over the data serves several layers.
+
+    Parameters
+    ----------
+    problem : CurvatureProblem
+        Where they come from.
+    layers : sequence of LayerInfo
+        In the order in which they will be asked for.
+    directions : mapping of str to (u, v)
+        By layer, shapes (m, K) and (n, K).
+    delta, sharing
+        As in `CurvatureProblem.kronecker_factors`.
+    """
+
+    def __init__(
+        self,
+        problem: CurvatureProblem,
+        layers: Sequence[LayerInfo],
+        directions: Mapping[str, tuple[Any, Any]],
+        delta: Delta,
+        sharing: Sharing,
+    ) -> None:
+        self._problem, self._delta, self._sharing = problem, delta, sharing
+        self._directions = directions
+        self._groups = _groups(layers)
+        self._found: dict[str, Aligned | LayerError] = {}
+
+    def take(self, layer: LayerInfo) -> "Aligned":
+        """Return what the factors say of the layer's directions, on the host.
+
+        Raises
+        ------
+        LayerError
+            If the layer has no factors.
+        """
+        if layer.name not in self._found:
+            self._fetch(next(group for group in self._groups if layer in group))
+        found = self._found.pop(layer.name)
+        if isinstance(found, LayerError):
+            raise found
+        return found
+
+    def prepare(self) -> None:
+        """Fetch the first factors, so that what is wrong with the loss is said at once."""
+        if self._groups:
+            self._fetch(self._groups[0])
+
+    def _fetch(self, group: list[LayerInfo]) -> None:
+        """Align a group of layers; one that has no factors is left out of another try."""
+        todo = list(group)
+        while todo:
+            try:
+                factors = self._problem.kronecker_factors(
+                    [layer.name for layer in todo], delta=self._delta, sharing=self._sharing
+                )
+            except LayerError as error:
+                self._found[error.layer] = error
+                todo = [layer for layer in todo if layer.name != error.layer]
+                continue
+            for layer in todo:
+                self._found[layer.name] = self._align(layer, factors[layer.name])
+            return
+
+    def _align(self, layer: LayerInfo, factors: KroneckerFactors) -> "Aligned":
+        c_delta, c_a = factors.output_covariance, factors.input_covariance
+        xp = array_api_compat.array_namespace(c_delta)
+        u, v = self._directions[layer.name]
+        # The factors are sums of squares: below the square of the gradients' rounding they are
+        # noise, however wide the sums are.
+        precision = max(float(xp.finfo(c_delta.dtype).eps), float(xp.finfo(u.dtype).eps) ** 2)
+        u, v = (xp.astype(d, c_delta.dtype) for d in (u, v))
+        found = spectral_alignment(u, v, c_delta, c_a, rtol=max(layer.shape) * precision)
+        return Aligned(found.to_floats(), factors.notes + _notes(xp, factors, u, found))
+
+
+def _groups(layers: Sequence[LayerInfo]) -> list[list[LayerInfo]]:
+    groups: list[list[LayerInfo]] = []
+    room = 0
+    for layer in layers:
+        size = layer.shape[0] ** 2 + layer.shape[1] ** 2
+        if size > room:
+            groups.append([])
+            room = MAX_ELEMENTS
+        groups[-1].append(layer)
+        room -= size
+    return groups
+
+
+def _notes(
+    xp: Any, factors: KroneckerFactors, u: Any, alignment: SpectralAlignment
+) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if factors.output_noise is not None:
+        with exact_products(xp, u):
+            noise = to_numpy(xp.sum(u * (factors.output_noise @ u), axis=-2))
+        error = float(np.sqrt(np.mean((noise / to_numpy(alignment.delta.quadratic)) ** 2)))
+        notes = (f"standard error of uᵀ C_δ u: {error:.1%} (root mean square over the window)",)
+    for symbol, factor in (("C_δ", alignment.delta), ("C_A", alignment.a)):
+        if tied := [str(k + 1) for k, t in enumerate(to_numpy(factor.tied)) if t]:
+            notes += (
+                f"eigenvalues of {symbol} nearly tied at ranks {', '.join(tied)}: which of a tied "
+                "cluster stands beside which direction is arbitrary, within the gap",
+            )
+    return notes

@@ -1,0 +1,357 @@
+"""`measure`: the spectrum of every layer of a problem, one after the other."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core._version import __version__
+from spectral_core.alignment.decomposition import decompose_exponent
+from spectral_core.arrays.namespace import to_numpy
+from spectral_core.arrays.numbers import check_confidence
+from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.problem import (
+    CurvatureKind,
+    CurvatureProblem,
+    Delta,
+    LayerInfo,
+    Sharing,
+)
+from spectral_core.curvature.result_checks import (
+    check_problem,
+    checked_description,
+    checked_gradient,
+    checked_layers,
+)
+from spectral_core.errors import InputError, LayerError, SpectralError
+from spectral_core.exponents.rank_profile import fit_rank_profiles
+from spectral_core.exponents.transfer_identity import exponent_triangle
+from spectral_core.measuring.curvature_source import curvatures_of, why_not_finite
+from spectral_core.measuring.directions import Decomposition, Window, top_directions
+from spectral_core.measuring.factor_source import Aligned, FactorSource
+from spectral_core.measuring.gradient_rounding import with_rounding, without_rounding
+from spectral_core.measuring.journal import Journal
+from spectral_core.measuring.layer_selection import LayerSelection, select_layers
+from spectral_core.measuring.progress import ProgressCallback, reporting
+from spectral_core.participation.participation import (
+    certified_exponent,
+    entropy_rank,
+    participation_ratio,
+    window_bound,
+    zeta_bound,
+)
+from spectral_core.reporting.report import (
+    LayerSpectrum,
+    ParticipationSummary,
+    Provenance,
+    SpectralReport,
+)
+
+__all__ = ["measure", "spectrum_from_values"]
+
+
+def measure(
+    problem: CurvatureProblem,
+    layers: LayerSelection = "*",
+    *,
+    top_k: int = 20,
+    curvature: CurvatureKind = "hessian",
+    engine: Engine = "auto",
+    draws: int = 64,
+    svd: Decomposition = "exact",
+    decompose: bool = False,
+    delta: Delta = "ggn",
+    sharing: Sharing = "expand",
+    confidence: float = 0.95,
+    progress: ProgressCallback | bool | None = None,
+    resume: str | Path | None = None,
+) -> SpectralReport:
+    """Measure how curvature follows the gradient's singular values, layer by layer.
+
+    For each layer: the thin SVD ``G = U Σ Vᵀ`` of its gradient, the curvatures
+    ``h_k = <u_k v_kᵀ, H[u_k v_kᵀ]>`` of the top directions, and from these the exponents
+    ``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s`` with the exact transfer identity (Theory 1-3), the
+    participation ratio with its bounds (Theory 7) and the rank profile (Theory 8).
+
+    Parameters
+    ----------
+    problem : CurvatureProblem
+        From a backend, for instance ``spectral_backends.torch.CurvatureProblem``.
+    layers : str, iterable of str, or callable
+        A glob (``"layer2.*.conv*"``), several, or a predicate of a `LayerInfo`.
+    top_k : int
+        The window K: how many directions, at most. Cut at the numerical rank of the gradient, and
+        said so in the layer's notes.
+    curvature : {"hessian", "ggn"}
+        The exact Hessian of the loss, or its Gauss-Newton part.
+    engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
+        How curvatures are computed: see `Engine`. ``"auto"`` takes, layer by layer, the cheapest
+        that is exact; each layer's `Certificate` says which and what shows that it is right.
+    draws : int
+        Of ``engine="monte-carlo"``, for each batch.
+    svd : {"exact", "randomized"}
+        How the directions are found. The randomized one is for layers thousands wide on both
+        sides; its error is stated in the layer's notes.
+    decompose : bool
+        Measure also the Gauss-Newton curvatures and the Kronecker factors, and split α into
+        ``β + φ + κ + ν`` (Theory 5). About twice the time. A layer whose factors cannot be had
+        keeps its spectrum, with the reason among its notes.
+    delta : {"ggn", "fisher-mc", "empirical"}
+        Which output gradients make ``C_δ`` (Theory 4.4).
+    sharing : {"expand", "reduce"}
+        How positions that share a weight enter the factors (Theory 4.3).
+    confidence : float
+        Of the intervals, in (0, 1).
+    progress : callable, bool or None
+        ``progress(done, total, name)``; None shows a bar on a terminal and nothing in a pipe.
+    resume : path, optional
+        A journal to which each finished layer is appended. If it holds layers of the same
+        measurement they are not measured again, and the report is the same to the byte. One
+        process at a time: each process or rank needs a file of its own.
+
+    Returns
+    -------
+    SpectralReport
+        A mapping from layer name to `LayerSpectrum`. A layer that cannot be measured (no gradient,
+        not differentiable twice, non-finite) is in ``skipped`` with the reason.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, a pattern matches no layer, or `problem` is none or does not
+        keep to its protocol.
+    SpectralError
+        If not one of the selected layers could be measured.
+    ReportError
+        If `resume` cannot be written, belongs to another measurement, or another process is
+        writing to it.
+    """
+    check_problem(problem)
+    _check_arguments(top_k, curvature, confidence, draws, progress)
+    _check_choice("engine", engine, get_args(Engine))
+    _check_choice("svd", svd, get_args(Decomposition))
+    _check_choice("delta", delta, get_args(Delta))
+    _check_choice("sharing", sharing, get_args(Sharing))
+    draws = int(draws)
+    out = dict(problem.skipped())
+    selected = select_layers(checked_layers(problem), layers, skipped=out)
+    provenance = Provenance(
+        problem=checked_description(problem),
+        versions={
+            "spectral_core": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        top_k=int(top_k),
+        curvature=curvature,
+        confidence=confidence,
+        factors={"delta": delta, "sharing": sharing} if decompose else None,
+        engine=engine if engine != "monte-carlo" else f"{engine}, {draws} draws",
+        svd=svd,
+    )
+    with (
+        Journal(resume, provenance, {layer.name: layer.shape for layer in selected}) as journal,
+        reporting(progress, len(selected)) as report_progress,
+    ):
+        skipped: dict[str, str] = {}
+
+        def tell(text: str) -> None:
+            report_progress(len(journal.spectra) + len(skipped), len(selected), text)
+
+        if any(layer.name not in journal for layer in selected):
+            tell("gradients")
+            precision = provenance.problem.get("precision")
+            windows = _windows(problem, selected, top_k, svd, precision, skipped)
+            layers = {layer.name: layer for layer in selected if layer.name in windows}
+            source = None
+            if decompose:
+                directions = {name: (window.u, window.v) for name, window in windows.items()}
+                todo = [layer for name, layer in layers.items() if name not in journal]
+                source = FactorSource(problem, todo, directions, delta, sharing)
+                source.prepare()
+            for found in curvatures_of(
+                problem, list(layers.values()), windows, curvature, engine, draws,
+                set(journal.spectra), tell, precision,
+            ):  # fmt: skip
+                if isinstance(found, LayerError):
+                    skipped[found.layer] = found.reason
+                    continue
+                layer, window = layers[found.name], windows[found.name]
+                tell(layer.name)
+                journal.add(_spectrum(problem, layer, window, found, provenance, source))
+        report_progress(len(selected), len(selected), "")
+    if not journal.spectra:
+        first: dict[str, str] = {}
+        for name, reason in skipped.items():
+            first.setdefault(reason, name)
+        reasons = [f"{name!r}: {reason}" for reason, name in first.items()][:3]
+        raise SpectralError(
+            f"none of the {len(selected)} selected layers could be measured; {' '.join(reasons)}"
+        )
+    return SpectralReport(
+        provenance=provenance,
+        spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
+        skipped=out | skipped,
+    )
+
+
+def spectrum_from_values(
+    layer: LayerInfo,
+    sigma: npt.NDArray[np.float64],
+    curvature: npt.NDArray[np.float64],
+    *,
+    confidence: float = 0.95,
+    notes: tuple[str, ...] = (),
+) -> LayerSpectrum:
+    """Fit everything that a `LayerSpectrum` holds to measured values.
+
+    Parameters
+    ----------
+    layer : LayerInfo
+        The layer they belong to.
+    sigma, curvature : ndarray, shape (K,), float64
+        Singular values, descending, and curvatures in the same order.
+    confidence : float
+        Of the intervals.
+    notes : tuple of str
+        What is known already; dropped directions and failed fits are added.
+    """
+    triangle = exponent_triangle(sigma, curvature, confidence=confidence).to_floats()
+    if triangle.alpha.n_dropped:
+        bad = int(np.sum(~((curvature > 0) & np.isfinite(curvature))))
+        notes += (
+            f"{triangle.alpha.n_dropped} of {len(sigma)} directions dropped from the fits of α "
+            f"and s ({bad} with h <= 0 or not finite)",
+        )
+    if triangle.alpha.reason:
+        notes += (f"α: {triangle.alpha.reason}",)
+    return LayerSpectrum(
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        sigma=sigma,
+        curvature=curvature,
+        triangle=triangle,
+        participation=_participation(curvature, triangle.s.exponent),
+        rank_profile=fit_rank_profiles(sigma).to_floats(),
+        notes=notes,
+    )
+
+
+def _windows(
+    problem: CurvatureProblem,
+    layers: Sequence[LayerInfo],
+    top_k: int,
+    svd: Decomposition,
+    precision: str | None,
+    skipped: dict[str, str],
+) -> dict[str, Window]:
+    """Return the directions of each layer; those that have none go to `skipped`."""
+    gradients = dict(problem.gradients([layer.name for layer in layers]))
+    windows: dict[str, Window] = {}
+    for layer in layers:
+        try:
+            gradient = checked_gradient(layer, gradients.pop(layer.name, None))
+            windows[layer.name] = top_directions(layer, gradient, top_k, svd)
+        except LayerError as error:
+            skipped[layer.name] = error.reason
+    for name, window in with_rounding(problem, layers, windows).items():
+        try:
+            windows[name] = without_rounding(name, window, precision)
+        except LayerError as error:
+            del windows[name]
+            skipped[name] = error.reason
+    return windows
+
+
+def _spectrum(
+    problem: CurvatureProblem,
+    layer: LayerInfo,
+    window: Window,
+    found: LayerCurvature,
+    provenance: Provenance,
+    source: FactorSource | None,
+) -> LayerSpectrum:
+    confidence, h = provenance.confidence, found.values
+    aligned, reason = _aligned(source, layer)
+    notes = window.notes + reason
+    if provenance.problem.get("loss") == 0:
+        notes += (
+            "the loss is exactly zero and its gradient is not: where it cannot be negative, both "
+            "are rounding",
+        )
+    spectrum = spectrum_from_values(layer, window.sigma, h, confidence=confidence, notes=notes)
+    spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
+    if aligned is None:
+        return spectrum
+    alignment, ggn, notes = aligned.alignment, found.ggn, aligned.notes
+    try:
+        if ggn is None:
+            ggn = to_numpy(problem.curvatures(layer.name, window.u, window.v, "ggn"))
+        if told := why_not_finite(ggn):
+            raise LayerError(layer.name, told)
+    except LayerError as error:
+        return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
+    ggn = ggn.astype(np.float64)
+    fits = decompose_exponent(window.sigma, h, ggn, alignment, confidence=confidence).to_floats()
+    if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
+        notes += (
+            f"{lost} more directions dropped from the decomposition (eigenvalues of a factor at "
+            "rounding level, or a Gauss-Newton curvature <= 0)",
+        )
+    notes = spectrum.notes + notes
+    return replace(spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes)
+
+
+def _aligned(
+    source: FactorSource | None, layer: LayerInfo
+) -> tuple[Aligned | None, tuple[str, ...]]:
+    """Return the directions in their factors, or None with the reason why there is nothing."""
+    if source is None:
+        return None, ()
+    try:
+        return source.take(layer), ()
+    except LayerError as error:
+        return None, (f"no decomposition: {error.reason}",)
+
+
+def _participation(curvature: npt.NDArray[np.float64], s: float) -> ParticipationSummary:
+    count = int(np.sum(curvature > 0))
+    certified = float(certified_exponent(curvature))
+    exponent = np.asarray(s, dtype=np.float64)
+    return ParticipationSummary(
+        ratio=float(participation_ratio(curvature)),
+        entropy_rank=float(entropy_rank(curvature)),
+        count=count,
+        window_bound=float(window_bound(exponent, max(count, 1))),
+        zeta_bound=float(zeta_bound(exponent)),
+        certified_exponent=certified,
+        certified_bound=float(window_bound(np.asarray(certified, dtype=np.float64), max(count, 1))),
+    )
+
+
+def _check_arguments(
+    top_k: int, curvature: str, confidence: float, draws: int, progress: Any
+) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
+        raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
+    _check_choice("curvature", curvature, get_args(CurvatureKind))
+    check_confidence(confidence)
+    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 2:
+        raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise InputError(
+            f"progress: a {type(progress).__name__} cannot be called; pass a function of (done, "
+            "total, name), True, False or None."
+        )
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        *most, last = map(repr, known)
+        raise InputError(f"{name}: {value!r} is unknown; choose {', '.join(most)} or {last}.")

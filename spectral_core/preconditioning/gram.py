@@ -1,0 +1,132 @@
+"""A gradient made ready for its small Gram matrix: wide, scaled, free of what is not finite."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spectral_core.arrays.namespace import Array
+from spectral_core.preconditioning.extreme_value import STEPS, largest_eigenvalue
+from spectral_core.preconditioning.function import log_damping, power
+
+__all__ = ["Coefficients", "Gram", "ScaledMatrix", "smallest_shift"]
+
+
+@dataclass(frozen=True)
+class ScaledMatrix:
+    """``G = scale · wide``, transposed where G is tall; the largest entry of `wide` is 1.
+
+    Parameters
+    ----------
+    wide : array, shape (..., k, n) with k ≤ n
+        In float32 or wider, so that squares neither over- nor underflow. NaN where G is not finite.
+    scale : array, shape (..., 1, 1)
+        Largest magnitude in G; 1 for a zero matrix; NaN where G is not finite: it spoils the
+        result of that matrix and of no other.
+    transposed : bool
+        Whether `wide` is the transpose.
+    """
+
+    wide: Array
+    scale: Array
+    transposed: bool
+
+    @classmethod
+    def of(cls, xp: Any, gradient: Array, solved: bool) -> "ScaledMatrix":
+        """Scale a gradient, shape (..., m, n).
+
+        Square ones are transposed too where it may be a right hand side: columns are then
+        contiguous, as solvers want them.
+        """
+        if xp.finfo(gradient.dtype).bits < 32:
+            gradient = xp.astype(gradient, xp.float32)
+        rows, columns = gradient.shape[-2:]
+        transposed = rows > columns or (solved and rows == columns)
+        wide = xp.matrix_transpose(gradient) if transposed else gradient
+        largest = _largest_magnitude(xp, wide)
+        one = xp.ones_like(largest)
+        scale = xp.where(largest > 0, largest, one)
+        scale = xp.where(xp.isfinite(largest), scale, one * float("nan"))
+        return cls(wide / scale, scale, transposed)
+
+    def lowered(self, xp: Any) -> "ScaledMatrix":
+        """Round `wide` to bfloat16; the scale stays as it is."""
+        return replace(self, wide=xp.astype(self.wide, xp.bfloat16))
+
+    def finite(self, xp: Any, array: Array) -> Array:
+        """Return an array of this batch with zeros for the matrices that are not finite.
+
+        Decompositions raise on NaN, or do not return; the NaN in `wide` and `scale` stays.
+        """
+        return xp.where(xp.isfinite(self.scale), array, xp.zeros_like(self.scale))
+
+    def restore(self, xp: Any, matrix: Array) -> Array:
+        """Transpose a result back to the shape of the gradient."""
+        return xp.matrix_transpose(matrix) if self.transposed else matrix
+
+
+def _largest_magnitude(xp: Any, matrix: Array) -> Array:
+    highest = xp.max(matrix, axis=(-2, -1), keepdims=True)
+    return xp.maximum(highest, -xp.min(matrix, axis=(-2, -1), keepdims=True))
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The Gram matrix of the small side.
+
+    Parameters
+    ----------
+    matrix : array, shape (..., k, k)
+        ``A = X Xᵀ`` of the wide matrix X.
+    top : array, shape (..., 1, 1)
+        Its largest eigenvalue by Lanczos steps; 1 for a matrix that is zero or not finite.
+    """
+
+    matrix: Array
+    top: Array
+
+    @classmethod
+    def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS) -> "Gram":
+        """Form it: multiplied in the dtype of the wide matrix, kept in that of the scale."""
+        matrix = scaled.wide @ xp.matrix_transpose(scaled.wide)
+        matrix = xp.astype(matrix, scaled.scale.dtype, copy=False)
+        top = largest_eigenvalue(xp, matrix, steps)
+        return cls(matrix, xp.where(top > 0, top, xp.ones_like(top)))
+
+
+def smallest_shift(size: int, epsilon: float) -> float:
+    """Return ``η = (4 + √k) ε``: rounding of a k × k Gram matrix over its largest eigenvalue.
+
+    Entries of the product err by about ε/2 times the lengths of two rows, which are σ_max at most,
+    at random, and a random symmetric matrix has a spectral norm of 2 √k times its entries; 4 ε
+    are for its factorisation. A smaller shift is not seen.
+    """
+    return (4 + math.sqrt(size)) * epsilon
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """T as ``factor · r / (slope r^α + offset)`` with ``r = σ/σ_max`` in [0, 1] (Theory 9.4).
+
+    Slope and offset are at most 1 with absolute damping, whatever the scale of the gradient.
+    """
+
+    slope: float | Array
+    offset: float | Array
+    factor: Array
+
+    @classmethod
+    def of(
+        cls, xp: Any, alpha: float | Array, damping: float | Array, mode: str, sigma_max: Array
+    ) -> "Coefficients":
+        """Return them for largest singular values ``(..., 1, 1)``, positive or NaN."""
+        if mode == "spectral":
+            return cls(1.0, damping, power(xp, sigma_max, 1 - alpha))
+        log_sigma = xp.log(sigma_max)
+        log_d = log_damping(xp, sigma_max, damping)
+        excess = alpha * log_sigma - log_d  # log(σ_max^α / d)
+        zero = xp.zeros_like(excess)
+        return cls(
+            xp.exp(xp.minimum(excess, zero)),
+            xp.exp(xp.minimum(-excess, zero)),
+            xp.exp(log_sigma - xp.maximum(alpha * log_sigma, zero + log_d)),
+        )

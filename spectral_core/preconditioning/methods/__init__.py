@@ -1,0 +1,1 @@
+"""Methods that apply T to a matrix."""

@@ -1,0 +1,1 @@
+"""Coefficients of the methods, computed on the host and cached."""

@@ -1,0 +1,19 @@
+"""What is shown and saved: spectra, reports, text tables, the sentence that explains a layer."""
+
+from spectral_core.reporting.explanation import Explanation as Explanation
+from spectral_core.reporting.explanation import Term as Term
+from spectral_core.reporting.explanation import explain as explain
+from spectral_core.reporting.report import LayerSpectrum as LayerSpectrum
+from spectral_core.reporting.report import ParticipationSummary as ParticipationSummary
+from spectral_core.reporting.report import Provenance as Provenance
+from spectral_core.reporting.report import SpectralReport as SpectralReport
+
+__all__ = [
+    "Explanation",
+    "LayerSpectrum",
+    "ParticipationSummary",
+    "Provenance",
+    "SpectralReport",
+    "Term",
+    "explain",
+]

@@ -1,0 +1,205 @@
+"""Which term carries a layer's deviation from α = 2, in one sentence that claims no more."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core.errors import InputError
+from spectral_core.exponents.student_t import student_t_quantile
+from spectral_core.reporting.report import LayerSpectrum
+
+__all__ = ["Explanation", "Term", "explain"]
+
+NAMES = {
+    "beta": "β − 2, the eigenvalues of the Kronecker factors",
+    "phi": "φ, the alignment of the gradient's directions with the factors",
+    "kappa": "κ, the dependence across samples and positions",
+    "nu": "ν, what the Hessian has beyond Gauss-Newton",
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of ``α − 2 = (β − 2) + φ + κ + ν``.
+
+    Parameters
+    ----------
+    value : float
+        What it adds to α.
+    interval : tuple of float
+        Confidence interval of the value.
+    share : float
+        ``|value|`` of the sum of all terms' absolute values.
+    share_interval : tuple of float
+        Of the share, by the joint covariance of the slopes, within [0, 1].
+    """
+
+    value: float
+    interval: tuple[float, float]
+    share: float
+    share_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What makes a layer's α what it is.
+
+    Parameters
+    ----------
+    sentence : str
+        In plain words; ``str()`` gives it.
+    alpha : float
+        Over the common window.
+    dominating : str or None
+        ``"beta"``, ``"phi"``, ``"kappa"`` or ``"nu"``, where the intervals support it: the term
+        has the sign of ``α − 2``, its interval excludes zero, and so do those of its lead over
+        each other term (Bonferroni over the three).
+    terms : mapping of str to Term
+        All four.
+    """
+
+    sentence: str
+    alpha: float
+    dominating: str | None
+    terms: Mapping[str, Term]
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return self.sentence
+
+
+def explain(layer: LayerSpectrum) -> Explanation:
+    """Name the term that carries a layer's deviation from α = 2 (Theory 5.5, 6).
+
+    All terms are slopes on the same log σ, so their joint covariance is that of their residuals
+    over ``Σ(x − x̄)²``; intervals of shares and leads come from it. Residuals along a spectrum are
+    seldom independent, so the intervals are rather too narrow than too wide.
+
+    Parameters
+    ----------
+    layer : LayerSpectrum
+        Measured with ``decompose=True``.
+
+    Raises
+    ------
+    InputError
+        If it is no layer of a report, or has no decomposition.
+    """
+    if not isinstance(layer, LayerSpectrum):
+        raise InputError(
+            f"layer: a {type(layer).__name__} was passed; pass one of a report, report['name']."
+        )
+    if layer.decomposition is None or layer.alignment is None or layer.ggn is None:
+        raise InputError(
+            f"layer {layer.name!r}: has no decomposition; measure it with decompose=True."
+        )
+    fits = layer.decomposition
+    if fits.alpha.reason:
+        return Explanation(
+            f"{layer.name}: nothing can be said of α: {fits.alpha.reason}.", np.nan, None, {}
+        )
+    values, covariance, dof = _joint_slopes(layer)
+    confidence = fits.alpha.confidence
+    terms = _terms(values, covariance, student_t_quantile((1 + confidence) / 2, dof))
+    low, high = fits.alpha.interval
+    alpha, half = float(fits.alpha.exponent), float(high - low) / 2
+    head = f"{layer.name}: α = {alpha:.2f} ± {half:.2f}"
+    if low <= 2 <= high:
+        return Explanation(f"{head} is compatible with 2{_cancelling(terms)}.", alpha, None, terms)
+    side = "below" if alpha < 2 else "above"
+    corrected = student_t_quantile(1 - (1 - confidence) / 6, dof)
+    dominating = _dominating(alpha - 2, values, covariance, corrected)
+    if dominating is None:
+        largest = max(terms, key=lambda name: terms[name].share)
+        return Explanation(
+            f"{head} lies {side} 2, and no single term is shown to carry it; the largest is "
+            f"{NAMES[largest]} ({_amount(terms[largest])}).",
+            alpha, None, terms,
+        )  # fmt: skip
+    term = terms[dominating]
+    return Explanation(
+        f"{head} lies {side} 2 mostly by {NAMES[dominating]} ({_amount(term)}).",
+        alpha, dominating, terms,
+    )  # fmt: skip
+
+
+def _joint_slopes(
+    layer: LayerSpectrum,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
+    """Return β − 2, φ, κ, ν, their covariance, and its degrees of freedom."""
+    assert layer.alignment is not None and layer.ggn is not None and layer.decomposition is not None
+    window = np.isfinite(layer.decomposition.chi)
+    alignment = layer.alignment
+    known = (layer.sigma, alignment.lam, alignment.phi, layer.ggn, alignment.kron, layer.curvature)
+    sigma, lam, phi, ggn, kron, h = (np.log(values[window]) for values in known)
+    logs = np.stack([lam - 2 * sigma, phi, ggn - kron, h - ggn])
+    x, y = sigma - sigma.mean(), logs - logs.mean(1, keepdims=True)
+    slopes = y @ x / (x @ x)
+    residuals = y - slopes[:, None] * x
+    dof = len(x) - 2
+    return slopes, residuals @ residuals.T / dof / (x @ x), dof
+
+
+def _terms(
+    values: npt.NDArray[np.float64], covariance: npt.NDArray[np.float64], quantile: float
+) -> dict[str, Term]:
+    total = np.abs(values).sum()
+    terms = {}
+    for index, name in enumerate(NAMES):
+        half = quantile * np.sqrt(covariance[index, index])
+        share = abs(values[index]) / total if total else np.nan
+        # d share = (d|t_i| − share Σ_j d|t_j|) / Σ|t|
+        slope = (np.eye(4)[index] - share) * np.sign(values) / (total or np.nan)
+        spread = quantile * max(float(slope @ covariance @ slope), 0.0) ** 0.5
+        terms[name] = Term(
+            value=float(values[index]),
+            interval=(float(values[index] - half), float(values[index] + half)),
+            share=float(share),
+            share_interval=(float(max(share - spread, 0)), float(min(share + spread, 1))),
+        )
+    return terms
+
+
+def _dominating(
+    deviation: float,
+    values: npt.NDArray[np.float64],
+    covariance: npt.NDArray[np.float64],
+    quantile: float,
+) -> str | None:
+    towards = values * np.sign(deviation)  # what brings α away from 2 counts as positive
+    first = int(np.argmax(np.abs(towards)))
+    if towards[first] <= quantile * np.sqrt(covariance[first, first]):
+        return None
+    signs = np.sign(values)
+    for other in range(len(values)):
+        if other == first:
+            continue
+        contrast = np.zeros(len(values))
+        contrast[first], contrast[other] = signs[first], -signs[other]
+        lead = abs(values[first]) - abs(values[other])
+        if lead <= quantile * max(float(contrast @ covariance @ contrast), 0.0) ** 0.5:
+            return None
+    return list(NAMES)[first]
+
+
+def _cancelling(terms: Mapping[str, Term]) -> str:
+    large = [name for name, term in terms.items() if not term.interval[0] <= 0 <= term.interval[1]]
+    if not large:
+        return ""
+    parts = " and ".join(
+        f"{NAMES[name].split(',')[0]} ({terms[name].value:+.2f})" for name in large
+    )
+    if {terms[name].value > 0 for name in large} == {True, False}:
+        return f", as {parts} cancel within the uncertainty"
+    return f", though {parts} {'is' if len(large) == 1 else 'are'} not zero"
+
+
+def _amount(term: Term) -> str:
+    half = (term.interval[1] - term.interval[0]) / 2
+    low, high = term.share_interval
+    return (
+        f"{term.value:+.2f} ± {half:.2f}, {term.share:.0%} of the terms' absolute sum, "
+        f"{low:.0%} to {high:.0%}"
+    )
