@@ -1,20 +1,16 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
 import platform
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from spectral_core._version import __version__
-from spectral_core.alignment.decomposition import decompose_exponent
-from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.numbers import check_confidence
-from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.certificate import Engine
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
@@ -29,26 +25,18 @@ from spectral_core.curvature.result_checks import (
     checked_layers,
 )
 from spectral_core.errors import InputError, LayerError, SpectralError
-from spectral_core.exponents.rank_profile import fit_rank_profiles
-from spectral_core.exponents.transfer_identity import exponent_triangle
-from spectral_core.measuring.curvature_source import curvatures_of, why_not_finite
+from spectral_core.measuring.curvature_source import curvatures_of
 from spectral_core.measuring.directions import Decomposition, Window, top_directions
-from spectral_core.measuring.factor_source import Aligned, FactorSource
+from spectral_core.measuring.factor_source import FactorSource
 from spectral_core.measuring.gradient_rounding import with_rounding, without_rounding
 from spectral_core.measuring.journal import Journal
 from spectral_core.measuring.layer_selection import LayerSelection, select_layers
+from spectral_core.measuring.layer_spectrum import measured_spectrum
 from spectral_core.measuring.progress import ProgressCallback, reporting
-from spectral_core.participation.participation import (
-    certified_exponent,
-    entropy_rank,
-    participation_ratio,
-    window_bound,
-    zeta_bound,
-)
 from spectral_core.reporting.report import SpectralReport
-from spectral_core.reporting.spectrum import LayerSpectrum, ParticipationSummary, Provenance
+from spectral_core.reporting.spectrum import Provenance
 
-__all__ = ["measure", "spectrum_from_values"]
+__all__ = ["measure"]
 
 
 def measure(
@@ -179,63 +167,14 @@ def measure(
                     continue
                 layer, window = layers[found.name], windows[found.name]
                 tell(layer.name)
-                journal.add(_spectrum(problem, layer, window, found, provenance, source))
+                journal.add(measured_spectrum(problem, layer, window, found, provenance, source))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
-        first: dict[str, str] = {}
-        for name, reason in skipped.items():
-            first.setdefault(reason, name)
-        reasons = [f"{name!r}: {reason}" for reason, name in first.items()][:3]
-        raise SpectralError(
-            f"none of the {len(selected)} selected layers could be measured; {' '.join(reasons)}"
-        )
+        raise _nothing_measured(len(selected), skipped)
     return SpectralReport(
         provenance=provenance,
         spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
         skipped=out | skipped,
-    )
-
-
-def spectrum_from_values(
-    layer: LayerInfo,
-    sigma: npt.NDArray[np.float64],
-    curvature: npt.NDArray[np.float64],
-    *,
-    confidence: float = 0.95,
-    notes: tuple[str, ...] = (),
-) -> LayerSpectrum:
-    """Fit everything that a `LayerSpectrum` holds to measured values.
-
-    Parameters
-    ----------
-    layer : LayerInfo
-        The layer they belong to.
-    sigma, curvature : ndarray, shape (K,), float64
-        Singular values, descending, and curvatures in the same order.
-    confidence : float
-        Of the intervals.
-    notes : tuple of str
-        What is known already; dropped directions and failed fits are added.
-    """
-    triangle = exponent_triangle(sigma, curvature, confidence=confidence).to_floats()
-    if triangle.alpha.n_dropped:
-        bad = int(np.sum(~((curvature > 0) & np.isfinite(curvature))))
-        notes += (
-            f"{triangle.alpha.n_dropped} of {len(sigma)} directions dropped from the fits of α "
-            f"and s ({bad} with h <= 0 or not finite)",
-        )
-    if triangle.alpha.reason:
-        notes += (f"α: {triangle.alpha.reason}",)
-    return LayerSpectrum(
-        name=layer.name,
-        kind=layer.kind,
-        shape=layer.shape,
-        sigma=sigma,
-        curvature=curvature,
-        triangle=triangle,
-        participation=_participation(curvature, triangle.s.exponent),
-        rank_profile=fit_rank_profiles(sigma).to_floats(),
-        notes=notes,
     )
 
 
@@ -265,69 +204,14 @@ def _windows(
     return windows
 
 
-def _spectrum(
-    problem: CurvatureProblem,
-    layer: LayerInfo,
-    window: Window,
-    found: LayerCurvature,
-    provenance: Provenance,
-    source: FactorSource | None,
-) -> LayerSpectrum:
-    confidence, h = provenance.confidence, found.values
-    aligned, reason = _aligned(source, layer)
-    notes = window.notes + reason
-    if provenance.problem.get("loss") == 0:
-        notes += (
-            "the loss is exactly zero and its gradient is not: where it cannot be negative, both "
-            "are rounding",
-        )
-    spectrum = spectrum_from_values(layer, window.sigma, h, confidence=confidence, notes=notes)
-    spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
-    if aligned is None:
-        return spectrum
-    alignment, ggn, notes = aligned.alignment, found.ggn, aligned.notes
-    try:
-        if ggn is None:
-            ggn = to_numpy(problem.curvatures(layer.name, window.u, window.v, "ggn"))
-        if told := why_not_finite(ggn):
-            raise LayerError(layer.name, told)
-    except LayerError as error:
-        return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
-    ggn = ggn.astype(np.float64)
-    fits = decompose_exponent(window.sigma, h, ggn, alignment, confidence=confidence).to_floats()
-    if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
-        notes += (
-            f"{lost} more directions dropped from the decomposition (eigenvalues of a factor at "
-            "rounding level, or a Gauss-Newton curvature <= 0)",
-        )
-    notes = spectrum.notes + notes
-    return replace(spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes)
-
-
-def _aligned(
-    source: FactorSource | None, layer: LayerInfo
-) -> tuple[Aligned | None, tuple[str, ...]]:
-    """Return the directions in their factors, or None with the reason why there is nothing."""
-    if source is None:
-        return None, ()
-    try:
-        return source.take(layer), ()
-    except LayerError as error:
-        return None, (f"no decomposition: {error.reason}",)
-
-
-def _participation(curvature: npt.NDArray[np.float64], s: float) -> ParticipationSummary:
-    count = int(np.sum(curvature > 0))
-    certified = float(certified_exponent(curvature))
-    exponent = np.asarray(s, dtype=np.float64)
-    return ParticipationSummary(
-        ratio=float(participation_ratio(curvature)),
-        entropy_rank=float(entropy_rank(curvature)),
-        count=count,
-        window_bound=float(window_bound(exponent, max(count, 1))),
-        zeta_bound=float(zeta_bound(exponent)),
-        certified_exponent=certified,
-        certified_bound=float(window_bound(np.asarray(certified, dtype=np.float64), max(count, 1))),
+def _nothing_measured(selected: int, skipped: Mapping[str, str]) -> SpectralError:
+    """Return the error that names up to three reasons, each with the first layer that has it."""
+    first: dict[str, str] = {}
+    for name, reason in skipped.items():
+        first.setdefault(reason, name)
+    reasons = [f"{name!r}: {reason}" for reason, name in first.items()][:3]
+    return SpectralError(
+        f"none of the {selected} selected layers could be measured; {' '.join(reasons)}"
     )
 
 

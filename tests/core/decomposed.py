@@ -3,7 +3,7 @@
 import numpy as np
 
 import spectral_core as sc
-from spectral_core.measuring.measurement import spectrum_from_values
+from spectral_core.measuring.layer_spectrum import spectrum_from_values
 
 K = 20
 

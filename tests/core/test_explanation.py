@@ -8,7 +8,7 @@ from decomposed import K, decomposed, layer
 from scipy import stats
 
 import spectral_core as sc
-from spectral_core.measuring.measurement import spectrum_from_values
+from spectral_core.measuring.layer_spectrum import spectrum_from_values
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core.measuring.measurement import spectrum_from_values
+from spectral_core.measuring.layer_spectrum import spectrum_from_values
 
 LAYERS = {"body": (7, 6), "flat": (5, 4), "head": (6, 7)}
 
