@@ -123,13 +123,10 @@ def _decomposed(
     spectrum: LayerSpectrum, ggn: npt.NDArray[np.float64], aligned: Aligned, confidence: float
 ) -> LayerSpectrum:
     """Return a spectrum with the terms of its α."""
-    sigma, h, alignment, notes = (
-        spectrum.sigma,
-        spectrum.curvature,
-        aligned.alignment,
-        aligned.notes,
-    )
-    fits = decompose_exponent(sigma, h, ggn, alignment, confidence=confidence).to_floats()
+    alignment, notes = aligned.alignment, aligned.notes
+    fits = decompose_exponent(
+        spectrum.sigma, spectrum.curvature, ggn, alignment, confidence=confidence
+    ).to_floats()
     if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
         notes += (
             f"{lost} more directions dropped from the decomposition (eigenvalues of a factor at "

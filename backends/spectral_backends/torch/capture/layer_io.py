@@ -14,8 +14,7 @@ from spectral_backends.torch.capture.attention import multi_head_attention
 from spectral_backends.torch.capture.batch_norm import affine_batch_norm
 from spectral_backends.torch.layers.discovery import Layer
 from spectral_backends.torch.layers.matrix_view import MatrixView
-from spectral_backends.torch.layers.readers.rows import Rows
-from spectral_backends.torch.layers.readers.table import Consumed
+from spectral_backends.torch.layers.readers.base import Consumed, Rows
 from spectral_backends.torch.layers.recorder import OperationRecorder, split_groups
 from spectral_core.errors import LayerError
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from spectral_backends.torch.instruments.call_observer import CallObserver
 from spectral_backends.torch.instruments.nested import tensors_in
 from spectral_backends.torch.layers.matrix_view import MatrixView
-from spectral_backends.torch.layers.readers.table import READERS, Consumed
+from spectral_backends.torch.layers.readers.base import Consumed
+from spectral_backends.torch.layers.readers.table import READERS
 
 __all__ = ["MatrixUse", "OperationRecorder"]
 

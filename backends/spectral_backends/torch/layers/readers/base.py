@@ -1,0 +1,79 @@
+"""What a reader says of one call: which of its arguments is a weight, and what its rows are.
+
+A reader looks at the arguments of one operation and yields the followed tensors among them that
+serve as weight matrices, with their axes put in the order groups, outputs, inputs. The operation
+maps rows of inputs to rows of outputs, ``y = W a``, at each position of each sample; the reader
+says how the tensors that go in and come out are brought into that form: axes are groups, then
+samples, positions and features.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Consumed", "Found", "Reader", "Rows", "ShadowOf", "bind", "positions"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs of one operation as rows, and the arrangement of its result that belongs to them.
+
+    Parameters
+    ----------
+    inputs : callable
+        Returns the inputs, shape ``(*groups, B, S, n)``; made when asked for, as they may be
+        larger than what the operation was given.
+    outputs : callable
+        Turns a tensor of the shape of the operation's result into ``(*groups, B, S, m)``.
+    project : callable
+        Returns the inputs' products with the columns of v ``(n, K)``, shape ``(*groups, B, S, K)``,
+        without making the inputs where they are larger than what was given.
+    """
+
+    inputs: Callable[[], Tensor]
+    outputs: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, inputs: Callable[[], Tensor], outputs: Callable[[Tensor], Tensor]) -> "Rows":
+        """Return rows whose products are taken of the inputs as they are."""
+        return cls(inputs, outputs, lambda v: inputs() @ v)
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What an operation says of a parameter: axes are groups, then outputs, then inputs.
+
+    `usable` is False where the operation's gradient is not the derivative of what it computes.
+    `rows` makes inputs and outputs of the operation, position by position; None where the operation
+    hides them.
+    """
+
+    shadow: Tensor
+    kind: str
+    group_axes: int = 0
+    out_axes: int = 1
+    label: str = ""
+    usable: bool = True
+    rows: Rows | None = None
+
+
+ShadowOf = Callable[[Any], Tensor | None]
+Found = Iterator[tuple[Tensor, Consumed]]
+Reader = Callable[[tuple[Any, ...], dict[str, Any], ShadowOf], Found]
+"""Takes the arguments of a call, and what gives the shadow of a followed tensor."""
+
+
+def bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments by the names of the parameters, which are given in one string."""
+    return dict(zip(names.split(), args, strict=False)) | kwargs
+
+
+def positions(tensor: Tensor) -> Tensor:
+    """Return ``(B, S, features)`` of a tensor with samples first and features last."""
+    if tensor.ndim < 2:
+        return tensor.reshape(1, 1, -1)
+    return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:-1]), tensor.shape[-1])
