@@ -62,6 +62,8 @@ def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
     while todo:
         node = todo.pop()
         yield node
-        new = {following for following, _ in node.next_functions} - seen
-        seen |= new
+        # In their own order: what is summed along the way must not depend on addresses.
+        following = dict.fromkeys(each for each, _ in node.next_functions)
+        new = [each for each in following if each not in seen]
+        seen.update(new)
         todo.extend(new)
