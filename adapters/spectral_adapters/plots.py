@@ -15,7 +15,9 @@ import numpy as np
 
 from spectral_core._extras import require
 from spectral_core.errors import ReportError
-from spectral_core.reporting.report import LayerSpectrum, SpectralReport
+from spectral_core.reporting.report import SpectralReport
+from spectral_core.reporting.rows import half_width
+from spectral_core.reporting.spectrum import LayerSpectrum
 from spectral_core.reporting.text_table import printable
 
 if TYPE_CHECKING:
@@ -68,8 +70,7 @@ def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
         xs = np.linspace(x[0], x[1], 50)
         low, high = (np.exp(y_mean + slope * (xs - x_mean)) for slope in fit.interval)
         ax.fill_between(np.exp(xs), low, high, color=_GREY, alpha=0.25, linewidth=0, zorder=1)
-        half = (fit.interval[1] - fit.interval[0]) / 2
-        _annotate(ax, f"α = {fit.exponent:.2f} ± {half:.2f}", "upper left")
+        _annotate(ax, f"α = {fit.exponent:.2f} ± {half_width(fit):.2f}", "upper left")
     ax.set_xlabel("singular value σ")
     ax.set_ylabel("curvature h")
     return ax

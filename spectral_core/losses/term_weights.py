@@ -6,12 +6,10 @@ as long as the curvature depends on no target.
 """
 
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from spectral_core.arrays.namespace import Array, at_least
-
-if TYPE_CHECKING:
-    from spectral_core.losses.recognition import OutputLoss
+from spectral_core.losses.protocols import OutputLoss
 
 __all__ = ["TermWeights", "counted_weights", "term_weights"]
 
@@ -26,7 +24,7 @@ class TermWeights(NamedTuple):
 
 
 def term_weights(
-    xp: Any, loss: "OutputLoss", n_terms: int, count: Any, *, elementwise: bool
+    xp: Any, loss: OutputLoss, n_terms: int, count: Any, *, elementwise: bool
 ) -> TermWeights:
     """Return the weights of samples, or of single outputs where a loss of elements has these.
 

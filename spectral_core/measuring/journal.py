@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from spectral_core.errors import ReportError
-from spectral_core.reporting.report import SCHEMA_VERSION, LayerSpectrum, Provenance
+from spectral_core.reporting.report import SCHEMA_VERSION
+from spectral_core.reporting.spectrum import LayerSpectrum, Provenance
 from spectral_core.storage.exclusive import exclusively
 from spectral_core.storage.files import append_line, as_path, check_regular, check_size
 from spectral_core.storage.json_values import UNREADABLE, encode, parse

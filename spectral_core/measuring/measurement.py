@@ -45,12 +45,8 @@ from spectral_core.participation.participation import (
     window_bound,
     zeta_bound,
 )
-from spectral_core.reporting.report import (
-    LayerSpectrum,
-    ParticipationSummary,
-    Provenance,
-    SpectralReport,
-)
+from spectral_core.reporting.report import SpectralReport
+from spectral_core.reporting.spectrum import LayerSpectrum, ParticipationSummary, Provenance
 
 __all__ = ["measure", "spectrum_from_values"]
 

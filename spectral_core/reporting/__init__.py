@@ -3,10 +3,10 @@
 from spectral_core.reporting.explanation import Explanation as Explanation
 from spectral_core.reporting.explanation import Term as Term
 from spectral_core.reporting.explanation import explain as explain
-from spectral_core.reporting.report import LayerSpectrum as LayerSpectrum
-from spectral_core.reporting.report import ParticipationSummary as ParticipationSummary
-from spectral_core.reporting.report import Provenance as Provenance
 from spectral_core.reporting.report import SpectralReport as SpectralReport
+from spectral_core.reporting.spectrum import LayerSpectrum as LayerSpectrum
+from spectral_core.reporting.spectrum import ParticipationSummary as ParticipationSummary
+from spectral_core.reporting.spectrum import Provenance as Provenance
 
 __all__ = [
     "Explanation",

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from spectral_core.errors import InputError
 from spectral_core.exponents.student_t import student_t_quantile
-from spectral_core.reporting.report import LayerSpectrum
+from spectral_core.reporting.rows import half_width
+from spectral_core.reporting.spectrum import LayerSpectrum
 
 __all__ = ["Explanation", "Term", "explain"]
 
@@ -104,8 +105,8 @@ def explain(layer: LayerSpectrum) -> Explanation:
     confidence = fits.alpha.confidence
     terms = _terms(values, covariance, student_t_quantile((1 + confidence) / 2, dof))
     low, high = fits.alpha.interval
-    alpha, half = float(fits.alpha.exponent), float(high - low) / 2
-    head = f"{layer.name}: α = {alpha:.2f} ± {half:.2f}"
+    alpha = float(fits.alpha.exponent)
+    head = f"{layer.name}: α = {alpha:.2f} ± {half_width(fits.alpha):.2f}"
     if low <= 2 <= high:
         return Explanation(f"{head} is compatible with 2{_cancelling(terms)}.", alpha, None, terms)
     side = "below" if alpha < 2 else "above"

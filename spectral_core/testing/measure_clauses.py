@@ -10,7 +10,7 @@ import numpy as np
 from spectral_core.curvature.problem import CurvatureKind
 from spectral_core.exponents.transfer_identity import exponent_triangle
 from spectral_core.measuring.measurement import measure
-from spectral_core.reporting.report import LayerSpectrum
+from spectral_core.reporting.spectrum import LayerSpectrum
 from spectral_core.testing.clause import Clause, Subject, Trial
 from spectral_core.testing.forms import closed_forms
 

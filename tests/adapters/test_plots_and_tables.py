@@ -10,7 +10,7 @@ from decomposed import layer as decomposed_layer
 import spectral_core as sc
 from spectral_adapters import plots, tables
 from spectral_core.measuring.measurement import spectrum_from_values
-from spectral_core.reporting.report import Provenance
+from spectral_core.reporting.spectrum import Provenance
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -13,7 +13,7 @@ import pytest
 import spectral_core as sc
 from spectral_core.measuring.journal import Journal
 from spectral_core.measuring.measurement import spectrum_from_values
-from spectral_core.reporting.report import Provenance
+from spectral_core.reporting.spectrum import Provenance
 from spectral_core.storage import lone_file
 
 SHAPES = {"body": (5, 4), "head": (3, 5)}

@@ -9,8 +9,9 @@ import pytest
 from scipy.linalg import hadamard
 
 from spectral_core.errors import InputError
-from spectral_core.losses.form import OutputForm, find_form
-from spectral_core.losses.recognition import Fit, output_curvature
+from spectral_core.losses.form import FORMS, OutputForm, output_curvature
+from spectral_core.losses.protocols import Fit
+from spectral_core.losses.recognition import find_form
 
 
 class Loss:
@@ -321,9 +322,20 @@ def test_no_target_is_drawn_of_a_distribution_that_is_not_known(xp):
 
 def test_any_loss_has_gradients(xp):
     given = loss(xp, np.array([[1.0, -3.0], [2.0, 0.5]]), elementwise("concave"))
-    fit = output_curvature(OutputForm("gradient"), given).fit()
+    root = output_curvature(OutputForm("gradient"), given)
+    fit = root.fit()
     assert float(fit.misfit) == 0 and float(fit.slope) == 3
     assert fit.misfit.dtype == given.outputs.dtype
+    for refused, argument in ((root.column, 0), (root.mixture, None), (root.sampled, None)):
+        with pytest.raises(InputError, match=r"loss_fn: its Hessian .* choose delta='empirical'"):
+            refused(argument)
+
+
+def test_a_form_is_looked_for_along_its_axes_and_those_without_any_are_not():
+    looked_for = {kind: list(form.axes((8, 3, 2))) for kind, form in FORMS.items()}
+    assert looked_for == {
+        "softmax": [2, 1], "logistic": [-1], "elementwise": [-1], "dense": [], "gradient": [],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core.reporting.report import ParticipationSummary, Provenance
+from spectral_core.reporting.spectrum import ParticipationSummary, Provenance
 from spectral_core.storage import files
 
 NAN = math.nan
@@ -197,6 +197,21 @@ def test_arrays_of_unequal_lengths_are_no_spectrum(name):
     data[name] = data[name][:3]
     with pytest.raises(ValueError, match="^layer 'body' has unequal numbers of σ and h$"):
         sc.LayerSpectrum.from_dict(data)
+
+
+def test_fits_of_a_batch_are_no_spectrum():
+    """Whether a table shows them or not; nor is a χ that has no number for each direction."""
+    for part, name, error in (
+        ("triangle", "defect", sc.InputError), ("triangle", "window_term", sc.InputError),
+        ("rank_profile", "delta_bic", sc.InputError), ("decomposition", "closure", sc.InputError),
+        ("decomposition", "chi", TypeError),
+    ):  # fmt: skip
+        data = layer(decomposition=decomposition()).to_dict()
+        data[part][name] = [1.0, 2.0] if name != "chi" else 1.0
+        with pytest.raises(error):
+            sc.LayerSpectrum.from_dict(data)
+        with pytest.raises(sc.ReportError, match="is not a complete report"):
+            sc.SpectralReport.from_dict(report(layer()).to_dict() | {"spectra": [data]})
 
 
 def test_a_report_of_as_many_bytes_as_are_read(tmp_path, monkeypatch):

@@ -4,8 +4,7 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from spectral_core.losses.form import OutputForm
-from spectral_core.losses.recognition import output_curvature
+from spectral_core.losses.form import OutputForm, output_curvature
 from spectral_core.losses.term_weights import counted_weights
 
 WEIGHTS = np.array([1.0, 2.0, 0.0, 3.0, 0.5])

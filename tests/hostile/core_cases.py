@@ -9,8 +9,8 @@ from case import gives, refused
 import spectral_core as sc
 from spectral_core.curvature import argument_checks
 from spectral_core.curvature.factor_options import FactorOptions, check_factor_size
-from spectral_core.losses.form import find_form
-from spectral_core.losses.recognition import Fit
+from spectral_core.losses.protocols import Fit
+from spectral_core.losses.recognition import find_form
 
 NAN, INF = float("nan"), float("inf")
 A = np.arange(5.0, 0, -1)
@@ -417,7 +417,7 @@ CASES = [
         *((f"{value!r}", checked("check_seed", value), lambda none: none is None) for value in (0, 2**32 - 2)),
         *((f"{value!r} of terms", checked("checked_count", value), lambda count, v=value: count == float(v)) for value in (0, 2.5, "3", np.ones(()))),
     )),
-    *(refused("spectral_core.losses.form:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
+    *(refused("spectral_core.losses.recognition:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
         ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
         ("too many outputs without a form", lambda: form(most=2, misfit=1.0), "3 outputs", "raise max_columns"), ("samples compared", lambda: form(misfit=1.0), "it compares the samples", "axis of samples in front"),
     )),

@@ -14,8 +14,8 @@ from spectral_backends.jax.layers.parameter_uses import Family, Use
 from spectral_backends.jax.objective.output_loss import JaxDraws, loss_curvature
 from spectral_backends.jax.objective.program import Program
 from spectral_core.curvature.factor_options import FactorOptions
+from spectral_core.losses.base import OutputCurvature
 from spectral_core.losses.form import OutputForm
-from spectral_core.losses.recognition import OutputCurvature
 
 __all__ = ["Places", "input_sums", "output_sums"]
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from spectral_backends.jax.jaxprs.compilation import compile_exactly
 from spectral_backends.jax.jaxprs.scattered import scattered
-from spectral_core.losses.form import OutputForm, find_form
-from spectral_core.losses.recognition import Fit, OutputCurvature, output_curvature
+from spectral_core.losses.base import OutputCurvature
+from spectral_core.losses.form import OutputForm, output_curvature
+from spectral_core.losses.protocols import Fit
+from spectral_core.losses.recognition import find_form
 
 __all__ = ["JaxDraws", "find_loss_form", "loss_curvature"]
 
@@ -19,7 +21,7 @@ LossOf = Callable[[Any], Any]
 
 
 class _OutputLoss:
-    """`spectral_core.losses.recognition.OutputLoss` by automatic differentiation."""
+    """`spectral_core.losses.protocols.OutputLoss` by automatic differentiation."""
 
     def __init__(self, outputs: Array, loss_of: LossOf) -> None:
         self.outputs, self._slope = outputs, jax.grad(loss_of)
@@ -46,7 +48,7 @@ class _OutputLoss:
 
 
 class JaxDraws:
-    """`spectral_core.losses.recognition.Draws` of a key, for one draw."""
+    """`spectral_core.losses.protocols.Draws` of a key, for one draw."""
 
     def __init__(self, key: Any) -> None:
         self._key = key
@@ -91,7 +93,7 @@ def loss_curvature(
 def find_loss_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) -> OutputForm:
     """Find the form of ``loss_of``, the sum of the terms, at the outputs of one batch.
 
-    `most`, `convex` and what is raised are as in `spectral_core.losses.form.find_form`.
+    `most`, `convex` and what is raised are as in `find_form` of the core.
     """
 
     def fits(forms: Sequence[OutputForm]) -> list[Fit]:

@@ -14,7 +14,7 @@ from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_backends.torch.objective.objective import Objective
 from spectral_backends.torch.objective.output_loss import TorchDraws, loss_curvature
 from spectral_core.curvature.factor_options import FactorOptions
-from spectral_core.losses.recognition import OutputCurvature
+from spectral_core.losses.base import OutputCurvature
 
 __all__ = ["FactorBatch"]
 

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_core.errors import InputError
-from spectral_core.losses.form import OutputForm, find_form
-from spectral_core.losses.recognition import Fit, OutputCurvature, output_curvature
+from spectral_core.losses.base import OutputCurvature
+from spectral_core.losses.form import OutputForm, output_curvature
+from spectral_core.losses.protocols import Fit
+from spectral_core.losses.recognition import find_form
 
 __all__ = ["TorchDraws", "loss_curvature"]
 
 
 class _OutputLoss:
-    """`spectral_core.losses.recognition.OutputLoss` by autograd."""
+    """`spectral_core.losses.protocols.OutputLoss` by autograd."""
 
     def __init__(self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> None:
         self._loss_of, self.outputs = loss_of, outputs
@@ -56,7 +58,7 @@ class _OutputLoss:
 
 
 class TorchDraws:
-    """`spectral_core.losses.recognition.Draws` of a generator."""
+    """`spectral_core.losses.protocols.Draws` of a generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -93,7 +95,7 @@ def loss_curvature(
 ) -> OutputCurvature:
     """Return the curvature of ``loss_of``, as the sum of its terms, at outputs without a graph.
 
-    `max_outputs`, `convex` and what is raised are as in `spectral_core.losses.form.find_form`.
+    `max_outputs`, `convex` and what is raised are as in `find_form` of the core.
     """
     loss = _OutputLoss(outputs, lambda z: terms.scale * loss_of(z))
     tried: dict[OutputForm, OutputCurvature] = {}

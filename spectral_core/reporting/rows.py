@@ -1,0 +1,184 @@
+"""Which columns a report has: in its tables, in flat rows, and so in CSV and data frames.
+
+This list is the only place that says so: a column shows one quantity of a layer.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spectral_core.alignment.decomposition import ExponentDecomposition
+from spectral_core.exponents.power_law import PowerLawFit
+from spectral_core.reporting.spectrum import LayerSpectrum
+
+__all__ = ["LAYER_COLUMNS", "TERM_COLUMNS", "Column", "half_width", "row", "table"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity of a layer: what a table calls it and shows, what a flat row calls it and holds.
+
+    Parameters
+    ----------
+    header : str
+        The column's header in a table.
+    cell : callable
+        Returns the text in the table.
+    figures : callable
+        Returns what a row holds of it, by name and in full precision; nothing by default.
+    """
+
+    header: str
+    cell: Callable[[LayerSpectrum], str]
+    figures: Callable[[LayerSpectrum], Mapping[str, Any]] = lambda spectrum: {}
+
+
+def table(
+    columns: Iterable[Column], spectra: Iterable[LayerSpectrum]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the cells of a table with a line for each layer."""
+    columns = list(columns)
+    lines = [[column.cell(spectrum) for column in columns] for spectrum in spectra]
+    return [column.header for column in columns], lines
+
+
+def row(columns: Iterable[Column], spectrum: LayerSpectrum) -> dict[str, Any]:
+    """Return the figures of a layer as one flat dict."""
+    found: dict[str, Any] = {}
+    for column in columns:
+        found |= column.figures(spectrum)
+    return found
+
+
+def half_width(fit: PowerLawFit) -> float:
+    """Return half of the width of a fit's interval: what is written behind ±."""
+    low, high = fit.interval
+    return float(high - low) / 2
+
+
+def _fit(name: str, fit: PowerLawFit) -> dict[str, Any]:
+    return {
+        name: fit.exponent,
+        f"{name}_low": fit.interval[0],
+        f"{name}_high": fit.interval[1],
+        f"{name}_r_squared": fit.r_squared,
+        f"{name}_n": fit.n,
+    }
+
+
+_NAME = Column("layer", lambda s: s.name, lambda s: {"layer": s.name})
+
+LAYER_COLUMNS = (
+    _NAME,
+    Column("kind", lambda s: s.kind, lambda s: {"kind": s.kind}),
+    Column(
+        "shape",
+        lambda s: f"{s.shape[0]}×{s.shape[1]}",
+        lambda s: {"m": s.shape[0], "n": s.shape[1]},
+    ),
+    Column("α", lambda s: f"{s.alpha.exponent:.3f}", lambda s: _fit("alpha", s.alpha)),
+    Column("±", lambda s: f"{half_width(s.alpha):.3f}"),
+    Column("R²", lambda s: f"{s.alpha.r_squared:.3f}"),
+    Column("γ", lambda s: f"{s.gamma.exponent:.3f}", lambda s: _fit("gamma", s.gamma)),
+    Column("s", lambda s: f"{s.s.exponent:.3f}", lambda s: _fit("s", s.s)),
+    Column(
+        "αγ",
+        lambda s: f"{s.triangle.predicted_s:.3f}",
+        lambda s: {"predicted_s": s.triangle.predicted_s},
+    ),
+    Column(
+        "|s−αγ|/s",
+        lambda s: f"{100 * s.triangle.relative_error:.1f} %",
+        lambda s: {"relative_error": s.triangle.relative_error},
+    ),
+    Column(
+        "|τ| ≤ bound",
+        lambda s: f"{abs(s.triangle.defect):.3f} ≤ {s.triangle.defect_bound:.3f}",
+        lambda s: {"defect": s.triangle.defect, "defect_bound": s.triangle.defect_bound},
+    ),
+    Column(
+        "PR",
+        lambda s: f"{s.participation.ratio:.2f}",
+        lambda s: {"participation_ratio": s.participation.ratio},
+    ),
+    Column(
+        "≤ cert.",
+        lambda s: f"{s.participation.certified_bound:.2f}",
+        lambda s: {"certified_bound": s.participation.certified_bound},
+    ),
+    Column(
+        "ζ(s)²/ζ(2s)",
+        lambda s: f"{s.participation.zeta_bound:.2f}",
+        lambda s: {"zeta_bound": s.participation.zeta_bound},
+    ),
+    Column(
+        "profile",
+        lambda s: s.rank_profile.winner.replace("_", "-"),
+        lambda s: {"rank_profile": s.rank_profile.winner},
+    ),
+    Column(
+        "dropped",
+        lambda s: f"{s.alpha.n_dropped}/{len(s.sigma)}",
+        lambda s: {"dropped": s.alpha.n_dropped},
+    ),
+)
+"""The columns of every layer."""
+
+
+def _terms(spectrum: LayerSpectrum) -> ExponentDecomposition:
+    """Return the decomposition of a layer that has one."""
+    assert spectrum.decomposition is not None
+    return spectrum.decomposition
+
+
+def _with_interval(fit: PowerLawFit) -> str:
+    return f"{fit.exponent:z.2f} ± {half_width(fit):.2f}"  # "z": what rounds to zero has no sign
+
+
+def _term(header: str, name: str) -> Column:
+    """Return the column of a term of α."""
+
+    def cell(spectrum: LayerSpectrum) -> str:
+        return _with_interval(getattr(_terms(spectrum), name))
+
+    def figures(spectrum: LayerSpectrum) -> dict[str, Any]:
+        fit = getattr(spectrum.decomposition, name, None)
+        value, (low, high) = (fit.exponent, fit.interval) if fit else (math.nan, (math.nan,) * 2)
+        return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+    return Column(header, cell, figures)
+
+
+def _of_chi(show: Callable[[Any], str]) -> Callable[[LayerSpectrum], str]:
+    """Return a cell that shows something of the χ that are known; nothing where none is."""
+
+    def cell(spectrum: LayerSpectrum) -> str:
+        chi = _terms(spectrum).chi
+        chi = chi[np.isfinite(chi)]
+        return show(chi) if len(chi) else ""
+
+    return cell
+
+
+TERM_COLUMNS = (
+    _NAME,
+    Column("α", lambda s: _with_interval(_terms(s).alpha)),  # its figures are those of the layer
+    _term("β", "beta"),
+    _term("φ", "phi"),
+    _term("of it φδ", "phi_delta"),
+    _term("φA", "phi_a"),
+    _term("κ", "kappa"),
+    _term("ν", "nu"),
+    Column(
+        "closure",
+        lambda s: f"{abs(_terms(s).closure):.0e}",
+        lambda s: {"closure": getattr(s.decomposition, "closure", math.nan)},
+    ),
+    Column("χ median", _of_chi(lambda chi: f"{np.median(chi):.3g}")),
+    Column("χ range", _of_chi(lambda chi: f"{chi.min():.2g}–{chi.max():.2g}")),
+    Column("n", lambda s: f"{_terms(s).alpha.n}/{len(s.sigma)}"),
+)
+"""The columns of α's decomposition; rows of layers without one hold NaN."""

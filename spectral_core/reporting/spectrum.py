@@ -1,0 +1,187 @@
+"""What is known of one layer, and of the measurement that it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core.alignment.alignment import SpectralAlignment
+from spectral_core.alignment.decomposition import ExponentDecomposition
+from spectral_core.curvature.certificate import Certificate
+from spectral_core.exponents.power_law import PowerLawFit
+from spectral_core.exponents.rank_profile import RankProfileFits
+from spectral_core.exponents.transfer_identity import ExponentTriangle
+from spectral_core.storage.json_values import decode, encode
+
+__all__ = ["LayerSpectrum", "ParticipationSummary", "Provenance"]
+
+
+@dataclass(frozen=True)
+class ParticipationSummary:
+    """How many directions carry a layer's curvature (Theory 7).
+
+    Parameters
+    ----------
+    ratio : float
+        ``PR = (Σ h)² / Σ h²`` over the positive curvatures (7.1).
+    entropy_rank : float
+        ``exp(H(p))`` with ``p = h / Σ h``.
+    count : int
+        Number of positive curvatures; an upper bound of both.
+    window_bound : float
+        ``PR_K(s)`` of a pure power law with the fitted s (7.2): a prediction, no certificate.
+    zeta_bound : float
+        ``ζ(s)²/ζ(2s)``, its limit for a window without end; infinite for s <= 1.
+    certified_exponent : float
+        Largest exponent that the sorted curvatures respect at every rank (7.3).
+    certified_bound : float
+        ``PR_K`` of that exponent: holds for these data without any fit.
+    """
+
+    ratio: float
+    entropy_rank: float
+    count: int
+    window_bound: float
+    zeta_bound: float
+    certified_exponent: float
+    certified_bound: float
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Curvature along one layer's gradient singular directions, and its exponents.
+
+    Parameters
+    ----------
+    name, kind : str
+        As in `LayerInfo`.
+    shape : tuple of int
+        ``(m, n)`` of the weight matrix.
+    sigma : ndarray, shape (K,), float64
+        Singular values of the gradient, descending, in units of the loss per unit of weight.
+    curvature : ndarray, shape (K,), float64
+        ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, in units of the loss per weight squared.
+    triangle : ExponentTriangle
+        α, γ and s with the exact transfer identity (Theory 2, 3).
+    participation : ParticipationSummary
+        Participation ratio and its bounds (Theory 7).
+    rank_profile : RankProfileFits
+        The form of log σ over rank, by BIC (Theory 8).
+    notes : tuple of str
+        What a reader must know: dropped directions, a clipped window, near ties.
+    ggn : ndarray, shape (K,), float64, or None
+        Gauss-Newton curvatures of the same directions; with ``decompose=True``.
+    alignment : SpectralAlignment or None
+        The directions in the Kronecker factors (Theory 5.1); with ``decompose=True``.
+    decomposition : ExponentDecomposition or None
+        α as β + φ + κ + ν (Theory 5.5); with ``decompose=True``.
+    certificate : Certificate or None
+        How the curvatures were computed, and what shows that they are right. None in reports of
+        versions before 0.2.
+    rounding : ndarray, shape (K,), float64, or None
+        How far each σ_k may be from a singular value of the gradient in a wider type, by the
+        gradient's own rounding (Theory 11.6): at most a tenth of it. From a few samples, where they
+        raise no doubt. None where it is not known, as in float64 itself.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    sigma: npt.NDArray[np.float64]
+    curvature: npt.NDArray[np.float64]
+    triangle: ExponentTriangle
+    participation: ParticipationSummary
+    rank_profile: RankProfileFits
+    notes: tuple[str, ...] = ()
+    ggn: npt.NDArray[np.float64] | None = None
+    alignment: SpectralAlignment | None = None
+    decomposition: ExponentDecomposition | None = None
+    certificate: Certificate | None = None
+    rounding: npt.NDArray[np.float64] | None = None
+
+    @property
+    def alpha(self) -> PowerLawFit:
+        """Fit of ``h ∝ σ^α`` (Theory 2.1)."""
+        return self.triangle.alpha
+
+    @property
+    def gamma(self) -> PowerLawFit:
+        """Fit of ``σ ∝ k^−γ`` (Theory 2.2)."""
+        return self.triangle.gamma
+
+    @property
+    def s(self) -> PowerLawFit:
+        """Fit of ``h ∝ k^−s`` (Theory 2.3)."""
+        return self.triangle.s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spectrum as JSON values."""
+        return dict(encode(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "LayerSpectrum":
+        """Rebuild a spectrum from `to_dict`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If the data are none.
+        """
+        spectrum = decode(cls, data)
+        spectrum._check_directions()
+        spectrum._check_fits()
+        return spectrum
+
+    def _check_directions(self) -> None:
+        """Raise `ValueError` unless every array has one number for each direction."""
+        arrays = [array for array in vars(self).values() if isinstance(array, np.ndarray)]
+        if self.decomposition is not None:
+            arrays.append(self.decomposition.chi)
+        if self.sigma.ndim != 1 or len({len(array) for array in arrays}) > 1:
+            raise ValueError(f"layer {self.name!r} has unequal numbers of σ and h")
+
+    def _check_fits(self) -> None:
+        """Raise unless all fits are of single numbers, no batches, and say how they went."""
+        for fits in (self.triangle, self.rank_profile, self.decomposition):
+            if fits is not None:
+                fits.to_floats()
+        for fit in (self.alpha, self.gamma, self.s):
+            fit.reason  # noqa: B018
+        self.rank_profile.winner  # noqa: B018
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was measured, with what, and how.
+
+    Parameters
+    ----------
+    problem : mapping
+        The backend's description: backend, versions, dtype, device, seed, loss, term count; and
+        `precision`, the type that the model casts to inside, where that is narrower than `dtype`.
+    versions : mapping
+        Versions of this library, NumPy and Python.
+    top_k : int
+        The window K that was asked for.
+    curvature : str
+        ``"hessian"`` or ``"ggn"``.
+    confidence : float
+        Of every interval in the report.
+    factors : mapping, optional
+        ``delta`` and ``sharing`` of the Kronecker factors; None without a decomposition.
+    engine : str
+        The engine that was asked for.
+    svd : str
+        How the directions were found.
+    """
+
+    problem: Mapping[str, Any]
+    versions: Mapping[str, str]
+    top_k: int
+    curvature: str
+    confidence: float
+    factors: Mapping[str, str] | None = None
+    engine: str = "auto"
+    svd: str = "exact"
