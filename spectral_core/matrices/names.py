@@ -226,7 +226,6 @@ def _as_block(layer: str) -> Iterator[tuple[str, _Place]]:
                 yield rest, _Place(int(segment.rstrip("_")), place.group)
 
 
-
 @dataclass(frozen=True)
 class _Spelling:
     """How names are written before they are compared: `before` a layer is read, and after."""

@@ -1,12 +1,14 @@
 """One report drives every optimizer: its layers are found among parameters by their names."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import spectral_core as sc
 from spectral_adapters.array_optim import SpectralNewton
+from spectral_backends.numpy import DenseNetwork
 
 RNG = np.random.default_rng(0)
 
@@ -17,22 +19,18 @@ def array(*shape):
 
 def report_of(alphas, shape=(9, 6), interval=0.2):
     """A report of layers with these α, made of a measurement of one layer."""
-    from dataclasses import replace
-
-    from spectral_backends.numpy import DenseNetwork
-
     network = DenseNetwork((6, 9, 5))
     rng = np.random.default_rng(1)
     batch = (rng.standard_normal((30, 6)), rng.integers(5, size=30))
     measured = sc.measure(network.problem(network.init(0), [batch]), top_k=4)
-    one = next(iter(measured.values()))
+    one = measured.spectra[0]
     layers = {}
     for name, alpha in alphas.items():
         half = interval / 2
-        fit = replace(one.alpha, exponent=alpha, interval=(alpha - half, alpha + half), reason="")
+        fit = replace(one.alpha, exponent=alpha, interval=(alpha - half, alpha + half))
         triangle = replace(one.triangle, alpha=fit)
         layers[name] = replace(one, name=name, shape=shape, triangle=triangle)
-    found = replace(measured, layers=layers)
+    found = replace(measured, spectra=tuple(layers.values()), skipped={})
     assert all(found[name].alpha.exponent == alpha for name, alpha in alphas.items())
     return found
 
@@ -76,6 +74,11 @@ def from_jax():
     for name, (forward, params) in trees.items():
         batches = [(array(40, 6), array(40, 6))]
         problem = CurvatureProblem((forward, loss), params, batches)
+        own = dotted(params)
+        for layer in problem.layers():
+            number = [int(part) for part in layer.name.split(".") if part.isdigit()]
+            assert own[layer.parameter].shape[-2:] == layer.shape[::-1]
+            assert [layer.index] == (number or [0])
         found[name] = sc.measure(problem, top_k=5, curvature="ggn", progress=False), params
     return found
 
@@ -136,9 +139,7 @@ def test_blocks_of_a_scan_drive_optax(from_jax):
     from spectral_adapters.optax import routing_table
 
     report, params = from_jax["scanned"]
-    ours = rows_of(
-        SpectralNewton(alpha=report, route={"*": {"matrices": "stack"}}), dotted(params)
-    )
+    ours = rows_of(SpectralNewton(alpha=report, route={"*": {"matrices": "stack"}}), dotted(params))
     table = routing_table(params, alpha=report, weight_dimension_numbers="stack")
     for row in table.rows():
         assert row["alpha"] == pytest.approx(ours[row["name"]]["alpha"])
