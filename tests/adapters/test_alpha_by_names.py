@@ -188,3 +188,164 @@ def test_a_stack_has_the_type_of_its_matrices_in_optax():
     assert type_of("patches", (3, 3, 8, 12), "conv-last") == ("conv", 2.0)
     axes = SpectralDimensionNumbers((0, 1, 2), 3)
     assert type_of("conv.kernel", (3, 3, 8, 12), axes) == ("conv", 2.0)
+
+
+STACK = {"blocks.up.kernel": array(3, 6, 9), "blocks.down.kernel": array(3, 9, 6)}
+BLOCKS = report_of({"blocks.0.up": 0.5, "blocks.1.up": 1.5, "blocks.2.up": 0.5, "blocks.0.down": 1.0,
+                    "blocks.1.down": 1.0, "blocks.2.down": 1.0})  # fmt: skip
+
+
+def unstacked(stacks):
+    return {f"{name}.{i}": own for name, stack in stacks.items() for i, own in enumerate(stack)}
+
+
+def test_steps_of_a_stack_are_those_of_its_blocks():
+    alphas = {"blocks.up.kernel.[02]": 0.5, "blocks.up.kernel.1": 1.5, "blocks.down.*": 1.0}
+    apart, own = unstacked(STACK), SpectralNewton(alpha=alphas, damping=0.1)
+    together = SpectralNewton(alpha=BLOCKS, damping=0.1, route={"*": {"matrices": "stack"}})
+    params, state, own_state = STACK, together.init(STACK), own.init(apart)
+    for _ in range(3):
+        gradients = {name: np.cos(value + 1) for name, value in params.items()}
+        params, state = together.update(params, gradients, state)
+        apart, own_state = own.update(apart, unstacked(gradients), own_state)
+    for name, value in unstacked(params).items():
+        np.testing.assert_allclose(value, apart[name], rtol=0, atol=1e-6)
+
+
+def test_optax_makes_the_steps_of_arrays():
+    jax = pytest.importorskip("jax", reason="needs jax: nox -s 'tests(jax)'")
+    pytest.importorskip("optax", reason="needs the extra optax: nox -s 'tests(jax)'")
+    from spectral_adapters.optax import (
+        SpectralDimensionNumbers,
+        scale_by_spectral_newton,
+        spectral_newton,
+    )
+
+    ours = SpectralNewton(1.0, alpha=BLOCKS, damping=0.1, route={"*": {"matrices": "stack"}})
+    params = {name: jax.numpy.asarray(value) for name, value in STACK.items()}
+    gradients = jax.tree.map(lambda value: jax.numpy.cos(value + 1), params)
+    moved, _ = ours.update(params, gradients, ours.init(params))
+    for axes in ("stack", SpectralDimensionNumbers(1, 2)):
+        options = {"damping": 0.1, "weight_dimension_numbers": axes}
+        for optimizer in (
+            spectral_newton(1.0, BLOCKS, **options),
+            jax_chain(scale_by_spectral_newton(BLOCKS, **options)),
+        ):
+            step = jax.jit(lambda g, p, o=optimizer: o.update(g, o.init(p), p))
+            updates, _ = step(gradients, params)
+            for name, value in updates.items():
+                expected = moved[name] - params[name]
+                np.testing.assert_allclose(value, expected, rtol=0, atol=2e-6)
+
+
+def jax_chain(transformation):
+    import optax
+
+    return optax.chain(transformation, optax.scale_by_learning_rate(1.0))
+
+
+def test_the_table_says_where_each_alpha_comes_from():
+    partly = report_of({"blocks.0.up": 0.5, "blocks.2.up": 4.5, "blocks.down": 1.3})
+    optimizer = SpectralNewton(alpha=partly, route={"*": {"matrices": "stack"}})
+    rows = rows_of(optimizer, STACK)
+    up, down = rows["blocks.up.kernel"], rows["blocks.down.kernel"]
+    assert up["alpha"] == (0.5, 1.0, 4.0) and down["alpha"] == 1.3
+    assert "α measured for 2 of 3 slices, α of type 'linear' for slice 1: no such" in up["reason"]
+    assert down["reason"].endswith("α measured on 9×6")  # one matrix stands for the three
+    assert "0.5, 1, 4" in str(optimizer.routing(STACK))
+    many = {"blocks": array(6, 4, 5)}
+    known = report_of({f"blocks.{i}": i / 4 for i in range(6)}, (5, 4))
+    table = SpectralNewton(alpha=known, route={"*": {"matrices": "stack"}}).routing(many)
+    assert "0 … 1.25" in str(table) and "α measured for each of 6 slices" in str(table)
+
+
+def test_a_fit_that_says_too_little_leaves_a_slice_to_its_type():
+    wide = report_of({"blocks.0.up": 0.5, "blocks.1.up": 1.5}, interval=3.0)
+    rows = rows_of(SpectralNewton(alpha=wide, route={"*": {"matrices": "stack"}}), STACK)
+    reason = rows["blocks.up.kernel"]["reason"]
+    assert rows["blocks.up.kernel"]["alpha"] == (1.0, 1.0, 1.0)
+    assert "0 of 3 slices" in reason and "its fit says too little" in reason and "2 more" in reason
+
+
+def test_parts_of_a_stack_that_their_names_do_not_order_count_by_their_mean():
+    report = report_of({"experts.part0": 1.0, "experts.part1": 2.0, "experts.part2": 3.0}, (8, 12))
+    row = rows_of(SpectralNewton(alpha=report, route={"*": {"matrices": "stack"}}),
+                  {"experts": array(3, 8, 12)})["experts"]  # fmt: skip
+    assert row["alpha"] == 2.0 and "α measured, mean of 3 matrices" in row["reason"]
+
+
+def test_one_report_drives_all_three():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from spectral_adapters.torch_optim import SpectralNewton as TorchSpectralNewton
+
+    report = report_of({"layers.0.up": 0.7, "layers.0.down": 1.4})
+    wanted = [0.7, 1.4]
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([
+        torch.nn.ModuleDict({"up": torch.nn.Linear(6, 9), "down": torch.nn.Linear(9, 6)})
+    ])})  # fmt: skip
+    rows = TorchSpectralNewton(model, alpha=report).routing_table()
+    assert [row["alpha"] for row in rows if row["alpha"]] == wanted
+    for names in ("layers.0.{}.kernel", "params.layers_0.{}.kernel", "layers_0/~/{}.w"):
+        params = {names.format("up"): array(6, 9), names.format("down"): array(9, 6)}
+        rows = rows_of(SpectralNewton(alpha=report), params).values()
+        assert [row["alpha"] for row in rows] == wanted
+        assert all(row["reason"].endswith("α measured") for row in rows)
+    if pytest.importorskip("optax"):
+        from spectral_adapters.optax import routing_table
+
+        for tree in ({"params": {"layers_0": {"up": {"kernel": array(6, 9)}}}},
+                     {"layers": [{"up": {"kernel": array(6, 9)}}]}):  # fmt: skip
+            assert routing_table(tree, alpha=report).rows()[0]["alpha"] == 0.7
+
+
+def test_a_stack_of_torch_has_the_mean_of_its_blocks():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from spectral_adapters.torch_optim import SpectralNewton as TorchSpectralNewton
+
+    report = report_of({"experts.group0": 1.0, "experts.group1": 2.0}, (8, 12))
+    model = torch.nn.ParameterDict({"experts": torch.as_tensor(array(2, 8, 12))})
+    (row,) = TorchSpectralNewton(model, alpha=report).routing_table()
+    assert row["alpha"] == 1.5 and "mean of 2 matrices" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "found"),
+    [
+        (["a.weight", "a.kernel"], ["a"], [None, None]),
+        (["a.weight", "a.kernel"], ["a.kernel"], [None, 0.0]),
+        (["kernel", "kernel.kernel"], ["kernel"], [0.0, None]),
+        (["0", "1"], ["1", "0"], [1.0, 0.0]),
+        (["", "up"], ["up"], [None, 0.0]),
+        (["w"], ["v", ""], [None]),
+    ],
+)
+def test_names_that_are_hard_to_tell_apart(names, layers, found):
+    report = report_of({layer: 2.0 + number for number, layer in enumerate(layers)})
+    params = {name: array(9, 6) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = rows_of(SpectralNewton(alpha=report), params)
+    expected = [1.0 if each is None else 2.0 + each for each in found]
+    assert [rows[name]["alpha"] for name in names] == expected
+    for name, each in zip(names, found, strict=True):
+        assert ("no such layer in the report" in rows[name]["reason"]) == (each is None)
+    if found == [None, None]:
+        assert "'a' may be another parameter's" in rows["a.weight"]["reason"]
+
+
+def test_a_list_of_arrays_has_the_layers_of_its_numbers():
+    report = report_of({"0": 0.5, "2": 1.5})
+    rows = rows_of(SpectralNewton(alpha=report), [array(9, 6), array(6), array(9, 6)])
+    assert [row["alpha"] for row in rows.values()] == [0.5, None, 1.5]
+
+
+def test_a_report_of_another_model_is_said(tmp_path):
+    report = report_of({"encoder.0": 1.3})
+    with pytest.warns(UserWarning, match=r"\['encoder.0'\] is one of the parameters \['up.kernel'"):
+        rows = rows_of(SpectralNewton(alpha=report), MLP)
+    assert "no such layer in the report" in rows["up.kernel"]["reason"]
+    with pytest.raises(sc.ReportError):
+        SpectralNewton(alpha=tmp_path / "nothing.json")
+    same_names = report_of({"up": 1.3}, shape=(30, 20))
+    row = rows_of(SpectralNewton(alpha=same_names), MLP)["up.kernel"]
+    assert row["alpha"] == 1.3 and row["reason"].endswith("α measured on 30×20")

@@ -29,8 +29,8 @@ from spectral_backends.arrays.differences import (
     norm,
 )
 from spectral_backends.arrays.gradient_function import GradientFunction
-from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.layer_slices import LayerSlice, Matrices, find_slices
+from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.rows import Rows, RowSums
 from spectral_core.arrays.namespace import Array, floating, to_numpy
 from spectral_core.curvature.argument_checks import check_direction_shapes, check_kind, find_layer
