@@ -29,8 +29,8 @@ from spectral_backends.arrays.differences import (
     norm,
 )
 from spectral_backends.arrays.gradient_function import GradientFunction
+from spectral_backends.arrays.layer_slices import LayerSlice, Matrices, find_slices
 from spectral_backends.arrays.libraries import library_of, version_of
-from spectral_backends.arrays.places import Matrices, Place, find_places
 from spectral_backends.arrays.rows import Rows, RowSums
 from spectral_core.arrays.namespace import Array, floating, to_numpy
 from spectral_core.curvature.argument_checks import check_direction_shapes, check_kind, find_layer
@@ -126,7 +126,7 @@ class CurvatureProblem:
     ) -> None:
         self._xp, self._params = _private(params, self.library)
         _check_options(method, tolerance, gradient)
-        self._places, self._skipped = find_places(self._params, matrices)
+        self._slices, self._skipped = find_slices(self._params, matrices)
         self._data = DataPass(batches, weight)
         self._gradient = GradientFunction(gradient, self._params)
         self._rows, self._check, self._method = rows, check, method
@@ -147,7 +147,7 @@ class CurvatureProblem:
 
     def layers(self) -> list[LayerInfo]:
         """Return the weight matrices in the order of the parameters."""
-        return [place.info for place in self._places.values()]
+        return [layer.info for layer in self._slices.values()]
 
     def skipped(self) -> dict[str, str]:
         """Return the parameters of two or more axes that are no layer, with the reason."""
@@ -178,8 +178,8 @@ class CurvatureProblem:
         InputError
             If a name is not a layer.
         """
-        places = [self._find(name) for name in layers]
-        return {p.info.name: p.matrix(self._gradients[p.parameter]) for p in places}
+        slices = [self._find(name) for name in layers]
+        return {p.info.name: p.matrix(self._gradients[p.parameter]) for p in slices}
 
     def curvatures(self, layer: str, u: Array, v: Array, kind: CurvatureKind = "hessian") -> Array:
         """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, shape (K,).
@@ -261,32 +261,32 @@ class CurvatureProblem:
         LayerError
             If there is no `rows`, or it lacks what `delta` needs.
         """
-        places = [self._find(name) for name in layers]
-        sums = {p.info.name: RowSums(p.info.name, delta, sharing) for p in places}
+        slices = [self._find(name) for name in layers]
+        sums = {p.info.name: RowSums(p.info.name, delta, sharing) for p in slices}
         if self._rows is None:
-            name = places[0].info.name
+            name = slices[0].info.name
             raise LayerError(name, "no Kronecker factors without rows=; see `Rows`.")
         for batch, _ in self._data:
-            for place in places:
-                rows = called(self._rows, (place.info.name,), batch)
-                _check_rows(place, rows)
-                sums[place.info.name].add(rows)
+            for own in slices:
+                rows = called(self._rows, (own.info.name,), batch)
+                _check_rows(own, rows)
+                sums[own.info.name].add(rows)
         return {name: total.factors() for name, total in sums.items()}
 
     def _measured(self, layer: str, u: Array, v: Array, kind: str) -> tuple[Found, str, str]:
         """Return what a rule found, the rule's name, and why no better one was taken."""
-        place = self._find(layer)
+        own = self._find(layer)
         check_kind(kind)
-        u, v = self._directions(place, u, v)
-        rule, reason = self._rule(place) if kind == "hessian" else (self._ggn_rule(place), "")
+        u, v = self._directions(own, u, v)
+        rule, reason = self._rule(own) if kind == "hessian" else (self._ggn_rule(own), "")
         count, totals = 0.0, None
         for batch, terms in self._data:
-            values = terms * rule.batch_values(place, u, v, batch)
+            values = terms * rule.batch_values(own, u, v, batch)
             totals = values if totals is None else totals + values
             count += terms
         assert totals is not None
         try:
-            found = rule.finish(place, totals / count)
+            found = rule.finish(own, totals / count)
         except LayerError as error:
             raise LayerError(layer, f"{error.reason} {reason}".rstrip()) from error
         if not bool(self._xp.all(self._xp.isfinite(found.values))):
@@ -312,26 +312,26 @@ class CurvatureProblem:
             "gradient, which is left over from a cancellation and has no more digits"
         )
 
-    def _rule(self, place: Place) -> tuple[CurvatureRule, str]:
-        if place.info.name not in self._chosen:
-            self._chosen[place.info.name] = self._choose(place)
-        return self._chosen[place.info.name]
+    def _rule(self, layer: LayerSlice) -> tuple[CurvatureRule, str]:
+        if layer.info.name not in self._chosen:
+            self._chosen[layer.info.name] = self._choose(layer)
+        return self._chosen[layer.info.name]
 
-    def _choose(self, place: Place) -> tuple[CurvatureRule, str]:
+    def _choose(self, layer: LayerSlice) -> tuple[CurvatureRule, str]:
         """Return the best rule for a layer, and why it is no better one."""
-        name = place.info.name
+        name = layer.info.name
         if self._given is not None:
             if self._check:
-                self._check_given(place, self._given)
+                self._check_given(layer, self._given)
             return self._given, ""
         reason = ""
         if self._method != "differences":
-            reason = self._complex.why_not(place, self._probed)
+            reason = self._complex.why_not(layer, self._probed)
             if not reason:
                 return self._complex, ""
             if self._method == "complex-step":
                 raise LayerError(name, reason)
-        dtype = self._params[place.parameter].dtype
+        dtype = self._params[layer.parameter].dtype
         if self._xp.finfo(dtype).bits != 64:
             raise LayerError(
                 name,
@@ -341,31 +341,31 @@ class CurvatureProblem:
             )
         return self._differences, reason
 
-    def _ggn_rule(self, place: Place) -> CurvatureRule:
+    def _ggn_rule(self, layer: LayerSlice) -> CurvatureRule:
         if self._ggn is None:
             raise LayerError(
-                place.info.name, "no Gauss-Newton curvature without ggn= or rows=; pass one."
+                layer.info.name, "no Gauss-Newton curvature without ggn= or rows=; pass one."
             )
         return self._ggn
 
-    def _check_given(self, place: Place, rule: AlongFunction | ProductFunction) -> None:
+    def _check_given(self, layer: LayerSlice, rule: AlongFunction | ProductFunction) -> None:
         """Hold the user's function against differences of the user's gradient."""
-        xp, (m, n) = self._xp, place.info.shape
-        like = self._params[place.parameter]
+        xp, (m, n) = self._xp, layer.info.shape
+        like = self._params[layer.parameter]
         if isinstance(rule, ProductFunction):
             matrix = random_direction(xp, like, m, n)
-            value = rule.product(place, matrix, self._probed)
+            value = rule.product(layer, matrix, self._probed)
         else:
             u, v = random_direction(xp, like, m, 1), random_direction(xp, like, n, 1)
             matrix = u @ xp.matrix_transpose(v)
-            value = rule.batch_values(place, u, v, self._probed)
-        changes = directional_changes(self._gradient, self._params, place, matrix, self._probed)
+            value = rule.batch_values(layer, u, v, self._probed)
+        changes = directional_changes(self._gradient, self._params, layer, matrix, self._probed)
         if isinstance(rule, AlongFunction):
             changes = [c.along(matrix) for c in changes]
         found = disagreement(xp, value, changes)
         if not found <= check_tolerance(float(xp.finfo(matrix.dtype).eps)):
             raise LayerError(
-                place.info.name,
+                layer.info.name,
                 f"{rule.name} along a random direction is off by {found:.2g} from differences of "
                 "gradient: both must be of the batch's mean loss, in the layer's orientation. Pass "
                 "check=False if it is the gradient that is wrong.",
@@ -384,13 +384,13 @@ class CurvatureProblem:
             check_nan(array, f"params: {name!r}")
         check_batch(0, self._probed)
 
-    def _find(self, name: str) -> Place:
-        return find_layer(name, self._places, self._skipped)
+    def _find(self, name: str) -> LayerSlice:
+        return find_layer(name, self._slices, self._skipped)
 
-    def _directions(self, place: Place, u: Array, v: Array) -> tuple[Array, Array]:
+    def _directions(self, layer: LayerSlice, u: Array, v: Array) -> tuple[Array, Array]:
         _, (u, v) = floating(u=u, v=v)
-        check_direction_shapes(place.info, u.shape, v.shape)
-        dtype = self._params[place.parameter].dtype
+        check_direction_shapes(layer.info, u.shape, v.shape)
+        dtype = self._params[layer.parameter].dtype
         return self._xp.astype(u, dtype, copy=False), self._xp.astype(v, dtype, copy=False)
 
 
@@ -437,10 +437,10 @@ def _check_options(method: str, tolerance: float, gradient: Any) -> None:
         raise InputError(f"gradient: a {type(gradient).__name__} cannot be called.")
 
 
-def _check_rows(place: Place, rows: Rows) -> None:
-    m, n = place.info.shape
+def _check_rows(layer: LayerSlice, rows: Rows) -> None:
+    m, n = layer.info.shape
     if rows.inputs.shape[-1] != n or rows.outputs not in (m, None):
         raise InputError(
-            f"rows: those of {place.info.name!r} have {rows.inputs.shape[-1]} inputs and "
+            f"rows: those of {layer.info.name!r} have {rows.inputs.shape[-1]} inputs and "
             f"{rows.outputs} outputs; its matrix is {m}×{n}."
         )
