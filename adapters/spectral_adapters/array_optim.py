@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import array_api_compat
 import numpy as np
 
-from spectral_adapters.routing.alphas import Alpha
+from spectral_adapters.routing.alphas import Alpha, loaded
 from spectral_adapters.routing.arrays import Overrides, route_arrays
 from spectral_adapters.routing.table import Route, RoutingTable
 from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
@@ -122,7 +122,7 @@ class SpectralNewton:
             "precision": precision,
         }  # fmt: skip
         check_mapping("route", route or {})
-        self._alpha, self._overrides = alpha, dict(route or {})
+        self._alpha, self._overrides = loaded(alpha), dict(route or {})
         self._adamw = _adamw_options(adamw or {}, scale)
         self._check_options()
 
@@ -211,7 +211,7 @@ class SpectralNewton:
             [gradients[name] for name in names],
             [state.momentum[name] for name in names],
             layouts=[_layout(route.shape, route.matrices) for route in routes],
-            alphas=[float(route.alpha or 0.0) for route in routes],
+            alphas=[_alpha(route) for route in routes],
             weight_decays=[self._weight_decay] * len(names),
             lr=lr,
             **self._options,
@@ -234,6 +234,10 @@ class SpectralNewton:
         _check_arrays(params)
         shapes = {name: tuple(array.shape) for name, array in params.items()}
         return route_arrays(shapes, self._alpha, self._overrides, named)
+
+
+def _alpha(route: Route) -> float | tuple[float, ...]:
+    return route.alpha if isinstance(route.alpha, tuple) else float(route.alpha or 0.0)
 
 
 def _number(count: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from spectral_adapters.jax_updates.explicit_sharding import with_automatic_axes
+from spectral_adapters.routing.alphas import loaded
 from spectral_adapters.routing.dimension_numbers import SpectralDimensionNumbers, layout_of
 from spectral_adapters.routing.jax_trees import (
     AlphaOrTree,
@@ -89,9 +90,10 @@ def scale_by_spectral_newton(
 
     Parameters
     ----------
-    alpha : float, array, "per-type", pytree or callable
+    alpha : float, array, "per-type", SpectralReport, path, pytree or callable
         The exponent, in [0, 4]: one for all; or by the type of layer that its path tells
-        (`TYPE_ALPHAS`); or a prefix of the tree of parameters; or a function of that tree, or of
+        (`TYPE_ALPHAS`); or those of a report, for each slice of a stack of which it knows blocks;
+        or a prefix of the tree of parameters; or a function of that tree, or of
         the updates, that returns one. Arrays may be traced, and their values are not checked.
     damping : float or array
         δ, or d with ``damping_mode="absolute"``. α = 2 with δ = 0.001 won the races of
@@ -143,6 +145,7 @@ def scale_by_spectral_newton(
         "damping_mode": damping_mode, "method": method, "tolerance": tolerance,
         "precision": precision, "lr": 1.0,
     }  # fmt: skip
+    alpha = loaded(alpha)
     _check_options(options, alpha, weight_decay)
 
     def init(params: Tree) -> ScaleBySpectralNewtonState:
@@ -248,6 +251,7 @@ def spectral_newton(
             f"adam_learning_rate: with scale={scale!r} the learning rate is no one for AdamW; pass "
             "it apart, for instance 1e-3."
         )
+    alpha = loaded(alpha)
     scale_by_spectral_newton(  # which refuses what is out of range now
         alpha, damping, beta, weight_decay, nesterov=nesterov, scale=scale,
         damping_mode=damping_mode, method=method, tolerance=tolerance, precision=precision,
@@ -354,7 +358,8 @@ def _weights(gradients: list[Any], structure: Any, params: Tree, decays: list[Sc
 
 def _method(options: dict[str, Any], alphas: list[Any]) -> str:
     """Return "eigh" for "auto" where values are not known before the step."""
-    unknown = not all(map(is_number, [options["damping"], *alphas]))
+    known = (isinstance(alpha, tuple) or is_number(alpha) for alpha in alphas)
+    unknown = not (is_number(options["damping"]) and all(known))
     spectral = options["damping_mode"] == "spectral" and options["precision"] == "working"
     method: str = options["method"]
     return "eigh" if unknown and spectral and method == "auto" else method

@@ -1,7 +1,7 @@
 """What a backend supplies: the layers of a problem, their gradients and their curvatures."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from spectral_core.curvature.certificate import Engine, LayerCurvature
@@ -38,11 +38,19 @@ class LayerInfo:
         Several uses of a tied weight are joined: ``"embedding+linear"``.
     shape : tuple of int
         ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
+    parameter : str
+        The parameter that holds the matrix; empty where that is not known. It does not count where
+        layers are compared.
+    index : int
+        Which of the parameter's matrices it is, counted from 0: by where they begin in the
+        parameter, or as `MatrixLayout.split` has them.
     """
 
     name: str
     kind: str
     shape: tuple[int, int]
+    parameter: str = field(default="", compare=False)
+    index: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

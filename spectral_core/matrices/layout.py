@@ -168,6 +168,17 @@ class MatrixLayout:
         batch = self._whole[0]
         return tuple((batch * len(at), *shape) for shape, at in self._blocks().items())
 
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The lengths of the leading axes that count independent layers."""
+        return self.shape[: self.spec.stack]
+
+    @property
+    def slices(self) -> tuple[tuple[int, ...], ...]:
+        """Which slice of the stack holds each matrix of what `split` returns."""
+        own = [index for index in range(prod(self.stack)) for _ in range(self.spec.groups)]
+        return tuple(tuple(own * len(at)) for at in self._blocks().values())
+
     def split(self, array: Array) -> list[Array]:
         """Return the matrices of an array of the parameter's shape.
 

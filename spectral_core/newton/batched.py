@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Any, Protocol
 
@@ -19,7 +20,11 @@ BATCH_ELEMENTS = 2**26
 
 
 class Layout(Protocol):
-    """How a parameter is made of matrices: a `MatrixLayout`, or what has its two methods."""
+    """How a parameter is made of matrices: a `MatrixLayout`, or what has these members."""
+
+    @property
+    def slices(self) -> tuple[tuple[int, ...], ...]:
+        """Which slice of the parameter holds each matrix of what `split` returns."""
 
     def split(self, array: Array) -> list[Array]:
         """Return arrays of matrices, each of shape (B, m, n)."""
@@ -30,9 +35,13 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class _Part:
-    """Matrices (B, m, n) of one shape in a parameter, which is known by its number."""
+    """Matrices (B, m, n) of one shape and α in a parameter, which is known by its number.
+
+    They are all or a part of one array of the parameter's split, known by its number too.
+    """
 
     parameter: int
+    array: int
     alpha: float | Array
     weight_decay: float | Array
     weight: Array
@@ -54,7 +63,7 @@ def spectral_newton_steps(
     momenta: Sequence[Array],
     *,
     layouts: Sequence[Layout],
-    alphas: Sequence[float | Array],
+    alphas: Sequence[float | Array | tuple[float, ...]],
     weight_decays: Sequence[float | Array],
     **options: Any,
 ) -> tuple[list[Array], list[Array]]:
@@ -67,7 +76,8 @@ def spectral_newton_steps(
     layouts : sequence of Layout
         The matrices of each.
     alphas, weight_decays : sequence of float or 0-d array
-        As of `spectral_newton_step`, for each.
+        As of `spectral_newton_step`, for each. An α may be a tuple with one number for each slice
+        of the parameter's stack.
     **options
         The others of `spectral_newton_step`, for all.
 
@@ -83,25 +93,47 @@ def spectral_newton_steps(
     InputError
         As `spectral_newton_step`, or if a shape is not that of its layout.
     """
-    parts = []
+    parts: list[_Part] = []
     for i, layout in enumerate(layouts):
         split = [layout.split(array) for array in (weights[i], gradients[i], momenta[i])]
-        parts += [_Part(i, alphas[i], weight_decays[i], *own) for own in zip(*split, strict=True)]
+        for j, arrays in enumerate(zip(*split, strict=True)):
+            for alpha, own in _runs(alphas[i], layout, j):
+                held = [array if own is None else array[own, :, :] for array in arrays]
+                parts.append(_Part(i, j, alpha, weight_decays[i], *held))
     results: dict[int, tuple[Array, Array]] = {}
     previous = None
     for batch in _batches(parts):
         for part, result in _update(batch, options, previous):
             results[id(part)] = result
         previous = result[0]
-    found: list[tuple[list[Array], list[Array]]] = [([], []) for _ in layouts]
+    found: list[dict[int, list[tuple[Array, Array]]]] = [{} for _ in layouts]
     for part in parts:  # in the order of their parameter's matrices
-        for held, array in zip(found[part.parameter], results[id(part)], strict=True):
-            held.append(array)
-    pairs = list(zip(layouts, found, strict=True))
-    return (
-        [layout.merge(steps) for layout, (steps, _) in pairs],
-        [layout.merge(moved) for layout, (_, moved) in pairs],
-    )
+        found[part.parameter].setdefault(part.array, []).append(results[id(part)])
+    return _merged(layouts, found, 0), _merged(layouts, found, 1)
+
+
+def _merged(
+    layouts: Sequence[Layout], found: Sequence[dict[int, list[tuple[Array, Array]]]], which: int
+) -> list[Array]:
+    """Return an array for each layout, of the steps (0) or of the momenta (1) of its parts."""
+    return [
+        layout.merge([_joined([result[which] for result in own]) for own in arrays.values()])
+        for layout, arrays in zip(layouts, found, strict=True)
+    ]
+
+
+def _runs(
+    alpha: float | Array | tuple[float, ...], layout: Layout, index: int
+) -> list[tuple[float | Array, slice | None]]:
+    """Return each α of an array of a split with the matrices that have it; None for all of them."""
+    if not isinstance(alpha, tuple) or len(set(alpha)) == 1:
+        return [(alpha[0] if isinstance(alpha, tuple) else alpha, None)]
+    runs, start = [], 0
+    for value, members in groupby(alpha[number] for number in layout.slices[index]):
+        stop = start + len(list(members))
+        runs.append((value, slice(start, stop)))
+        start = stop
+    return runs
 
 
 def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:

@@ -1,8 +1,8 @@
 """The exponent of each matrix: a number, by type, by name, or from a report."""
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -13,17 +13,29 @@ from typing import Any
 from spectral_adapters.routing.names import TYPE_ALPHAS
 from spectral_adapters.routing.table import Route
 from spectral_core import InputError, SpectralReport
+from spectral_core.matrices.names import MatchedLayer, match_layers
+from spectral_core.reporting import LayerSpectrum
 
-__all__ = ["Alpha", "belongs", "choose_alphas", "layer_name", "measured_alphas"]
+__all__ = ["Alpha", "SliceAlphas", "choose_alphas", "loaded", "measured_alphas"]
 
 Alpha = float | str | Mapping[str, float] | SpectralReport | PathLike[str]
 
 ALPHA_RANGE = (0.0, 4.0)
 WIDEST = 1.0  # half of the interval: beyond, a fit says less than the layer's type
-_PART = re.compile(r"\.[qkv]?(group\d+|part\d+)?_*")
+
+_Found = tuple[float, str]
+_NOT_THERE = "no such layer in the report"
 
 
-def choose_alphas(alpha: Alpha, routes: Sequence[Route]) -> list[Route]:
+class SliceAlphas(tuple[float, ...]):
+    """α of each slice of a stacked parameter; to trees of JAX it is one leaf."""
+
+    __slots__ = ()
+
+
+def choose_alphas(
+    alpha: Alpha, routes: Sequence[Route], stacks: Sequence[Sequence[int]] | None = None
+) -> list[Route]:
     """Return the routes with α and where it comes from; AdamW's are as they were.
 
     Parameters
@@ -35,6 +47,9 @@ def choose_alphas(alpha: Alpha, routes: Sequence[Route]) -> list[Route]:
         layer, and its type's where a layer is missing or its interval is wider than ± 1.
     routes : sequence of Route
         An α that `route=` has set stays.
+    stacks : sequence of sequence of int, optional
+        Lengths of the axes of each parameter that count independent matrices. Each of their slices
+        has the α that a report has of it. Without, a parameter has one α.
 
     Raises
     ------
@@ -42,17 +57,33 @@ def choose_alphas(alpha: Alpha, routes: Sequence[Route]) -> list[Route]:
         If α is none of these or out of range, or a glob matches nothing.
     ReportError
         If the report cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If no layer of a report is a parameter here.
     """
-    pick = _picker(alpha, routes)
     chosen = []
-    for route in routes:
+    for route, (value, reason) in zip(routes, _choices(alpha, routes, stacks), strict=True):
         if route.rule == "spectral" and route.alpha is None:
-            value, reason = pick(route)
             route = replace(route, alpha=value, alpha_reason=reason)
-        if route.rule == "spectral":
+        if route.rule == "spectral" and not isinstance(route.alpha, tuple):
             _check(route.alpha, f"alpha of {route.name!r}")
         chosen.append(route)
     return chosen
+
+
+def loaded(alpha: Any) -> Any:
+    """Return the report that α names by its path; any other α as it is.
+
+    Raises
+    ------
+    ReportError
+        If the report cannot be read.
+    """
+    if isinstance(alpha, PathLike) or (isinstance(alpha, str) and alpha.endswith(".json")):
+        return SpectralReport.load(Path(alpha))
+    return alpha
 
 
 def measured_alphas(
@@ -62,36 +93,39 @@ def measured_alphas(
 
     The matrices of one parameter (q, k, v; groups; a stack) count by their mean.
     """
-    return {name: _measured(report, name) for name in names}
+    matches = match_layers(names, report, [()] * len(names))
+    pairs = zip(names, matches.layers, matches.doubts, strict=True)
+    return {name: _mean(report, own, doubt) for name, own, doubt in pairs}
 
 
-def _picker(alpha: Alpha, routes: Sequence[Route]) -> Callable[[Route], tuple[float, str]]:
+def _choices(
+    alpha: Alpha, routes: Sequence[Route], stacks: Sequence[Sequence[int]] | None
+) -> list[tuple[float | SliceAlphas, str]]:
+    """Return α of each route and where it comes from, as if all were T's."""
     if isinstance(alpha, Real) and not isinstance(alpha, bool):
-        value = _check(alpha, "alpha")
-        return lambda route: (value, "")
+        return [(_check(alpha, "alpha"), "")] * len(routes)
     if isinstance(alpha, str) and alpha == "per-type":
-        return _per_type
+        return list(map(_per_type, routes))
     if isinstance(alpha, str) and alpha == "auto":
-        return lambda route: (_per_type(route)[0], "α of its type until measured")
+        return [(_per_type(route)[0], "α of its type until measured") for route in routes]
+    alpha = loaded(alpha)
     if isinstance(alpha, SpectralReport):
-        return _from_report(alpha)
+        return _from_report(alpha, routes, stacks or [()] * len(routes))
     if isinstance(alpha, Mapping):
         return _from_mapping(dict(alpha), routes)
-    if isinstance(alpha, PathLike) or (isinstance(alpha, str) and alpha.endswith(".json")):
-        return _from_report(SpectralReport.load(Path(alpha)))
     raise InputError(
         f"alpha: {alpha!r} is unknown; pass a number in [0, 4], 'per-type', 'auto', a mapping of "
         f"types ({', '.join(TYPE_ALPHAS)}) or globs to numbers, or a SpectralReport or its path."
     )
 
 
-def _per_type(route: Route) -> tuple[float, str]:
+def _per_type(route: Route) -> _Found:
+    if not route.kind:  # AdamW's
+        return 0.0, ""
     return TYPE_ALPHAS[route.kind], f"α of type {route.kind!r}"
 
 
-def _from_mapping(
-    alphas: dict[str, Any], routes: Sequence[Route]
-) -> Callable[[Route], tuple[float, str]]:
+def _from_mapping(alphas: dict[str, Any], routes: Sequence[Route]) -> list[_Found]:
     for key, value in alphas.items():
         _check(value, f"alpha[{key!r}]")
         if key not in TYPE_ALPHAS and not any(fnmatchcase(r.name, key) for r in routes):
@@ -100,7 +134,7 @@ def _from_mapping(
                 "parameter name."
             )
 
-    def pick(route: Route) -> tuple[float, str]:
+    def pick(route: Route) -> _Found:
         for key, value in alphas.items():
             if key not in TYPE_ALPHAS and fnmatchcase(route.name, key):
                 return float(value), f"α given for {key!r}"
@@ -108,24 +142,36 @@ def _from_mapping(
             return float(alphas[route.kind]), f"α given for type {route.kind!r}"
         return _per_type(route)
 
-    return pick
+    return list(map(pick, routes))
 
 
-def _from_report(report: SpectralReport) -> Callable[[Route], tuple[float, str]]:
-    def pick(route: Route) -> tuple[float, str]:
-        value, reason = _measured(report, route.name)
-        if value is None:
-            default, by = _per_type(route)
-            return default, f"{by}: {reason}"
-        return value, reason
+def _from_report(
+    report: SpectralReport, routes: Sequence[Route], stacks: Sequence[Sequence[int]]
+) -> list[tuple[float | SliceAlphas, str]]:
+    """Return α of each parameter by the layers that its name stands for; otherwise its type's."""
+    wide = [i for i, route in enumerate(routes) if len(route.shape) >= 2]
+    matches = match_layers([routes[i].name for i in wide], report, [stacks[i] for i in wide])
+    found: list[tuple[float | SliceAlphas, str]] = list(map(_per_type, routes))
+    for i, own, doubt in zip(wide, matches.layers, matches.doubts, strict=True):
+        if any(match.index is not None for match in own):
+            found[i] = _each_slice(report, own, stacks[i], found[i])
+            continue
+        value, reason = _mean(report, own, doubt)
+        known = reason + _other_size(report, own, routes[i])
+        found[i] = (found[i][0], f"{found[i][1]}: {reason}") if value is None else (value, known)
+    if not any(matches.layers) and any(route.rule == "spectral" and route.name for route in routes):
+        _warn_of_another_model(report, routes)
+    return found
 
-    return pick
 
-
-def _measured(report: SpectralReport, name: str) -> tuple[float | None, str]:
-    fits = [report[layer].alpha for layer in report if belongs(layer, layer_name(name))]
-    if not fits:
-        return None, "no such layer in the report"
+def _mean(
+    report: SpectralReport, own: Sequence[MatchedLayer], doubt: str = ""
+) -> tuple[float | None, str]:
+    """Return the mean α of some layers, or None; with the reason."""
+    if not own:
+        also = f"; {doubt!r} may be another parameter's" if doubt else ""
+        return None, _NOT_THERE + also
+    fits = [report[match.name].alpha for match in own]
     values = [float(fit.exponent) for fit in fits]
     widest = max(float(fit.interval[1] - fit.interval[0]) / 2 for fit in fits)
     if not all(map(math.isfinite, values)) or not widest <= WIDEST:
@@ -137,14 +183,45 @@ def _measured(report: SpectralReport, name: str) -> tuple[float | None, str]:
     return clipped, f"α measured{several}{f', clipped from {mean:.3g}' if clipped != mean else ''}"
 
 
-def layer_name(name: str) -> str:
-    """Return the name that a problem's layers take from a parameter's."""
-    return re.sub(r"(?<=.)[._]weight$", "", name)
+def _each_slice(
+    report: SpectralReport,
+    own: Sequence[MatchedLayer],
+    stack: Sequence[int],
+    default: tuple[float | SliceAlphas, str],
+) -> tuple[float | SliceAlphas, str]:
+    """Return α of each slice of a stack; of those that the report does not know, the type's."""
+    of: dict[int | None, list[MatchedLayer]] = {}
+    for match in own:
+        of.setdefault(match.index, []).append(match)
+    count = math.prod(stack)
+    found = [_mean(report, of.get(index, of.get(None, []))) for index in range(count)]
+    missing = [index for index, (value, _) in enumerate(found) if value is None]
+    values = [default[0] if value is None else value for value, _ in found]
+    reason = f"α measured for each of {count} slices"
+    if missing:
+        some = f"α measured for {count - len(missing)} of {count} slices, "
+        first = f"{default[1]} for slice {missing[0]}: {found[missing[0]][1]}"
+        reason = some + first + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
+    return SliceAlphas(values), reason
 
 
-def belongs(layer: str, base: str) -> bool:
-    """Return whether a layer of a report is the parameter, or one of its matrices."""
-    return layer == base or bool(layer.startswith(base) and _PART.fullmatch(layer[len(base) :]))
+def _other_size(report: SpectralReport, own: Sequence[MatchedLayer], route: Route) -> str:
+    """Say that layers have not as many elements as their parameter, or return nothing."""
+    spectra: list[LayerSpectrum] = [report[match.name] for match in own]
+    if sum(math.prod(each.shape) for each in spectra) == math.prod(route.shape):
+        return ""
+    shapes = dict.fromkeys("×".join(map(str, each.shape)) for each in spectra)
+    return f" on {', '.join(shapes)}"
+
+
+def _warn_of_another_model(report: SpectralReport, routes: Sequence[Route]) -> None:
+    names = [route.name for route in routes if route.rule == "spectral"]
+    warnings.warn(
+        f"alpha: none of the report's layers {list(report)[:4]} is one of the parameters "
+        f"{names[:4]}, which have the α of their types; pass a report of this model.",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def _check(value: Any, name: str) -> float:

@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from spectral_adapters.routing.alphas import Alpha, choose_alphas
-from spectral_adapters.routing.names import kind_of_name, named_embedding, named_head
+from spectral_adapters.routing.names import kind_of_matrices, named_embedding, named_head
 from spectral_adapters.routing.table import Route
-from spectral_core import InputError, MatrixSpec, as_matrices
+from spectral_core import InputError, MatrixLayout, MatrixSpec, as_matrices
 
 __all__ = ["Overrides", "route_arrays"]
 
@@ -52,8 +52,11 @@ def route_arrays(
     for name, shape in shapes.items():
         route = _natural(name, shape, named)
         matching = [pattern for pattern in overrides if fnmatchcase(name, pattern)]
-        routes.append(_override(route, matching[0], overrides[matching[0]]) if matching else route)
-    return choose_alphas(alpha, routes)
+        if matching:
+            route = _override(route, matching[0], overrides[matching[0]], named)
+        routes.append(route)
+    stacks = [as_matrices(r.shape, r.matrices).stack if r.matrices else () for r in routes]
+    return choose_alphas(alpha, routes, stacks)
 
 
 def _natural(name: str, shape: tuple[int, ...], named: bool) -> Route:
@@ -63,7 +66,7 @@ def _natural(name: str, shape: tuple[int, ...], named: bool) -> Route:
     layout = as_matrices(shape, "conv" if conv else "matrix")
     _, m, n = layout.matrices[0]
     layer = name.removesuffix(".weight")
-    kind = "conv" if conv else kind_of_name(layer, m, n) if named else "linear"
+    kind = _kind(name, layout, named)
     reason = f"{len(shape)} axes{': taken for a convolution' if conv else ''}"
     route = Route(name, shape, "spectral", kind, str(layout.spec), reason)
     if min(m, n) == 1:
@@ -75,7 +78,11 @@ def _natural(name: str, shape: tuple[int, ...], named: bool) -> Route:
     return route
 
 
-def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any]) -> Route:
+def _kind(name: str, layout: MatrixLayout, named: bool) -> str:
+    return kind_of_matrices(name.removesuffix(".weight") if named else "", layout)
+
+
+def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any], named: bool) -> Route:
     options: dict[str, Any] = dict(wanted) if isinstance(wanted, Mapping) else {"rule": wanted}
     rule = options.pop("rule", "spectral" if {"alpha", "matrices"} & set(options) else route.rule)
     alpha, spec = options.pop("alpha", None), options.pop("matrices", route.matrices)
@@ -92,6 +99,7 @@ def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any]) -> Ro
         return route  # a glob that meets biases too
     layout = as_matrices(route.shape, spec)
     return replace(
-        route, rule="spectral", matrices=str(layout.spec), alpha=alpha,
+        route, rule="spectral", kind=_kind(route.name, layout, named),
+        matrices=str(layout.spec), alpha=alpha,
         reason=f"route {pattern!r}", alpha_reason="" if alpha is None else f"α from {pattern!r}",
     )  # fmt: skip

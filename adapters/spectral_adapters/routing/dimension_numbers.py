@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -94,7 +95,9 @@ def layout_of(shape: tuple[int, ...], axes: MatrixAxes) -> "AxisLayout | MatrixL
 
 @dataclass(frozen=True)
 class AxisLayout:
-    """The matrices (inputs, outputs) of a parameter; made by `layout_of`.
+    """A `MatrixLayout` behind another order of axes, of matrices (inputs, outputs).
+
+    `layout_of` makes it.
 
     Parameters
     ----------
@@ -108,12 +111,26 @@ class AxisLayout:
     rows: tuple[int, ...]
     columns: tuple[int, ...]
 
+    @cached_property
+    def whole(self) -> MatrixLayout:
+        """The layout of the array that has the stack's axes first, then one of inputs and outputs."""
+        sides = [prod(self.shape[axis] for axis in axes) for axes in (self.rows, self.columns)]
+        return as_matrices((*self.stack, *sides), "stack")
+
     @property
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
         """The shape (B, m, n) of what `split` returns, in a tuple."""
-        groups = (self._stack, self.rows, self.columns)
-        batch, height, width = (prod(self.shape[axis] for axis in group) for group in groups)
-        return ((batch, height, width),)
+        return self.whole.matrices
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The lengths of the axes that count independent matrices."""
+        return tuple(self.shape[axis] for axis in self._order[: -len(self.rows + self.columns)])
+
+    @property
+    def slices(self) -> tuple[tuple[int, ...], ...]:
+        """Which slice of the stack holds each matrix of what `split` returns."""
+        return self.whole.slices
 
     def split(self, array: Array) -> list[Array]:
         """Return the matrices of an array of the parameter's shape, (B, m, n), in a list."""
@@ -122,25 +139,23 @@ class AxisLayout:
                 f"array: has shape {tuple(array.shape)}; this layout is for {self.shape}."
             )
         xp = array_api_compat.array_namespace(array)
-        return [xp.reshape(xp.permute_dims(array, self._order), self.matrices[0])]
+        moved = xp.permute_dims(array, self._order)
+        return self.whole.split(xp.reshape(moved, self.whole.shape))
 
     def merge(self, matrices: list[Array]) -> Array:
         """Return the array that `split` takes apart."""
-        (matrix,) = matrices
-        xp = array_api_compat.array_namespace(matrix)
+        whole = self.whole.merge(matrices)
+        xp = array_api_compat.array_namespace(whole)
         order = self._order
         back = tuple(order.index(axis) for axis in range(len(order)))
-        permuted = xp.reshape(matrix, tuple(self.shape[axis] for axis in order))
+        permuted = xp.reshape(whole, tuple(self.shape[axis] for axis in order))
         return xp.permute_dims(permuted, back)
 
     @property
-    def _stack(self) -> tuple[int, ...]:
-        named = {*self.rows, *self.columns}
-        return tuple(axis for axis in range(len(self.shape)) if axis not in named)
-
-    @property
     def _order(self) -> tuple[int, ...]:
-        return self._stack + self.rows + self.columns
+        named = self.rows + self.columns
+        stacked = tuple(axis for axis in range(len(self.shape)) if axis not in named)
+        return stacked + named
 
 
 def axes_text(axes: MatrixAxes) -> str:

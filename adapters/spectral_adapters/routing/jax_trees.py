@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from spectral_adapters.routing.alphas import SliceAlphas, choose_alphas, loaded
 from spectral_adapters.routing.dimension_numbers import (
+    AxisLayout,
     MatrixAxes,
     SpectralDimensionNumbers,
     axes_text,
@@ -14,14 +17,14 @@ from spectral_adapters.routing.dimension_numbers import (
 )
 from spectral_adapters.routing.names import (
     FUSED,
-    TYPE_ALPHAS,
     kind_of_name,
     named_embedding,
     named_head,
 )
 from spectral_adapters.routing.table import Route, RoutingTable
-from spectral_core import InputError
+from spectral_core import InputError, MatrixLayout, SpectralReport
 from spectral_core._extras import require
+from spectral_core.matrices.names import path_name
 from spectral_core.preconditioning.function import is_number
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ Tree: TypeAlias = Any
 """A pytree of JAX arrays."""
 
 AxesOrTree: TypeAlias = MatrixAxes | Tree | Callable[[Tree], Tree] | None
-AlphaOrTree: TypeAlias = float | str | Tree | Callable[[Tree], Tree]
+AlphaOrTree: TypeAlias = (
+    float | str | SpectralReport | PathLike[str] | Tree | Callable[[Tree], Tree]
+)
 
 _WEIGHTS = {"kernel", "w", "weight"}
 _VECTORS = {"bias", "b", "scale", "offset", "gamma", "beta", "mean", "var"}
@@ -125,9 +130,10 @@ def alphas_of(alpha: AlphaOrTree, tree: Tree, rules: Sequence[LeafRule]) -> list
 
     Parameters
     ----------
-    alpha : float, array, "per-type", pytree or callable
-        One number for all, which may be traced, or by the layer's type (`TYPE_ALPHAS`), or a prefix
-        of the tree, or a function of the tree that returns one.
+    alpha : float, array, "per-type", SpectralReport, path, pytree or callable
+        One number for all, which may be traced, or by the layer's type (`TYPE_ALPHAS`), or as a
+        report has measured it, for each slice of a stack where it has, or a prefix of the tree, or
+        a function of the tree that returns one.
     tree : pytree of array
         Parameters or updates.
     rules : sequence of LeafRule
@@ -138,19 +144,7 @@ def alphas_of(alpha: AlphaOrTree, tree: Tree, rules: Sequence[LeafRule]) -> list
     InputError
         If α is none of these or out of range.
     """
-    if isinstance(alpha, str):
-        if alpha != "per-type":
-            raise InputError(
-                f"alpha: {alpha!r} is unknown; pass a number in [0, 4], 'per-type', a tree of "
-                "numbers or a function of the parameters that returns one."
-            )
-        return [TYPE_ALPHAS[rule.kind] if rule.axes is not None else None for rule in rules]
-    found = []
-    for name, rule, value in zip(
-        leaf_names(tree), rules, spread(alpha, tree, "alpha"), strict=True
-    ):
-        found.append(None if rule.axes is None else _checked(value, name))
-    return found
+    return [route.alpha for route in _with_alphas(alpha, tree, _routes(tree, rules), rules)]
 
 
 def routing_table(
@@ -171,16 +165,20 @@ def routing_table(
         If one does not fit the parameters.
     """
     rules = rules_of(params, weight_dimension_numbers)
-    alphas = alphas_of(alpha, params, rules)
-    leaves = jax.tree.leaves(params)
-    by_type = isinstance(alpha, str)
-    rows = zip(leaf_names(params), leaves, rules, alphas, strict=True)
-    return RoutingTable([_route(*row, by_type) for row in rows])
+    routes = _with_alphas(alpha, params, _routes(params, rules), rules)
+    return RoutingTable(
+        [
+            route
+            if isinstance(route.alpha, tuple | None)
+            else replace(route, alpha=float(route.alpha))
+            for route in routes
+        ]
+    )
 
 
 def leaf_names(tree: Tree) -> list[str]:
     """Return the dotted paths of the leaves."""
-    return [_dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def spread(
@@ -226,13 +224,6 @@ def spread(
             f"({str(error).splitlines()[0]}); pass one value for all, or a tree with one for each."
         ) from error
     return found
-
-
-def _dotted(path: Sequence[Any]) -> str:
-    """Return a path as text; the attribute in which `flax.nnx` holds the array is left out."""
-    if len(path) > 1 and getattr(path[-1], "name", None) == "value":
-        path = path[:-1]
-    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
 
 
 def _by_name(name: str, shape: tuple[int, ...]) -> LeafRule:
@@ -289,11 +280,18 @@ def _as_given(name: str, shape: tuple[int, ...], axes: MatrixAxes | None) -> Lea
     except InputError as error:
         raise InputError(f"{name!r}: {error}") from error
     layer = _layer(name)
-    _, inputs, outputs = layout.matrices[0]
-    if len(shape) > 2 and "conv" in layer.lower():
+    if _kernel_axes(layout) and "conv" in layer.lower():
         return LeafRule(axes, "conv", "a convolution by its name")
+    if isinstance(layout, MatrixLayout) and layout.spec.kind != "matrix":
+        return LeafRule(axes, "conv", "a convolution by its spec")
+    inputs, outputs = (layout.whole if isinstance(layout, AxisLayout) else layout).shape[-2:]
     kind = kind_of_name(layer, outputs, inputs)
     return LeafRule(axes, kind, f"{len(shape)} axes" if kind == "linear" else f"named {layer!r}")
+
+
+def _kernel_axes(layout: AxisLayout | MatrixLayout) -> bool:
+    """Say whether dimension numbers join axes, as those of a kernel do."""
+    return isinstance(layout, AxisLayout) and len(layout.rows + layout.columns) > 2
 
 
 def _layer(name: str) -> str:
@@ -309,6 +307,8 @@ def _layer(name: str) -> str:
 
 
 def _checked(value: Any, name: str) -> Any:
+    if isinstance(value, SliceAlphas):
+        return value
     if is_number(value):
         if 0 <= value <= 4:
             return float(value)
@@ -317,13 +317,37 @@ def _checked(value: Any, name: str) -> Any:
     raise InputError(f"alpha: {value!r} of {name!r} is not a number in [0, 4].")
 
 
-def _route(name: str, leaf: Any, rule: LeafRule, alpha: Any, by_type: bool) -> Route:
-    shape = tuple(leaf.shape)
-    if rule.axes is None:
-        return Route(name, shape, "adamw", "", "", rule.reason)
-    source = f"α of type {rule.kind!r}" if by_type else ""
-    text = axes_text(rule.axes)
-    return Route(
-        name, shape, "spectral", rule.kind, text, rule.reason,
-        alpha=float(alpha), alpha_reason=source,
-    )  # fmt: skip
+def _routes(tree: Tree, rules: Sequence[LeafRule]) -> list[Route]:
+    """Return the route of each leaf, yet without α."""
+    found = []
+    for name, leaf, rule in zip(leaf_names(tree), jax.tree.leaves(tree), rules, strict=True):
+        shape = tuple(leaf.shape)
+        if rule.axes is None:
+            found.append(Route(name, shape, "adamw", "", "", rule.reason))
+        else:
+            text = axes_text(rule.axes)
+            found.append(Route(name, shape, "spectral", rule.kind, text, rule.reason))
+    return found
+
+
+def _with_alphas(
+    alpha: AlphaOrTree, tree: Tree, routes: list[Route], rules: Sequence[LeafRule]
+) -> list[Route]:
+    """Return the routes with α, which may be traced, and where it comes from."""
+    alpha = loaded(alpha)
+    if isinstance(alpha, SpectralReport) or (isinstance(alpha, str) and alpha == "per-type"):
+        stacks = [
+            () if rule.axes is None else layout_of(route.shape, rule.axes).stack
+            for route, rule in zip(routes, rules, strict=True)
+        ]
+        return choose_alphas(alpha, routes, stacks)
+    if isinstance(alpha, str):
+        raise InputError(
+            f"alpha: {alpha!r} is unknown; pass a number in [0, 4], 'per-type', a SpectralReport "
+            "or its path, a tree of numbers or a function of the parameters that returns one."
+        )
+    values = spread(alpha, tree, "alpha", lambda node: isinstance(node, SliceAlphas))
+    return [
+        replace(route, alpha=_checked(value, route.name)) if route.rule == "spectral" else route
+        for route, value in zip(routes, values, strict=True)
+    ]

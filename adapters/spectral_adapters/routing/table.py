@@ -8,6 +8,8 @@ from spectral_core.reporting.text_table import text_table
 
 __all__ = ["Route", "RoutingTable"]
 
+SLICES_SHOWN = 4
+
 Rule = Literal["spectral", "adamw", "left out"]
 
 
@@ -29,8 +31,8 @@ class Route:
         The spec of `as_matrices`, for ``"spectral"``.
     reason : str
         Why.
-    alpha : float or None
-        Its exponent, for ``"spectral"``.
+    alpha : float, tuple of float, or None
+        Its exponent, for ``"spectral"``; a tuple has one for each slice of a stack.
     alpha_reason : str
         Where that comes from.
     options : mapping
@@ -46,7 +48,7 @@ class Route:
     matrices: str
     reason: str
     parameter: Any = field(default=None, repr=False, compare=False)
-    alpha: float | None = None
+    alpha: float | tuple[float, ...] | None = None
     alpha_reason: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,9 +90,20 @@ class RoutingTable(Sequence[Route]):
         cells = [
             [
                 str(row["name"]), "×".join(map(str, row["shape"])) or "scalar", str(row["rule"]),
-                "" if row["alpha"] is None else f"{row['alpha']:.3g}",
+                _alpha_text(row["alpha"]),
                 *(str(row[key]) for key in ("type", "matrices", "reason")),
             ]
             for row in self.rows()
         ]  # fmt: skip
         return text_table(header, cells)
+
+
+def _alpha_text(alpha: float | tuple[float, ...] | None) -> str:
+    """Return α as a table shows it: of many slices the least and the largest."""
+    if alpha is None:
+        return ""
+    if not isinstance(alpha, tuple):
+        return f"{alpha:.3g}"
+    if len(alpha) <= SLICES_SHOWN:
+        return ", ".join(f"{value:.3g}" for value in alpha)
+    return f"{min(alpha):.3g} … {max(alpha):.3g}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spectral_adapters.routing.names import kind_of_matrices
 from spectral_adapters.routing.table import Route, RoutingTable
 from spectral_adapters.routing.torch_modules import (
     LayerType,
@@ -87,7 +88,8 @@ def route_parameter(parameter: Tensor, name: str = "", matrices: str = "") -> Ro
         return Route(name, shape, "adamw", "", "", reason, parameter)
     found = layer_type(None, path, last, parameter, None)
     if matrices:
-        found = replace(found, matrices=matrices, reason="matrices as given")
+        kind = _kind(name, shape, matrices, found.kind)
+        found = LayerType(kind, matrices, "matrices as given")
     route = _spectral(name, parameter, found)
     if thin := _thin(route):
         return Route(name, shape, "adamw", "", "", thin, parameter)
@@ -208,11 +210,15 @@ def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any]) -> Ro
         )
     if not isinstance(matrices, (str, MatrixSpec)):
         raise InputError(f"route: matrices {matrices!r} for {pattern!r}; pass a spec or its text.")
-    as_matrices(route.shape, matrices)
     return replace(
-        route, rule="spectral", matrices=str(matrices), reason=reason, alpha=alpha,
+        route, rule="spectral", kind=_kind(route.name, route.shape, matrices, route.kind),
+        matrices=str(matrices), reason=reason, alpha=alpha,
         alpha_reason="" if alpha is None else f"α from route {pattern!r}", options=options,
     )  # fmt: skip
+
+
+def _kind(name: str, shape: tuple[int, ...], matrices: MatrixSpec | str, known: str) -> str:
+    return kind_of_matrices(name.removesuffix(".weight"), as_matrices(shape, matrices), known)
 
 
 def _shared(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_adapters.routing.alphas import belongs, layer_name, measured_alphas
+from spectral_adapters.routing.alphas import measured_alphas
 from spectral_adapters.torch_updates.replicas import Found, Replicas
 from spectral_core import CurvatureProblem, InputError, SpectralError, measure
+from spectral_core.matrices.names import match_layers
 
 __all__ = ["AlphaMeasurement"]
 
@@ -56,15 +57,14 @@ class AlphaMeasurement:
         return self._replicas.agree(self._measured(list(parameters)), parameters)
 
     def _measured(self, names: list[str]) -> Found:
-        wanted = [layer_name(name) for name in names]
-
-        def selected(layer: Any) -> bool:
-            return any(belongs(layer.name, base) for base in wanted)
-
         with torch.enable_grad(), _evaluating(self.model):
             try:
                 options: dict[str, Any] = {"progress": False, "curvature": "ggn", **self.options}
-                report = measure(self.problem(), selected, **options)
+                problem = self.problem()
+                layers = [layer.name for layer in problem.layers()]
+                matches = match_layers(names, layers, [()] * len(names)).layers
+                wanted = {match.name for own in matches for match in own}
+                report = measure(problem, lambda layer: layer.name in wanted, **options)
             except SpectralError as error:
                 text = f"α could not be measured and stays as it is: {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=5)

@@ -21,7 +21,7 @@ from spectral_backends.arrays.differences import (
     norm,
 )
 from spectral_backends.arrays.gradient_function import GradientFunction, Params
-from spectral_backends.arrays.places import Place
+from spectral_backends.arrays.layer_slices import LayerSlice
 from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.errors import InputError
 from spectral_core.storage.exclusive import exclusively
@@ -54,21 +54,21 @@ class ComplexStep:
         self._xp = xp = array_api_compat.array_namespace(*params.values())
         self._eps = float(xp.finfo(next(iter(params.values())).dtype).eps)
 
-    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return curvatures and derivatives along the directions, shape (2, K)."""
         xp = self._xp
         values = []
         for k in range(u.shape[1]):
             matrix = u[:, k][:, None] * v[:, k][None, :]
-            real, imaginary = self._gradient_along(place, matrix, batch)
+            real, imaginary = self._gradient_along(layer, matrix, batch)
             values.append(xp.stack([xp.sum(matrix * imaginary), xp.sum(matrix * real)]))
         return xp.stack(values, axis=1)
 
-    def finish(self, place: Place, means: Array) -> Found:
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
         """Return them as they are."""
         return Found(means[0, :], derivative=means[1, :])
 
-    def why_not(self, place: Place, batch: Any) -> str:
+    def why_not(self, layer: LayerSlice, batch: Any) -> str:
         """Say why the gradient function is not analytic in a layer's weight, or return nothing.
 
         It is called with complex parameters at a step of zero, where it must be the real gradient
@@ -76,12 +76,12 @@ class ComplexStep:
         agree with central differences of the real one.
         """
         xp = self._xp
-        m, n = place.info.shape
-        matrix = random_direction(xp, self._params[place.parameter], m, n)
+        m, n = layer.info.shape
+        matrix = random_direction(xp, self._params[layer.parameter], m, n)
         try:
             with _casts_refused():
                 at_zero = self._gradient(self._complex(), batch)
-                _, imaginary = self._gradient_along(place, matrix, batch)
+                _, imaginary = self._gradient_along(layer, matrix, batch)
         except Exception as error:
             return (
                 f"its gradient function does not take complex parameters ({type(error).__name__}: "
@@ -103,7 +103,7 @@ class ComplexStep:
                     f"its gradient function differs from itself by {off:.2g} in {name!r} when its "
                     f"parameters are complex with no imaginary part. {_REMEDIES}"
                 )
-        changes = directional_changes(self._gradient, self._params, place, matrix, batch)
+        changes = directional_changes(self._gradient, self._params, layer, matrix, batch)
         found = disagreement(xp, imaginary, changes)
         if found <= check_tolerance(self._eps):
             return ""
@@ -121,25 +121,25 @@ class ComplexStep:
             for name, array in self._params.items()
         }
 
-    def _gradient_along(self, place: Place, matrix: Array, batch: Any) -> tuple[Array, Array]:
+    def _gradient_along(self, layer: LayerSlice, matrix: Array, batch: Any) -> tuple[Array, Array]:
         """Return the layer's gradient, and its derivative along D."""
         xp = self._xp
-        weight = self._params[place.parameter]
+        weight = self._params[layer.parameter]
         largest = float(xp.max(xp.abs(weight)))
         # t² is far below rounding, and no product of a few of them underflows.
         step = self._eps * (largest if largest > 0 else 1.0)
         params = self._complex()
-        dtype = params[place.parameter].dtype
+        dtype = params[layer.parameter].dtype
         shift = xp.asarray(1j * step, dtype=dtype, device=device_of(weight))
-        params[place.parameter] = params[place.parameter] + shift * xp.astype(
-            place.embed(matrix), dtype
+        params[layer.parameter] = params[layer.parameter] + shift * xp.astype(
+            layer.embed(matrix), dtype
         )
-        found = self._gradient(params, batch)[place.parameter]
+        found = self._gradient(params, batch)[layer.parameter]
         if not xp.isdtype(found.dtype, "complex floating"):
             raise InputError(
                 f"its gradient function answers with {found.dtype} for complex parameters"
             )
-        found = place.matrix(found)
+        found = layer.matrix(found)
         return xp.real(found), xp.imag(found) / step
 
 

@@ -7,13 +7,21 @@ from typing import Any, Protocol
 import array_api_compat
 
 from spectral_backends.arrays.gradient_function import NO_BATCH
-from spectral_backends.arrays.places import Place
+from spectral_backends.arrays.layer_slices import LayerSlice
 from spectral_backends.arrays.rows import Rows, ggn_along
 from spectral_core.arrays.namespace import Array
 from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError, LayerError
 
-__all__ = ["AlongFunction", "CurvatureRule", "Found", "ProductFunction", "RowsFunction", "called"]
+__all__ = [
+    "AlongFunction",
+    "CurvatureRule",
+    "Found",
+    "NoGaussNewton",
+    "ProductFunction",
+    "RowsFunction",
+    "called",
+]
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,10 @@ class CurvatureRule(Protocol):
 
     name: str
 
-    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return numbers of shape (R, K) that are means over the batch's terms."""
 
-    def finish(self, place: Place, means: Array) -> Found:
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
         """Return what the means over all terms say."""
 
 
@@ -43,17 +51,17 @@ class AlongFunction:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self._function = name, function
 
-    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return the curvatures, shape (1, K)."""
-        found = plain(self.name, called(self._function, (place.info.name, u, v), batch))
+        found = plain(self.name, called(self._function, (layer.info.name, u, v), batch))
         if tuple(getattr(found, "shape", ())) != (u.shape[1],):
             raise InputError(
                 f"{self.name}: returned shape {tuple(getattr(found, 'shape', ()))} for "
-                f"{u.shape[1]} directions of {place.info.name!r}; return ({u.shape[1]},)."
+                f"{u.shape[1]} directions of {layer.info.name!r}; return ({u.shape[1]},)."
             )
         return found[None, :]
 
-    def finish(self, place: Place, means: Array) -> Found:
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
         """Return them as they are."""
         return Found(means[0, :])
 
@@ -66,27 +74,27 @@ class ProductFunction:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    def product(self, place: Place, matrix: Array, batch: Any) -> Array:
+    def product(self, layer: LayerSlice, matrix: Array, batch: Any) -> Array:
         """Return the layer's part of H[D], shape (m, n)."""
-        direction = place.embed(matrix)
-        found = plain(self.name, called(self._function, (place.info.name, direction), batch))
+        direction = layer.embed(matrix)
+        found = plain(self.name, called(self._function, (layer.info.name, direction), batch))
         if tuple(getattr(found, "shape", ())) != tuple(direction.shape):
             raise InputError(
                 f"hvp: returned shape {tuple(getattr(found, 'shape', ()))} for a direction of "
-                f"shape {tuple(direction.shape)} in {place.parameter!r}; return that shape."
+                f"shape {tuple(direction.shape)} in {layer.parameter!r}; return that shape."
             )
-        return place.matrix(found)
+        return layer.matrix(found)
 
-    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return the curvatures, shape (1, K)."""
         xp = array_api_compat.array_namespace(u)
         values = []
         for k in range(u.shape[1]):
             matrix = u[:, k][:, None] * v[:, k][None, :]
-            values.append(xp.sum(matrix * self.product(place, matrix, batch)))
+            values.append(xp.sum(matrix * self.product(layer, matrix, batch)))
         return xp.stack(values)[None, :]
 
-    def finish(self, place: Place, means: Array) -> Found:
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
         """Return them as they are."""
         return Found(means[0, :])
 
@@ -99,18 +107,34 @@ class RowsFunction:
     def __init__(self, function: Callable[..., Rows]) -> None:
         self._function = function
 
-    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return ``h^GGN``, shape (1, K)."""
-        rows: Rows = called(self._function, (place.info.name,), batch)
+        rows: Rows = called(self._function, (layer.info.name,), batch)
         if rows.root_gradients is None:
             raise LayerError(
-                place.info.name, "no Gauss-Newton curvature without root_gradients in its rows."
+                layer.info.name, "no Gauss-Newton curvature without root_gradients in its rows."
             )
         return (ggn_along(rows, u, v) / rows.n_terms)[None, :]
 
-    def finish(self, place: Place, means: Array) -> Found:
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
         """Return them as they are."""
         return Found(means[0, :])
+
+
+class NoGaussNewton:
+    """What stands where there is no way to ``h^GGN``."""
+
+    name = "ggn"
+
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
+        """Refuse, with the remedy."""
+        raise LayerError(
+            layer.info.name, "no Gauss-Newton curvature without ggn= or rows=; pass one."
+        )
+
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
+        """Return them as they are."""
+        return Found(means)
 
 
 def called(function: Callable[..., Any], arguments: tuple[Any, ...], batch: Any) -> Any:

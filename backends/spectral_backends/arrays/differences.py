@@ -10,7 +10,7 @@ import numpy as np
 
 from spectral_backends.arrays.curvature_rules import Found
 from spectral_backends.arrays.gradient_function import GradientFunction, Params
-from spectral_backends.arrays.places import Place
+from spectral_backends.arrays.layer_slices import LayerSlice
 from spectral_core.arrays.namespace import Array, device_of, to_numpy
 from spectral_core.errors import LayerError
 
@@ -59,27 +59,27 @@ class Differences:
         self._gradient, self._params, self._tolerance = gradient, params, tolerance
         self._xp = array_api_compat.array_namespace(*params.values())
 
-    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+    def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return φ at every step in both senses and at none, and the rounding it carries.
 
         That of the sum, and that of the gradient, which may be left over from a cancellation. The
         shape is (2 · levels + 2, K).
         """
         xp = self._xp
-        noise = noise_of(self._gradient, self._params, batch)[place.parameter]
+        noise = noise_of(self._gradient, self._params, batch)[layer.parameter]
         columns = []
         for k in range(u.shape[1]):
             matrix = u[:, k][:, None] * v[:, k][None, :]
-            signed = [sign * step for step in self._steps(place) for sign in (1, -1)]
+            signed = [sign * step for step in self._steps(layer) for sign in (1, -1)]
             terms = [
-                matrix * _gradient_at(self._gradient, self._params, place, matrix, t, batch)
+                matrix * _gradient_at(self._gradient, self._params, layer, matrix, t, batch)
                 for t in [*signed, 0.0]
             ]
             rounding = 4 * EPSILON * xp.sum(xp.abs(terms[-1])) + noise
             columns.append(xp.stack([*(xp.sum(own) for own in terms), rounding]))
         return xp.stack(columns, axis=1)
 
-    def finish(self, place: Place, means: Array) -> Found:
+    def finish(self, layer: LayerSlice, means: Array) -> Found:
         """Return the extrapolated curvatures with their errors.
 
         Raises
@@ -89,29 +89,29 @@ class Differences:
         """
         xp = self._xp
         phi = to_numpy(means).astype(np.float64)
-        steps = np.asarray(self._steps(place))[:, None]
+        steps = np.asarray(self._steps(layer))[:, None]
         up, down = phi[0:-2:2], phi[1:-2:2]
         values, errors = extrapolated((up - down) / (2 * steps), phi[-1] / steps)
         if not np.all(np.isfinite(values)):
-            raise LayerError(place.info.name, "differences of its gradient are not finite.")
+            raise LayerError(layer.info.name, "differences of its gradient are not finite.")
         worst = int(np.argmax(errors / np.maximum(np.abs(values), np.finfo(float).tiny)))
         if not errors[worst] <= self._tolerance * abs(values[worst]):
             raise LayerError(
-                place.info.name,
+                layer.info.name,
                 f"differences give h = {values[worst]:.3g} ± {errors[worst]:.1g} along direction "
                 f"{worst + 1}, beyond the tolerance of {self._tolerance:g}: kinks (ReLU, max, abs) "
                 "between the points, or too small a curvature. Make the gradient function safe for "
                 "complex numbers, pass hvp=, take fewer directions, or raise tolerance=.",
             )
-        like = self._params[place.parameter]
+        like = self._params[layer.parameter]
 
         def back(array: Any) -> Array:
             return xp.asarray(array, dtype=like.dtype, device=device_of(like))
 
         return Found(back(values), derivative=means[-2, :], error=back(errors))
 
-    def _steps(self, place: Place) -> list[float]:
-        size = norm(self._xp, self._params[place.parameter])
+    def _steps(self, layer: LayerSlice) -> list[float]:
+        size = norm(self._xp, self._params[layer.parameter])
         first = FIRST_STEP * (size if size > 0 else 1.0)
         return [first * 2.0**-level for level in range(LEVELS)]
 
@@ -160,7 +160,7 @@ class Change:
 
 
 def directional_changes(
-    gradient: GradientFunction, params: Params, place: Place, matrix: Array, batch: Any
+    gradient: GradientFunction, params: Params, layer: LayerSlice, matrix: Array, batch: Any
 ) -> list[Change]:
     """Return central differences of a layer's gradient along D, at steps from large to small.
 
@@ -168,13 +168,13 @@ def directional_changes(
     """
     xp = array_api_compat.array_namespace(matrix)
     eps = float(xp.finfo(matrix.dtype).eps)
-    weight = params[place.parameter]
+    weight = params[layer.parameter]
     size = norm(xp, weight) or 1.0
-    noise = 10 * noise_of(gradient, params, batch)[place.parameter]
+    noise = 10 * noise_of(gradient, params, batch)[layer.parameter]
     changes = []
     for t in _check_steps(eps, size):
         up, down = (
-            _gradient_at(gradient, params, place, matrix, sign * t, batch) for sign in (1, -1)
+            _gradient_at(gradient, params, layer, matrix, sign * t, batch) for sign in (1, -1)
         )
         changes.append(Change((up - down) / (2 * t), (8 * eps * norm(xp, up) + noise) / t))
     return changes
@@ -238,9 +238,14 @@ def _check_steps(eps: float, size: float) -> Iterator[float]:
 
 
 def _gradient_at(
-    gradient: GradientFunction, params: Params, place: Place, matrix: Array, t: float, batch: Any
+    gradient: GradientFunction,
+    params: Params,
+    layer: LayerSlice,
+    matrix: Array,
+    t: float,
+    batch: Any,
 ) -> Array:
     """Return the layer's gradient (m, n) at W + tD."""
     moved = dict(params)
-    moved[place.parameter] = params[place.parameter] + t * place.embed(matrix)
-    return place.matrix(gradient(moved, batch)[place.parameter])
+    moved[layer.parameter] = params[layer.parameter] + t * layer.embed(matrix)
+    return layer.matrix(gradient(moved, batch)[layer.parameter])

@@ -312,3 +312,15 @@ def test_a_measurement_resumes(tmp_path, method):
     with pytest.raises(sc.ReportError):
         other = CurvatureProblem(network.gradient, network.init(1), BATCHES, weight=length)
         sc.measure(other, top_k=4, resume=tmp_path / "run.journal")
+
+
+def test_layers_of_names_that_agree_are_not_lost():
+    params = {"a": np.ones((3, 4)), "a.weight": np.ones((4, 5)), "e.weight": np.ones((2, 3, 4)),
+              "e.part1": np.ones((3, 3))}  # fmt: skip
+    problem = NumpyProblem(lambda p, batch: p, params, [X], matrices={"e.weight": "stack"},
+                           weight=len)  # fmt: skip
+    found = {layer.name: (layer.parameter, layer.index) for layer in problem.layers()}
+    assert found == {
+        "a": ("a", 0), "a.weight": ("a.weight", 0), "e.part0": ("e.weight", 0),
+        "e.part1_": ("e.weight", 1), "e.part1": ("e.part1", 0),
+    }  # fmt: skip

@@ -155,3 +155,26 @@ def test_dropout_in_eval_mode_is_fine():
     assert (
         CurvatureProblem(model, F.cross_entropy, DataLoader(DATA, 16)).describe()["n_terms"] == 40
     )
+
+
+def test_sums_do_not_follow_addresses_in_memory():
+    """A tied weight's adjoints come from two uses; in which order they are added is the graph's."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mid = nn.Embedding(9, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.tanh(self.mid(self.embed(x))) @ self.embed.weight.T
+
+    torch.manual_seed(0)
+    model, inputs = Tied(), torch.randint(9, (17,))
+    u, v = torch.eye(9, 4), torch.linalg.qr(torch.randn(6, 4))[0]
+    found, elsewhere = set(), []
+    for attempt in range(12):
+        elsewhere.append([torch.ones(n) for n in range(attempt)])  # other addresses
+        problem = CurvatureProblem(model, nn.CrossEntropyLoss(), [(inputs, inputs.flip(0))])
+        (tied,) = problem.layer_curvatures({"embed": (u, v)}, engine="tangents")
+        found.add(tied.values.numpy().tobytes())
+    assert len(found) == 1

@@ -256,3 +256,16 @@ def test_llama(networks):
     assert len(found) == 36 and found["tok_embeddings"].kind == "embedding+linear"
     assert found["tok_embeddings"].shape == (512, 64)
     assert problem.skipped().keys() <= {"freqs_cos", "freqs_sin"}
+
+
+def test_layers_know_their_parameter():
+    def model(p, x):
+        last, first = p["qkv.weight"][3:], p["qkv.weight"][:3]
+        return F.linear(x, last) * F.linear(x, first) * (x @ p["up.kernel"])
+
+    problem = function(model, qkv__weight=(6, 4), up__kernel=(4, 3))
+    assert {layer.name: (layer.parameter, layer.index) for layer in problem.layers()} == {
+        "qkv.part0": ("qkv.weight", 1), "qkv.part1": ("qkv.weight", 0),
+        "up.kernel": ("up.kernel", 0),
+    }  # fmt: skip
+    assert problem.layers()[0] == sc.LayerInfo("qkv.part0", "linear", (3, 4)), "as before 0.2"

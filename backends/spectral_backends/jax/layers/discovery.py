@@ -1,23 +1,20 @@
 """The layers of a model, named, from what its jaxpr does with the parameters."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
 
 from jax.extend.core import ClosedJaxpr
 
 from spectral_backends.jax.layers.parameter_uses import Family, ParameterUses, find_uses
 from spectral_core.curvature.problem import LayerInfo
+from spectral_core.matrices.names import TREE_ENDING, block_name, distinct_name, layer_names
 
-__all__ = ["Layer", "find_layers", "path_name"]
+__all__ = ["Layer", "find_layers"]
 
 MIN_GROUP_RANK = 3
 """Groups with a smaller side below this have too few directions for any fit."""
-
-_LEAF_NAMES = ("kernel", "weight", "embedding", "weights", "w", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def find_layers(
         Of the parameters.
     """
     uses = find_uses(jaxpr, shapes)
-    bases = _base_names(names, shapes)
+    bases = _bases(names, shapes)
     skipped: dict[str, str] = {}
     found: list[tuple[str, list[str], Family, str]] = []
     for index, seen in enumerate(uses):
@@ -88,41 +85,23 @@ def find_layers(
             found.append(
                 (bases[index], _labels(bases, index, family, label), family, _hidden(seen))
             )
+    begins = [sorted(start for each in seen.families for start in each.offsets) for seen in uses]
     layers: dict[str, Layer] = {}
     for base, labelled, family, hidden in sorted(found, key=lambda each: each[2].uses[0].site):
         for member, full in enumerate(labelled):
-            while full in layers or (full != base and full in bases):
-                full += "_"  # another parameter has that name
-            info = LayerInfo(full, family.kinds, family.view.shape)
+            full = distinct_name(full, layers, bases if full != base else ())
+            index = begins[family.parameter].index(family.offsets[member])
+            parameter = names[family.parameter]
+            info = LayerInfo(full, family.kinds, family.view.shape, parameter, index)
             layers[full] = Layer(info, family, member, hidden)
     return layers, skipped
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """Return the name of a leaf of a pytree: its path, joined by points."""
-    parts = []
-    for key in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(key, attribute):
-                parts.append(str(getattr(key, attribute)))
-                break
-        else:
-            parts.append(str(key).strip(".[]'\""))
-    if len(parts) > 1 and parts[-1] == "value":  # of an nnx variable
-        del parts[-1]
-    return re.sub(r"(/~)?/", ".", ".".join(parts)).strip(".") or "params"
-
-
-def _base_names(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:
-    """Drop what says nothing: ``params`` in front of all, ``kernel`` behind, unless two agree."""
+def _bases(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    """Return the name of the layer of each parameter, without a root ``params`` of all."""
     if all(name.startswith("params.") for name in names):
         names = [name.removeprefix("params.") for name in names]
-    leaf = "|".join(_LEAF_NAMES)
-    short = [re.sub(rf"(?<=.)\.({leaf})$", "", name) for name in names]
-    matrices = [name for name, shape in zip(short, shapes, strict=True) if len(shape) >= 2]
-    return [
-        base if matrices.count(base) == 1 else name for base, name in zip(short, names, strict=True)
-    ]
+    return layer_names(names, TREE_ENDING, [len(shape) >= 2 for shape in shapes])
 
 
 def _labels(bases: Sequence[str], index: int, family: Family, label: str) -> list[str]:
@@ -134,9 +113,7 @@ def _labels(bases: Sequence[str], index: int, family: Family, label: str) -> lis
         full, groups = base, list(place)
         if family.scanned and place:
             block = groups.pop(0)
-            shared = _common([bases[parameter] for parameter in family.scanned])
-            within = base.split(".")[len(shared) :]
-            full = ".".join([*shared, str(block), *within] if shared else [base, str(block)])
+            full = block_name(base, block, [bases[parameter] for parameter in family.scanned])
         if groups:
             number = 0
             for position, (length, _) in zip(groups, family.axes[-len(groups) :], strict=True):
@@ -144,16 +121,6 @@ def _labels(bases: Sequence[str], index: int, family: Family, label: str) -> lis
             ending.append(f"group{number}")
         names.append(".".join([full, *ending]))
     return names
-
-
-def _common(names: Sequence[str]) -> list[str]:
-    """Return the parts that all names begin with."""
-    shared: list[str] = []
-    for parts in zip(*(name.split(".") for name in names), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return shared
 
 
 def _why_no_layer(seen: ParameterUses) -> str:

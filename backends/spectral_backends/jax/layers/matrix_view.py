@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
+from spectral_core.matrices.strides import ParameterSlice
+
 __all__ = ["MatrixView", "Shadow", "shadow_of"]
 
 Shadow = npt.NDArray[np.int8]
@@ -22,29 +24,17 @@ def shadow_of(shape: tuple[int, ...]) -> Shadow:
 
 
 @dataclass(frozen=True)
-class MatrixView:
-    """The elements of one parameter that form one ``(m, n)`` matrix.
-
-    A slice of a packed projection, one group of a convolution, a transposed weight, one block of a
-    stack: size, strides and offset (in elements of the parameter in C order) say which element goes
-    where. The first `out_axes` axes together count the m outputs, the others the n inputs.
+class MatrixView(ParameterSlice):
+    """A slice of a parameter that JAX reads and writes as a box in some reshape of it.
 
     Parameters
     ----------
-    size, stride : tuple of int
-        Of the view, any number of axes.
-    offset : int
-        Of its first element.
-    out_axes : int
-        Number of leading axes that make up m.
+    size, stride, offset, out_axes
+        As of a `ParameterSlice`.
     parameter : tuple of int
         Shape of the parameter.
     """
 
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    out_axes: int
     parameter: tuple[int, ...]
 
     @classmethod
@@ -52,23 +42,6 @@ class MatrixView:
         """Describe `view`, a view of the shadow `root` of a parameter."""
         offset = view.__array_interface__["data"][0] - root.__array_interface__["data"][0]
         return cls(view.shape, view.strides, int(offset), out_axes, root.shape)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Return ``(m, n)``."""
-        return prod(self.size[: self.out_axes]), prod(self.size[self.out_axes :])
-
-    @property
-    def order(self) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-        """Say how outputs and inputs lie, each with axes joined that are one: equal if the same."""
-        axes = list(zip(self.size, self.stride, strict=True))
-        return _joined(axes[: self.out_axes]), _joined(axes[self.out_axes :])
-
-    @property
-    def elements(self) -> tuple[tuple[int, int], ...]:
-        """Identify the elements whatever the order of axes: equal for a view and its transpose."""
-        axes = zip(self.size, self.stride, strict=True)
-        return _joined(sorted(axes, key=lambda axis: (-axis[1], axis[0])))
 
     @cached_property
     def is_box(self) -> bool:
@@ -147,16 +120,3 @@ class MatrixView:
 
 def _unravel(offset: int, grid: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(offset, grid))
-
-
-def _joined(axes: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Join neighbours (size, stride) that are one axis; leave out those of one element."""
-    found: list[tuple[int, int]] = []
-    for size, step in axes:
-        if size == 1:
-            continue
-        if found and found[-1][1] == size * step:
-            found[-1] = (found[-1][0] * size, step)
-        else:
-            found.append((size, step))
-    return tuple(found)

@@ -393,8 +393,7 @@ class _Finder:
         """Return the family that a use belongs to; None if it takes the elements in disorder."""
         families = self.uses[known.parameter].families
         for family in families:
-            same = (family.axes, family.view.offset, family.view.elements)
-            if same != (new.axes, new.view.offset, new.view.elements):
+            if (family.axes, family.view.elements) != (new.axes, new.view.elements):
                 continue
             outputs, inputs = family.view.order
             if new.view.order == (outputs, inputs):

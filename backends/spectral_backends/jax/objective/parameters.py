@@ -9,9 +9,9 @@ import numpy as np
 
 from spectral_backends.jax.devices.batches import count_where
 from spectral_backends.jax.devices.processes import check_in_sight
-from spectral_backends.jax.layers.discovery import path_name
 from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError
+from spectral_core.matrices.names import parameter_name
 
 __all__ = ["Parameters"]
 
@@ -46,7 +46,7 @@ class Parameters:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(tree)
         self._leaves = [leaf for _, leaf in paths]
         self._places = [i for i, leaf in enumerate(self._leaves) if _is_parameter(leaf)]
-        self.names = [path_name(paths[i][0]) for i in self._places]
+        self.names = [parameter_name(paths[i][0]) for i in self._places]
         found = [self._leaves[i] for i in self._places]
         for name, leaf in zip(self.names, found, strict=True):
             _check_leaf(name, leaf)

@@ -1,6 +1,5 @@
 """The layers of a model, named, from what its operations did with the parameters."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from spectral_backends.torch.distributed.shards import WHOLE_COPY, is_distribute
 from spectral_backends.torch.layers.matrix_view import MatrixView
 from spectral_backends.torch.layers.recorder import MatrixUse, OperationRecorder
 from spectral_core.curvature.problem import LayerInfo
+from spectral_core.matrices.names import MODULE_ENDING, distinct_name, layer_names
 
 __all__ = ["Layer", "name_layers"]
 
@@ -40,7 +40,8 @@ def name_layers(
     Parameters with fewer than two axes (biases, norms) are neither. Layers come in the order of
     the forward pass.
     """
-    bases = _base_names([name for name, p in parameters.items() if p.ndim >= 2])
+    matrices = [name for name, p in parameters.items() if p.ndim >= 2]
+    bases = dict(zip(matrices, layer_names(matrices, MODULE_ENDING), strict=True))
     unused = [name for name in bases if name not in recorder.order]
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
@@ -54,21 +55,15 @@ def name_layers(
         if reason:
             skipped[base] = reason
             continue
-        for index, use in enumerate(uses.matrices):
-            label = use.label or ("" if len(uses.matrices) == 1 else f"part{index}")
+        begins = sorted(use.view.offset for use in uses.matrices)
+        for number, use in enumerate(uses.matrices):
+            label = use.label or ("" if len(uses.matrices) == 1 else f"part{number}")
             full = f"{base}.{label}" if label else base
-            while full in layers or (label and full in bases.values()):
-                full += "_"  # another parameter has that name
-            info = LayerInfo(full, "+".join(use.kinds), use.view.shape)
+            full = distinct_name(full, layers, bases.values() if label else ())
+            index = begins.index(use.view.offset)
+            info = LayerInfo(full, "+".join(use.kinds), use.view.shape, name, index)
             layers[full] = Layer(info, name, use.view, use.work)
     return layers, skipped
-
-
-def _base_names(parameters: list[str]) -> dict[str, str]:
-    """Drop a trailing ``weight``: the layer's name is what precedes it, unless two then agree."""
-    short = {name: re.sub(r"(?<=.)[._]weight$", "", name) for name in parameters}
-    count = list(short.values()).count
-    return {name: base if count(base) == 1 else name for name, base in short.items()}
 
 
 def _why_no_layer(frozen: bool, matrices: list[MatrixUse], others: list[str]) -> str:

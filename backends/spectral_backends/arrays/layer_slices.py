@@ -1,6 +1,6 @@
-"""Where the matrices of layers lie in a dict of parameters."""
+"""The matrices of layers as slices of the parameters in a dict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,16 +11,17 @@ from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.curvature.problem import LayerInfo
 from spectral_core.errors import InputError
 from spectral_core.matrices.layout import MatrixLayout, MatrixSpec, as_matrices
+from spectral_core.matrices.names import ARRAY_ENDING, distinct_name, layer_names
 
-__all__ = ["Place", "find_places"]
+__all__ = ["LayerSlice", "find_slices"]
 
 Matrices = Mapping[str, "str | MatrixSpec | None"]
 """Globs of parameter names to a spec of `as_matrices`, ``"transposed"``, or None for no layer."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One matrix in a parameter.
+class LayerSlice:
+    """One matrix of a parameter, by the layout of that.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ class Place:
         return xp.matrix_transpose(found) if self.transposed else found
 
     def embed(self, matrix: Array) -> Array:
-        """Return an array of the parameter's shape with the matrix in its place, else zero."""
+        """Return an array of the parameter's shape with the matrix where it belongs, else zero."""
         xp = array_api_compat.array_namespace(matrix)
         matrix = xp.matrix_transpose(matrix) if self.transposed else matrix
         blocks = []
@@ -63,9 +64,9 @@ class Place:
         return self.layout.merge(blocks)
 
 
-def find_places(
+def find_slices(
     params: Mapping[str, Array], matrices: Matrices | None
-) -> tuple[dict[str, Place], dict[str, str]]:
+) -> tuple[dict[str, LayerSlice], dict[str, str]]:
     """Return the layers in the order of the parameters, and those that are none with the reason.
 
     Parameters
@@ -87,11 +88,12 @@ def find_places(
             raise InputError(
                 f"matrices: {pattern!r} matches none of the parameters {list(params)[:8]}."
             )
-    places: dict[str, Place] = {}
+    named = [name for name, array in params.items() if array.ndim >= 2]
+    bases = layer_names(named, ARRAY_ENDING)
+    slices: dict[str, LayerSlice] = {}
     skipped: dict[str, str] = {}
-    for name, array in params.items():
-        if array.ndim < 2:
-            continue
+    for name, base in zip(named, bases, strict=True):
+        array = params[name]
         found = [value for key, value in matrices.items() if fnmatchcase(name, key)]
         if found and found[0] is None:
             skipped[name] = "matrices= says that it is no layer"
@@ -100,26 +102,29 @@ def find_places(
                 f"it has {array.ndim} axes of unknown meaning; name its matrices with matrices="
             )
         else:
-            for place in _places(name, tuple(array.shape), found[0] if found else "matrix"):
-                places[place.info.name] = place
-    if not places:
+            spec = found[0] if found else "matrix"
+            for own in _slices(name, base, tuple(array.shape), spec, bases):
+                slices[own.info.name] = own
+    if not slices:
         raise InputError(
             f"params: none of {list(params)[:8]} is a layer; pass weight matrices of two axes, or "
             "name those of others with matrices=."
         )
-    return places, skipped
+    return slices, skipped
 
 
-def _places(name: str, shape: tuple[int, ...], spec: Any) -> list[Place]:
+def _slices(
+    name: str, base: str, shape: tuple[int, ...], spec: Any, bases: Sequence[str]
+) -> list[LayerSlice]:
     transposed = spec == "transposed"
     layout = as_matrices(shape, "matrix" if transposed else spec)
-    base = name.removesuffix(".weight") or name
     kind = {"matrix": "linear"}.get(layout.spec.kind, layout.spec.kind)
     count = sum(batch for batch, _, _ in layout.matrices)
-    places: list[Place] = []
+    slices: list[LayerSlice] = []
     for part, (batch, m, n) in enumerate(layout.matrices):
         for index in range(batch):
-            own = f"{base}.part{len(places)}" if count > 1 else base
-            info = LayerInfo(own, kind, (n, m) if transposed else (m, n))
-            places.append(Place(info, name, layout, part, index, transposed))
-    return places
+            number = len(slices)
+            own = distinct_name(f"{base}.part{number}", bases) if count > 1 else base
+            info = LayerInfo(own, kind, (n, m) if transposed else (m, n), name, number)
+            slices.append(LayerSlice(info, name, layout, part, index, transposed))
+    return slices

@@ -1,0 +1,86 @@
+"""A matrix as a strided slice of the parameter that holds it: sizes, steps and offsets."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+__all__ = ["ParameterSlice"]
+
+Axes = tuple[tuple[int, int], ...]
+"""Lengths and steps of axes, with those that are one in memory joined."""
+
+
+@dataclass(frozen=True)
+class ParameterSlice:
+    """The elements of one parameter that form one ``(m, n)`` matrix.
+
+    A slice of a packed projection, one group of a convolution, a transposed weight, one block of a
+    stack: size, strides and offset (in elements of the parameter in C order) say which element goes
+    where. The first `out_axes` axes together count the m outputs, the others the n inputs.
+
+    Parameters
+    ----------
+    size, stride : tuple of int
+        Lengths and steps of its axes, any number of them.
+    offset : int
+        Where its first element is.
+    out_axes : int
+        Number of leading axes that make up m.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    out_axes: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return ``(m, n)``."""
+        return prod(self.size[: self.out_axes]), prod(self.size[self.out_axes :])
+
+    @property
+    def order(self) -> tuple[Axes, Axes]:
+        """Say how outputs and inputs lie: equal for two slices that read elements in one order."""
+        axes = list(zip(self.size, self.stride, strict=True))
+        return _joined(axes[: self.out_axes]), _joined(axes[self.out_axes :])
+
+    @property
+    def elements(self) -> tuple[int, Axes]:
+        """Identify the elements whatever the order of axes: equal for a slice and its transpose."""
+        axes = zip(self.size, self.stride, strict=True)
+        return self.offset, _joined(sorted(axes, key=lambda axis: (-axis[1], axis[0])))
+
+    @property
+    def extent(self) -> range:
+        """Return the range of the parameter from its first element to its last."""
+        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        return range(self.offset, self.offset + reach + 1)
+
+    @property
+    def row_offsets(self) -> list[int]:
+        """Say where in the parameter each row begins."""
+        return [self.offset + step for step in self._steps(range(self.out_axes))]
+
+    @property
+    def column_offsets(self) -> list[int]:
+        """Say how far from its row's beginning each column is."""
+        return self._steps(range(self.out_axes, len(self.size)))
+
+    def _steps(self, axes: Iterable[int]) -> list[int]:
+        """Return how far each element along some axes is from the first."""
+        steps = [[i * self.stride[axis] for i in range(self.size[axis])] for axis in axes]
+        return [sum(each) for each in product(*steps)]
+
+
+def _joined(axes: Iterable[tuple[int, int]]) -> Axes:
+    """Join neighbours (size, step) that are one axis, and leave out those of one element."""
+    found: list[tuple[int, int]] = []
+    for size, step in axes:
+        if size == 1:
+            continue
+        if found and found[-1][1] == size * step:
+            found[-1] = (found[-1][0] * size, step)
+        else:
+            found.append((size, step))
+    return tuple(found)
