@@ -9,14 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spectral_backends.torch.distributed.ranks import find_board, identity_of
+from spectral_backends.torch.distributed.ranks import find_board, identity_of, warn_of_sampler
 from spectral_backends.torch.distributed.shards import WHOLE_COPY, flat_shards
 from spectral_backends.torch.engines.registry import ENGINES
 from spectral_backends.torch.engines.setting import MemoryBudget, Setting
 from spectral_backends.torch.engines.structure import examine
 from spectral_backends.torch.factors.kronecker import kronecker_factors
 from spectral_backends.torch.layers.discovery import Layer
-from spectral_backends.torch.objective.batches import warn_of_sampler
 from spectral_backends.torch.objective.determinism import compare_evaluations
 from spectral_backends.torch.objective.evaluation import evaluate
 from spectral_backends.torch.objective.functional_model import FunctionalModel

@@ -1,6 +1,7 @@
 """The ranks of `torch.distributed`, as processes that leave notes for each other."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from spectral_backends.torch.distributed.shards import is_distributed
 from spectral_core.curvature.processes import Board
 
-__all__ = ["bits_of", "find_board", "identity_of"]
+__all__ = ["bits_of", "find_board", "identity_of", "warn_of_sampler"]
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -52,6 +53,27 @@ def bits_of(tensors: Iterable[Tensor]) -> list[str]:
 def identity_of(tensors: Iterable[Tensor]) -> str:
     """Return what identifies the values of all tensors together."""
     return hashlib.sha256(" ".join(bits_of(tensors)).encode()).hexdigest()[:16]
+
+
+def warn_of_sampler(batches: Any) -> bool:
+    """Warn of a loader whose sampler keeps to the part of one rank; say whether it does."""
+    for sampler in (
+        getattr(batches, "sampler", None),
+        getattr(getattr(batches, "batch_sampler", None), "sampler", None),
+    ):
+        size, rank = getattr(sampler, "num_replicas", None), getattr(sampler, "rank", None)
+        if not isinstance(size, int) or size < 2:
+            continue
+        warnings.warn(
+            f"batches: their {type(sampler).__name__} keeps to the part of rank {rank} of {size}, "
+            "padded where samples do not divide evenly, and this part is measured as if it were "
+            "the whole. Pass a loader without it. If each rank is to report its own part, filter "
+            "this warning.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return True
+    return False
 
 
 def _local(tensor: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from spectral_backends.torch.engines.forward_mode.batch import Block, TangentBatch
 from spectral_backends.torch.instruments.nested import common_length, map_tensors
 from spectral_backends.torch.instruments.threads import threads_for
-from spectral_backends.torch.layers.discovery import Layer
+from spectral_backends.torch.layers.discovery import Layer, parameters_of
 from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_backends.torch.objective.objective import Objective
 
@@ -56,7 +56,7 @@ def _probe_batch(
     generator: torch.Generator,
 ) -> dict[str, float]:
     for data in _candidates(batch):
-        leaves = objective.leaves(layers)
+        leaves = objective.leaves(parameters_of(layers))
         try:
             with threads_for(objective.work_of_operation * data.share):
                 found = objective.model.hold(

@@ -1,6 +1,6 @@
 """The layers of a model, named, from what its operations did with the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from spectral_backends.torch.layers.recorder import MatrixUse, OperationRecorder
 from spectral_core.curvature.problem import LayerInfo
 from spectral_core.matrices.names import MODULE_ENDING, distinct_name, layer_names
 
-__all__ = ["Layer", "name_layers"]
+__all__ = ["Layer", "image_kernels", "name_layers", "parameters_of"]
 
 MIN_GROUP_RANK = 3
 """Groups with a smaller side below this have too few directions for any fit."""
@@ -64,6 +64,16 @@ def name_layers(
             info = LayerInfo(full, "+".join(use.kinds), use.view.shape, name, index)
             layers[full] = Layer(info, name, use.view, use.work)
     return layers, skipped
+
+
+def parameters_of(layers: Iterable[Layer]) -> list[str]:
+    """Return the parameters that layers are in, each once."""
+    return list(dict.fromkeys(layer.parameter for layer in layers))
+
+
+def image_kernels(layers: Iterable[Layer]) -> list[str]:
+    """Return the parameters that convolutions of images use."""
+    return parameters_of(layer for layer in layers if "conv2d" in layer.info.kind)
 
 
 def _why_no_layer(frozen: bool, matrices: list[MatrixUse], others: list[str]) -> str:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from spectral_backends.torch.instruments.graph import node_names
 from spectral_backends.torch.instruments.nested import tensors_in
-from spectral_backends.torch.objective.batches import check_batch
 from spectral_backends.torch.objective.forward_watch import ForwardWatch
 from spectral_backends.torch.objective.functional_model import FunctionalModel, count_not_finite
 from spectral_backends.torch.objective.narrowing import Narrowing
@@ -83,7 +82,7 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
     with objective.one_pass(seed) as batches:
         before = {name: buffer.clone() for name, buffer in objective.model.buffers.items()}
         for index, batch in enumerate(batches):
-            check_batch(index, batch)
+            _check_batch(index, batch)
             with watch, _noting(index):
                 loss, read = objective.read(objective.matrix_leaves(), batch)
             _check_graph(loss)
@@ -108,6 +107,20 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
         watch.draws_numbers,
         watch.narrowing,
     )
+
+
+def _check_batch(index: int, batch: Any) -> None:
+    """Raise `InputError` if a tensor of the batch holds NaN.
+
+    Infinities may be meant, as in an additive attention mask; where they are not, the loss or a
+    gradient says so.
+    """
+    for tensor in tensors_in(batch):
+        if tensor.is_floating_point() and (bad := int(torch.isnan(tensor).sum())):
+            raise InputError(
+                f"batches: batch {index} holds {bad} NaN values in a tensor of shape "
+                f"{tuple(tensor.shape)}; clean the data."
+            )
 
 
 @contextmanager

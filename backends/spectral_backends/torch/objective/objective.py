@@ -1,6 +1,6 @@
 """The mean loss of a model over its batches, as a function of its parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from math import nan
@@ -17,7 +17,6 @@ from spectral_backends.torch.instruments.process_state import (
     seeded,
 )
 from spectral_backends.torch.instruments.threads import threads_for
-from spectral_backends.torch.layers.discovery import Layer
 from spectral_backends.torch.objective.functional_model import FunctionalModel
 from spectral_backends.torch.objective.loss_terms import LossTerms, Reduction, ReductionRecorder
 from spectral_backends.torch.objective.term_check import cutter_of, shapes_of
@@ -139,17 +138,25 @@ class Objective:
         """Return a parameter as a leaf of a new graph."""
         return self.model.parameters[name].detach().requires_grad_()
 
-    def leaves(self, layers: Iterable[Layer], *, channels_last: bool = False) -> dict[str, Tensor]:
-        """Return the parameters of some layers as leaves.
+    def leaves(
+        self, names: Iterable[str], *, channels_last: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """Return some parameters as leaves.
 
         Kernels of images may be laid out with their channels last, and with them what is computed:
         the values are the same, and a backward pass on a CPU takes two thirds of the time.
+
+        Parameters
+        ----------
+        names : iterable of str
+            The names of the parameters.
+        channels_last : collection of str
+            The names of those that are kernels of images, to be laid out in this way.
         """
-        leaves = {layer.parameter: self.leaf(layer.parameter) for layer in layers}
-        if channels_last:
-            for name in {layer.parameter for layer in layers if "conv2d" in layer.info.kind}:
-                kernels = leaves[name].detach().contiguous(memory_format=torch.channels_last)
-                leaves[name] = kernels.requires_grad_()
+        leaves = {name: self.leaf(name) for name in names}
+        for name in channels_last:
+            kernels = leaves[name].detach().contiguous(memory_format=torch.channels_last)
+            leaves[name] = kernels.requires_grad_()
         return leaves
 
     def matrix_leaves(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from spectral_backends.torch.engines.forward_mode.batch import Block, SweepResul
 from spectral_backends.torch.instruments.allocation import AllocationPeak
 from spectral_backends.torch.instruments.sums import zero_sums
 from spectral_backends.torch.instruments.work_counter import WorkCounter
-from spectral_backends.torch.layers.discovery import Layer
+from spectral_backends.torch.layers.discovery import Layer, image_kernels, parameters_of
 from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_backends.torch.objective.objective import Objective
 
@@ -91,7 +91,10 @@ class TangentPass:
                 for layer in self._layers
             }
             for index, batch in enumerate(batches):
-                leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)
+                leaves = self._objective.leaves(
+                    parameters_of(self._layers),
+                    channels_last=image_kernels(self._layers) if self._channels_last else (),
+                )
                 terms = self._objective.model.hold(leaves, partial(self._add, leaves, batch))
                 self.count += terms.count
                 tell(index + 1)

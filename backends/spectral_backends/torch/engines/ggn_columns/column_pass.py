@@ -20,7 +20,7 @@ from spectral_backends.torch.instruments.graph import leaves_behind
 from spectral_backends.torch.instruments.linearity import find_curvature
 from spectral_backends.torch.instruments.sums import sum_dtype, zero_sums
 from spectral_backends.torch.instruments.work_counter import WorkCounter
-from spectral_backends.torch.layers.discovery import Layer
+from spectral_backends.torch.layers.discovery import Layer, image_kernels, parameters_of
 from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_backends.torch.objective.objective import Objective
 from spectral_backends.torch.objective.output_loss import TorchDraws, loss_curvature
@@ -120,7 +120,10 @@ class ColumnPass:
                 name: ColumnTotals(*zero_sums(u)) for name, (u, _) in self._directions.items()
             }
             for index, batch in enumerate(batches):
-                leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)
+                leaves = self._objective.leaves(
+                    parameters_of(self._layers),
+                    channels_last=image_kernels(self._layers) if self._channels_last else (),
+                )
                 add = partial(self._add, leaves, batch)
                 terms = self._objective.model.hold(leaves, add)
                 self.count += terms.count
