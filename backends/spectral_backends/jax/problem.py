@@ -17,8 +17,9 @@ from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
 from spectral_backends.jax.layers.matrix_view import MatrixView
 from spectral_backends.jax.objective.batch_statistics import refuse_batch_statistics
+from spectral_backends.jax.objective.compiled import Batch
 from spectral_backends.jax.objective.gradient_errors import gradient_errors
-from spectral_backends.jax.objective.objective import Batch, Objective, batch_gradient
+from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.parameters import Parameters
 from spectral_backends.jax.objective.program import Loss
 from spectral_core.arrays.plain import plain
@@ -128,17 +129,18 @@ class CurvatureProblem:
         self._seed, self._chunk_size = seed, chunk_size
         self._device = next(iter(self._parameters.values[0].devices()))
         self._objective = Objective(loss_fn, self._parameters, batches, weight, reduction, seed)
-        _check_differentiable(self._objective)
+        first = self._objective.first()
+        self._objective.check_differentiable(first)
         each = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
-        placement = self._objective.placement
+        placement = first.placement
         self._memory_budget = each * (1 if placement is None else placement.shares)
         if check_deterministic:
-            refuse_batch_statistics(loss_fn, self._parameters, self._objective.first())
+            refuse_batch_statistics(loss_fn, self._parameters, first)
         self._objective.evaluate(check=check_deterministic)
         if self._is_narrowed():
             told = narrowed(str(self._parameters.dtype), str(self._objective.precision))
             warnings.warn(told, RuntimeWarning, stacklevel=2)
-        self._layers, self._skipped = self._objective.first().program.found
+        self._layers, self._skipped = first.program.found
         self._reversed: set[int] = set()
         self._others = OtherData(
             find_board(),
@@ -192,11 +194,7 @@ class CurvatureProblem:
         """
         self._others.look()  # those that were slower may be there by now
         located = [self._find(name) for name in layers]
-        totals: list[Any] = []
-        for batch, terms in self._objective.weighted():
-            found = self._objective.gradient(batch, terms.scale)
-            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-        found = self._matrices(located, totals, self._objective.n_terms)
+        found = self._matrices(located, self._objective.gradient_sums(), self._objective.n_terms)
         if self._objective.placement is not None:
             found = [self._objective.placement.on_one(matrix) for matrix in found]
         return dict(zip(layers, found, strict=True))
@@ -383,16 +381,18 @@ class CurvatureProblem:
         """Return the matrices of layers in totals of their parameters."""
         places = [(layer.parameter, layer.family.view, layer.starts) for layer in layers]
         key = ("matrices", *(layer.info.name for layer in layers))
-        return list(self._objective.compiled(key, lambda: _matrices(places))(totals, count))
+        run = self._objective.cache.once(key, lambda: jax.jit(_matrices(places)))
+        return list(run(totals, count))
 
     def _batch_curvatures(self, layer: Layer, batch: Batch, u: Any, v: Any, kind: Any) -> Any:
         # Batches of other shapes have other jaxprs, and with them families of their own.
         own = batch.program.layers[layer.info.name]
         ways = [True] if layer.parameter in self._reversed else [False, True]
-        arguments = (self._parameters.values, batch.leaves, own.starts, u, v)
+        arguments = (batch.values, batch.leaves, own.starts, u, v)
         for reverse in ways:
-            key = (batch.key, kind, id(own.family), u.shape[1], reverse)
-            run = self._objective.compiled(
+            key = (kind, own.family, u.shape[1], reverse)
+            run = self._objective.cache.compiled(
+                batch,
                 key,
                 partial(
                     curvatures_along,
@@ -439,19 +439,6 @@ def _matrices(places: list[tuple[int, MatrixView, tuple[int, ...]]]) -> Callable
         return [view.matrix(totals[index], starts) / count for index, view, starts in places]
 
     return run
-
-
-def _check_differentiable(objective: Objective) -> None:
-    """Raise `InputError` if the loss has no gradient in the parameters."""
-    batch = objective.first()
-    try:
-        jax.eval_shape(batch_gradient(batch), objective.parameters.values, batch.leaves, 1.0)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"loss_fn: JAX has no gradient of it ({first}); write lax.while_loop as lax.scan, and "
-            "replace operations without a derivative."
-        ) from error
 
 
 def _check_options(

@@ -13,7 +13,8 @@ from spectral_backends.jax.engines.ggn_columns import ColumnPass, ColumnTotals
 from spectral_backends.jax.engines.linearity_probe import N_DIRECTIONS, probe_second_order
 from spectral_backends.jax.jaxprs.linearity import find_curvature
 from spectral_backends.jax.layers.discovery import Layer
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.compiled import Batch, tallied
+from spectral_backends.jax.objective.objective import Objective
 from spectral_core.curvature.certificate import Certificate, Engine, LayerCurvature
 from spectral_core.curvature.problem import CurvatureKind
 from spectral_core.errors import InputError, LayerError
@@ -170,10 +171,10 @@ class CurvatureDriver:
         if not todo:
             return
         made = ColumnPass(self._objective, layers, self._directions, self._budget)
-        before = self._objective.work
-        made.run(lambda n: self._tell(f"{len(layers)} layers, batch {n}"))
+        with tallied() as tally:
+            made.run(lambda n: self._tell(f"{len(layers)} layers, batch {n}"))
         directions = sum(map(self._n_directions, layers))
-        cost = self._in_forward_passes(self._objective.work - before) / directions
+        cost = self._in_forward_passes(tally.work) / directions
         named = {layer.info.name: layer for layer in layers}
         flat = [name for name in todo if not self._curved.get(named[name].parameter)]
         shares = probe_second_order(self._objective, flat) if flat and self._kind != "ggn" else {}
@@ -290,12 +291,12 @@ class CurvatureDriver:
     def _alone(self, name: str, reason: str) -> Finding:
         """Differentiate the loss along each direction of one layer."""
         self._tell(name)
-        before = self._objective.work
         try:
-            values = self._one_layer(name, *self._directions[name], self._kind)
+            with tallied() as tally:
+                values = self._one_layer(name, *self._directions[name], self._kind)
         except LayerError as error:
             return error
-        work = (self._objective.work - before) / self._directions[name][0].shape[1]
+        work = tally.work / self._directions[name][0].shape[1]
         cost = self._in_forward_passes(work)
         certificate = Certificate(engine="double-backward", reason=reason, cost=cost)
         return LayerCurvature(name, values, certificate, values if self._kind == "ggn" else None)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
 
 from jax.extend.core import ClosedJaxpr
 
-from spectral_backends.jax.layers.parameter_uses import Family, ParameterUses, find_uses
+from spectral_backends.jax.layers.families import Family, ParameterUses
+from spectral_backends.jax.layers.parameter_uses import find_uses
 from spectral_core.curvature.problem import LayerInfo
 
-__all__ = ["Layer", "find_layers", "path_name"]
+__all__ = ["Layer", "find_layers"]
 
 MIN_GROUP_RANK = 3
 """Groups with a smaller side below this have too few directions for any fit."""
@@ -96,21 +96,6 @@ def find_layers(
             info = LayerInfo(full, family.kinds, family.view.shape)
             layers[full] = Layer(info, family, member, hidden)
     return layers, skipped
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """Return the name of a leaf of a pytree: its path, joined by points."""
-    parts = []
-    for key in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(key, attribute):
-                parts.append(str(getattr(key, attribute)))
-                break
-        else:
-            parts.append(str(key).strip(".[]'\""))
-    if len(parts) > 1 and parts[-1] == "value":  # of an nnx variable
-        del parts[-1]
-    return re.sub(r"(/~)?/", ".", ".".join(parts)).strip(".") or "params"
 
 
 def _base_names(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:

@@ -1,5 +1,7 @@
 """The parameters of a model: the floating leaves of a pytree, flat and by name."""
 
+import re
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -9,7 +11,6 @@ import numpy as np
 
 from spectral_backends.jax.devices.batches import count_where
 from spectral_backends.jax.devices.processes import check_in_sight
-from spectral_backends.jax.layers.discovery import path_name
 from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError
 
@@ -46,7 +47,7 @@ class Parameters:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(tree)
         self._leaves = [leaf for _, leaf in paths]
         self._places = [i for i, leaf in enumerate(self._leaves) if _is_parameter(leaf)]
-        self.names = [path_name(paths[i][0]) for i in self._places]
+        self.names = [_path_name(paths[i][0]) for i in self._places]
         found = [self._leaves[i] for i in self._places]
         for name, leaf in zip(self.names, found, strict=True):
             _check_leaf(name, leaf)
@@ -83,6 +84,21 @@ class Parameters:
         for place, value in zip(self._places, values, strict=True):
             leaves[place] = value
         return jax.tree_util.tree_unflatten(self._structure, leaves)
+
+
+def _path_name(path: Sequence[Any]) -> str:
+    """Return the name of a leaf of a pytree: its path, joined by points."""
+    parts = []
+    for key in path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(key, attribute):
+                parts.append(str(getattr(key, attribute)))
+                break
+        else:
+            parts.append(str(key).strip(".[]'\""))
+    if len(parts) > 1 and parts[-1] == "value":  # of an nnx variable
+        del parts[-1]
+    return re.sub(r"(/~)?/", ".", ".".join(parts)).strip(".") or "params"
 
 
 def _is_parameter(leaf: Any) -> bool:
