@@ -1,6 +1,7 @@
 """What every backend says of its arguments, in the same words."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeVar, get_args
 
 from spectral_core.curvature.problem import CurvatureKind, LayerInfo
@@ -9,6 +10,7 @@ from spectral_core.errors import InputError
 __all__ = [
     "check_chunk_size",
     "check_direction_shapes",
+    "check_draws",
     "check_kind",
     "check_reduction",
     "check_reiterable",
@@ -57,6 +59,12 @@ def check_direction_shapes(layer: LayerInfo, u: Sequence[int], v: Sequence[int])
             f"layer {layer.name!r}: u and v have shapes {u} and {v}; for its {m}×{n} matrix pass "
             f"({m}, K) and ({n}, K)."
         )
+
+
+def check_draws(draws: Any) -> None:
+    """Raise `InputError` unless it is a number of random draws that has a spread."""
+    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 2:
+        raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
 
 
 def check_kind(kind: Any) -> None:

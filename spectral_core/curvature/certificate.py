@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Certificate", "Engine", "LayerCurvature"]
+__all__ = ["OWN_WAY", "Certificate", "Engine", "LayerCurvature"]
 
 Engine = Literal["auto", "columns", "tangents", "double-backward", "monte-carlo"]
 """Ways to compute curvatures; ``"auto"`` takes the cheapest that is exact.
@@ -21,6 +21,9 @@ Engine = Literal["auto", "columns", "tangents", "double-backward", "monte-carlo"
   itself.
 """
 
+OWN_WAY = "own"
+"""What certificates say of a problem that computes curvatures in a way of its own."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -30,7 +33,8 @@ class Certificate:
     ----------
     engine : str
         One of `Engine`, but ``"auto"``; or the name that a problem has for its own way, such as
-        ``"complex-step"``.
+        ``"complex-step"``. A problem that has `curvatures` alone names its way by an attribute
+        `curvature_engine`; without one, the certificate says ``"own"``.
     piecewise_linear : bool
         Whether the outputs were found to be piecewise linear in the weight, so that ``h = h^GGN``
         (Theory 5.8): no operation behind it is curved, on any batch, and the second-order part on

@@ -1,15 +1,17 @@
 """Curvatures of many layers, from problems that compute them together and from others."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import array_api_compat
 import numpy as np
+import numpy.typing as npt
 
 from spectral_core.arrays.namespace import to_numpy
-from spectral_core.curvature.certificate import Certificate, Engine, LayerCurvature
-from spectral_core.curvature.problem import CurvatureKind, CurvatureProblem, LayerInfo, ManyLayers
+from spectral_core.curvature.certificate import OWN_WAY, LayerCurvature
+from spectral_core.curvature.engine import CurvatureRequest, LayerFinding
+from spectral_core.curvature.problem import CurvatureProblem, ManyLayers
 from spectral_core.curvature.result_checks import check_values
 from spectral_core.errors import InputError, LayerError
 from spectral_core.measuring.directions import Window
@@ -21,64 +23,64 @@ _EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 def curvatures_of(
     problem: CurvatureProblem,
-    layers: Sequence[LayerInfo],
+    request: CurvatureRequest,
     windows: Mapping[str, Window],
-    kind: CurvatureKind,
-    engine: Engine,
-    draws: int,
-    done: Collection[str],
-    tell: Callable[[str], None],
     precision: str | None = None,
 ) -> Iterator[LayerCurvature | LayerError]:
     """Yield the curvatures of each layer that is not done, with NumPy arrays in float64.
 
     Each is held against what is known of it: the derivative along ``D_k`` that the engine saw must
-    be σ_k. Where it is not, some use of the weight was overlooked, and the layer is measured by
-    itself instead. `precision` is the type that a model casts to on the way, if it does.
+    be σ_k. Where it is not, some use of the weight was overlooked, and the problem is asked for the
+    layer by itself. `precision` is the type that a model casts to on the way, if it does.
 
     Raises
     ------
     InputError
         If the problem has no choice of engines, and one is asked for.
     """
-    directions = {layer.name: (windows[layer.name].u, windows[layer.name].v) for layer in layers}
     if not isinstance(problem, ManyLayers):
-        if engine != "auto":
+        if request.engine != "auto":
             raise InputError(
-                f"engine: {engine!r} was asked for, and a {type(problem).__name__} computes one "
-                "layer at a time in its own way; choose 'auto'."
+                f"engine: {request.engine!r} was asked for, and a {type(problem).__name__} "
+                "computes one layer at a time in its own way; choose 'auto'."
             )
-        for layer in layers:
-            if layer.name not in done:
-                tell(layer.name)
-                yield _one_layer(problem, layer.name, directions, kind, "")
+        for name in request.directions:
+            if name not in request.done:
+                request.tell(name)
+                yield _by_itself(problem, name, request)
         return
     for found in problem.layer_curvatures(
-        directions, kind, engine=engine, draws=draws, done=done, tell=tell
-    ):
+        request.directions, request.kind, engine=request.engine, done=request.done,
+        tell=request.tell, **request.options,
+    ):  # fmt: skip
         if isinstance(found, LayerError):
             yield found
             continue
-        check_values(problem, found.name, found.values, directions)
-        window = windows[found.name]
-        sigma = window.sigma
-        tolerance = _tolerance(window, precision)
-        error = float("nan")
-        if found.derivative is not None:
-            seen = to_numpy(found.derivative).astype(np.float64)
-            error = float(np.max(np.abs(seen - sigma)) / sigma[0])
-        finite = bool(np.all(np.isfinite(to_numpy(found.values))))
-        if not finite or (found.derivative is not None and not error <= tolerance):
-            reason = f"engine {found.certificate.engine!r} " + (
-                f"overlooked a use of the weight: derivatives along D_k are off by {error:.1g} σ_1"
-                if finite
-                else "met values that are not finite"
-            )
-            yield _one_layer(problem, found.name, directions, kind, reason)
+        check_values(problem, found.name, found.values, request.directions)
+        error = _derivative_error(found, windows[found.name].sigma)
+        if doubt := _doubt(found, error, _tolerance(windows[found.name], precision)):
+            reason = f"engine {found.certificate.engine!r} {doubt}"
+            yield _by_itself(problem, found.name, request, reason)
             continue
-        yield _on_the_host(
-            replace(found, certificate=replace(found.certificate, derivative_error=error))
-        )
+        certificate = replace(found.certificate, derivative_error=error)
+        yield _on_the_host(replace(found, certificate=certificate))
+
+
+def _derivative_error(found: LayerCurvature, sigma: npt.NDArray[np.float64]) -> float:
+    """Return the largest ``|<∂L, D_k> − σ_k| / σ_1``; NaN where no derivative was seen."""
+    if found.derivative is None:
+        return float("nan")
+    seen = to_numpy(found.derivative).astype(np.float64)
+    return float(np.max(np.abs(seen - sigma)) / sigma[0])
+
+
+def _doubt(found: LayerCurvature, error: float, tolerance: float) -> str:
+    """Say why what an engine found cannot be right, or nothing."""
+    if not bool(np.all(np.isfinite(to_numpy(found.values)))):
+        return "met values that are not finite"
+    if found.derivative is not None and not error <= tolerance:
+        return f"overlooked a use of the weight: derivatives along D_k are off by {error:.1g} σ_1"
+    return ""
 
 
 def _tolerance(window: Window, precision: str | None) -> float:
@@ -94,22 +96,20 @@ def _tolerance(window: Window, precision: str | None) -> float:
     return max(tolerance, 2 * float(np.max(window.rounding)) / float(window.sigma[0]))
 
 
-def _one_layer(
-    problem: CurvatureProblem,
-    name: str,
-    directions: Mapping[str, tuple[Any, Any]],
-    kind: CurvatureKind,
-    reason: str,
+def _by_itself(
+    problem: CurvatureProblem, name: str, request: CurvatureRequest, reason: str = ""
 ) -> LayerCurvature | LayerError:
+    """Ask the problem for one layer, in the way that it has for that."""
     try:
-        values = problem.curvatures(name, *directions[name], kind)
+        values = problem.curvatures(name, *request.directions[name], request.kind)
     except LayerError as error:
         return error
-    check_values(problem, name, values, directions)
+    check_values(problem, name, values, request.directions)
     if told := why_not_finite(values):
         return LayerError(name, told)
-    found = LayerCurvature(name, values, Certificate("double-backward", reason=reason))
-    return _on_the_host(found if kind == "hessian" else replace(found, ggn=values))
+    named = getattr(problem, "curvature_engine", None)
+    way = named if isinstance(named, str) and named else OWN_WAY
+    return _on_the_host(LayerFinding(name, values).certified(way, request.kind, reason))
 
 
 def why_not_finite(values: Any) -> str:

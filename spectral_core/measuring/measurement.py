@@ -14,7 +14,9 @@ from spectral_core._version import __version__
 from spectral_core.alignment.decomposition import decompose_exponent
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.numbers import check_confidence
+from spectral_core.curvature.argument_checks import check_draws
 from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.engine import CurvatureRequest
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
@@ -168,16 +170,15 @@ def measure(
             precision = provenance.problem.get("precision")
             windows = _windows(problem, selected, top_k, svd, precision, skipped)
             layers = {layer.name: layer for layer in selected if layer.name in windows}
+            directions = {name: (window.u, window.v) for name, window in windows.items()}
             source = None
             if decompose:
-                directions = {name: (window.u, window.v) for name, window in windows.items()}
                 todo = [layer for name, layer in layers.items() if name not in journal]
                 source = FactorSource(problem, todo, directions, delta, sharing)
                 source.prepare()
-            for found in curvatures_of(
-                problem, list(layers.values()), windows, curvature, engine, draws,
-                set(journal.spectra), tell, precision,
-            ):  # fmt: skip
+            done = set(journal.spectra)
+            request = CurvatureRequest(directions, curvature, engine, {"draws": draws}, done, tell)
+            for found in curvatures_of(problem, request, windows, precision):
                 if isinstance(found, LayerError):
                     skipped[found.layer] = found.reason
                     continue
@@ -342,8 +343,7 @@ def _check_arguments(
         raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
     _check_choice("curvature", curvature, get_args(CurvatureKind))
     check_confidence(confidence)
-    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 2:
-        raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
+    check_draws(draws)
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise InputError(
             f"progress: a {type(progress).__name__} cannot be called; pass a function of (done, "

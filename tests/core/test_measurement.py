@@ -161,7 +161,7 @@ def test_a_decomposition_of_kronecker_curvatures():
         np.testing.assert_allclose(fits.chi, np.ones(6), rtol=1e-10)
         assert abs(fits.kappa.exponent) < 1e-10 and abs(fits.nu.exponent) < 1e-10
         assert fits.alpha.exponent == pytest.approx(spectrum.alpha.exponent, abs=1e-12)
-        assert spectrum.certificate.engine == "double-backward"
+        assert spectrum.certificate.engine == "own"
 
 
 def test_the_confidence_is_that_of_every_fit():

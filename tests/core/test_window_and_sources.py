@@ -9,6 +9,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_core.curvature.certificate import Certificate, LayerCurvature
+from spectral_core.curvature.engine import CurvatureRequest
 from spectral_core.curvature.problem import KroneckerFactors, LayerInfo
 from spectral_core.measuring.curvature_source import curvatures_of
 from spectral_core.measuring.directions import _subspace_iteration, top_directions
@@ -199,9 +200,8 @@ class Overlooking(Quadratic):
 
 def test_an_overlooked_use_is_noticed():
     expected = sc.measure(Quadratic(), top_k=5)["w"]
-    assert expected.certificate.engine == "double-backward"
     found = sc.measure(Overlooking(), top_k=5)["w"]
-    assert found.certificate.engine == "double-backward"
+    assert found.certificate.engine == "own"
     assert found.certificate.reason == (
         "engine 'tangents' overlooked a use of the weight: derivatives along D_k are off by 0.5 σ_1"
     )
@@ -210,6 +210,19 @@ def test_an_overlooked_use_is_noticed():
     right.off = 1.0
     assert sc.measure(right, top_k=5)["w"].certificate.engine == "tangents"
     assert sc.measure(right, top_k=5)["w"].certificate.derivative_error < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [(None, "own"), ("power series", "power series"), ("", "own"), (5, "own")]
+)
+def test_a_problem_that_computes_one_layer_at_a_time_names_its_own_way(tmp_path, named, told):
+    problem = Quadratic()
+    if named is not None:
+        problem.curvature_engine = named
+    report = sc.measure(problem, top_k=5)
+    assert report["w"].certificate == Certificate(told)
+    report.save(tmp_path / "r.json")
+    assert sc.SpectralReport.load(tmp_path / "r.json")["w"].certificate.engine == told
 
 
 class Two(Overlooking):
@@ -232,7 +245,7 @@ class Two(Overlooking):
 def test_a_layer_that_is_measured_again_leaves_the_next_as_it_is():
     report = sc.measure(Two(), top_k=5)
     engines = [report[name].certificate.engine for name in ("w", "x")]
-    assert engines == ["double-backward", "tangents"]
+    assert engines == ["own", "tangents"]
     np.testing.assert_allclose(report["w"].curvature, report["x"].curvature, rtol=1e-12)
 
 
@@ -280,15 +293,20 @@ def test_gauss_newton_curvatures_are_asked_for_once(kind, ratio, asked):
     np.testing.assert_allclose(found.curvature, ratio * found.ggn)
 
 
+def directions_of(windows):
+    return {name: (window.u, window.v) for name, window in windows.items()}
+
+
 def test_what_is_computed_is_told_and_what_is_done_is_left_out():
     problem = Quadratic()
     (layer,) = problem.layers()
     windows = {"w": top_directions(layer, graded(30, 20), 5)}
     heard = []
-    arguments = (problem, [layer], windows, "hessian", "auto", 2)
-    (found,) = curvatures_of(*arguments, (), heard.append)
-    assert heard == ["w"] and found.certificate == Certificate("double-backward")
-    assert list(curvatures_of(*arguments, ("w",), heard.append)) == [] and heard == ["w"]
+    request = CurvatureRequest(directions_of(windows), tell=heard.append)
+    (found,) = curvatures_of(problem, request, windows)
+    assert heard == ["w"] and found.certificate == Certificate("own")
+    assert list(curvatures_of(problem, replace(request, done=("w",)), windows)) == []
+    assert heard == ["w"]
 
 
 def test_an_engine_without_derivatives_is_believed():
@@ -316,7 +334,7 @@ def test_values_that_are_not_finite_are_measured_again():
     problem = Overlooking()
     problem.off = np.nan
     certificate = sc.measure(problem, top_k=5)["w"].certificate
-    assert certificate.engine == "double-backward"
+    assert certificate.engine == "own"
     assert certificate.reason == "engine 'tangents' met values that are not finite"
 
 
@@ -346,7 +364,10 @@ def test_layers_that_an_engine_fails_on_are_measured_by_themselves():
         LayerCurvature("d", ones, Certificate("tangents"), 3 * ones, sigma + np.array([0, 3e-9])),
     ])  # fmt: skip
     tell, windows = [].append, {layer.name: window for layer in layers}
-    a, b, c, d = curvatures_of(problem, layers, windows, "ggn", "tangents", 6, ("e",), tell)
+    request = CurvatureRequest(
+        directions_of(windows), "ggn", "tangents", {"draws": 6}, ("e",), tell
+    )
+    a, b, c, d = curvatures_of(problem, request, windows)
     options = {"engine": "tangents", "draws": 6, "done": ("e",), "tell": tell}
     assert problem.asked == (list("abcd"), "ggn", options)
     assert a is problem.found[0]
@@ -356,7 +377,7 @@ def test_layers_that_an_engine_fails_on_are_measured_by_themselves():
         "0.5 σ_1",
     }
     for found in (b, c):
-        assert found.certificate == Certificate("double-backward", reason=reasons[found.name])
+        assert found.certificate == Certificate("own", reason=reasons[found.name])
         assert found.values.tolist() == found.ggn.tolist() == [2, 2]
     assert d.certificate.engine == "tangents"
     assert d.certificate.derivative_error == pytest.approx(1e-9, rel=1e-5)

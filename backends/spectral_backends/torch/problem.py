@@ -1,24 +1,18 @@
 """`CurvatureProblem` for PyTorch: a model, its loss and its data, as the core measures them."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from spectral_backends.torch.distributed.ranks import find_board, identity_of
 from spectral_backends.torch.distributed.shards import WHOLE_COPY, flat_shards
-from spectral_backends.torch.engines.hessian_products import (
-    GaussNewtonForm,
-    HessianForm,
-    QuadraticForm,
-    along_directions,
-)
-from spectral_backends.torch.engines.registry import CurvatureDriver
+from spectral_backends.torch.engines.registry import ENGINES
+from spectral_backends.torch.engines.setting import MemoryBudget, Setting
 from spectral_backends.torch.engines.structure import examine
 from spectral_backends.torch.factors.kronecker import kronecker_factors
 from spectral_backends.torch.layers.discovery import Layer
@@ -26,36 +20,27 @@ from spectral_backends.torch.objective.batches import warn_of_sampler
 from spectral_backends.torch.objective.determinism import compare_evaluations
 from spectral_backends.torch.objective.evaluation import evaluate
 from spectral_backends.torch.objective.functional_model import FunctionalModel
-from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_backends.torch.objective.mean_gradients import MeanGradients, gradient_errors
 from spectral_backends.torch.objective.objective import Objective
 from spectral_core.arrays.plain import plain
 from spectral_core.curvature.argument_checks import (
     check_chunk_size,
     check_direction_shapes,
-    check_kind,
     check_reduction,
     check_reiterable,
     check_seed,
-    find_layer,
     narrowed,
 )
-from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.base_problem import BaseProblem
 from spectral_core.curvature.factor_options import FactorOptions
-from spectral_core.curvature.problem import (
-    CurvatureKind,
-    Delta,
-    KroneckerFactors,
-    LayerInfo,
-    Sharing,
-)
+from spectral_core.curvature.problem import KroneckerFactors
 from spectral_core.curvature.processes import OtherData
-from spectral_core.errors import InputError, LayerError
+from spectral_core.errors import InputError
 
 __all__ = ["CurvatureProblem"]
 
 
-class CurvatureProblem:
+class CurvatureProblem(BaseProblem[Layer]):
     """The mean loss of a model over batches, as a function of each of its weight matrices.
 
     ``L(W) = (1/N) Σ_i l_i`` over all N terms of all batches (samples, or tokens that are not
@@ -149,9 +134,9 @@ class CurvatureProblem:
         _check_options(loss_fn, forward, weight, reduction, dtype, chunk_size, memory_budget, seed)
         self._model = FunctionalModel(model, params, forward, dtype, _checked_device(device))
         _check_matrices(model, self._model)
-        self._seed, self._chunk_size, self._deterministic = seed, chunk_size, check_deterministic
-        self._without_batching_rule: set[str] = set()
-        self._memory_budget = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
+        self._seed, self._deterministic = seed, check_deterministic
+        available = memory_budget or 2 ** (23 if self._model.device.type == "cpu" else 30)
+        self._budget = MemoryBudget(chunk_size, available)
         self._objective = Objective(self._model, loss_fn, batches, forward, weight, reduction)
         self._evaluation = evaluate(self._objective, seed)
         if check_deterministic:
@@ -171,16 +156,16 @@ class CurvatureProblem:
         self._structure = examine(self._objective, seed)
         self._objective.work_of_operation = self._structure.work_of_operation
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
+        setting = Setting(
+            self._objective,
+            self._structure,
+            seed,
+            self._budget.together,
+            self._evaluation.narrowing.precision,
+        )
+        self._engines = [engine(setting) for engine in ENGINES]
         self._others = self._other_data(batches)
         self._others.look()
-
-    def layers(self) -> list[LayerInfo]:
-        """Return the weight matrices in the order of the forward pass."""
-        return [layer.info for layer in self._layers.values()]
-
-    def skipped(self) -> dict[str, str]:
-        """Return the parameters of two or more axes that are no layer, with the reason."""
-        return dict(self._skipped)
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the problem: numbers of the data, loss, types and versions."""
@@ -196,24 +181,6 @@ class CurvatureProblem:
             "loss": self._evaluation.loss,
             "n_terms": _whole_if_whole(self._evaluation.n_terms),
             "n_batches": len(self._evaluation.batches),
-        }
-
-    def gradients(self, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Return ``G = ∂L/∂W`` of shape ``(m, n)`` for each named layer, in one pass.
-
-        Raises
-        ------
-        InputError
-            If a name is not a layer.
-        """
-        self._others.look()  # those that were slower may be there by now
-        located = [self._find(name) for name in layers]
-        with self._objective.one_pass(self._seed) as batches:
-            means = MeanGradients(self._objective, _parameters(located))
-            for batch in batches:
-                means.add(batch)
-        return {
-            layer.info.name: layer.view.matrix(means.mean(layer.parameter)) for layer in located
         }
 
     def gradient_errors(
@@ -260,157 +227,25 @@ class CurvatureProblem:
             if layer.parameter in errors
         }
 
-    def curvatures(
-        self, layer: str, u: Tensor, v: Tensor, kind: CurvatureKind = "hessian"
-    ) -> Tensor:
-        """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, exactly, in one pass.
-
-        Parameters
-        ----------
-        layer : str
-            Name of the layer.
-        u, v : Tensor
-            Shapes ``(m, K)`` and ``(n, K)``.
-        kind : {"hessian", "ggn"}
-            The Hessian of L in this layer's weight, or its generalised Gauss-Newton part.
-
-        Returns
-        -------
-        Tensor
-            Shape ``(K,)``, in the problem's dtype and on its device.
-
-        Raises
-        ------
-        InputError
-            If the layer is unknown or the shapes do not fit it.
-        LayerError
-            If autograd cannot differentiate the layer twice.
-        """
-        located = self._find(layer)
-        check_kind(kind)
-        u, v = self._directions(located, u, v)
-        count = 0.0
+    def _gradients(self, layers: Sequence[Layer]) -> list[Tensor]:
+        self._others.look()  # those that were slower may be there by now
         with self._objective.one_pass(self._seed) as batches:
-            total = torch.zeros(u.shape[1], dtype=torch.float64, device="cpu")
+            means = MeanGradients(self._objective, _parameters(layers))
             for batch in batches:
-                weight = self._objective.leaf(located.parameter)
-                values, terms = self._model.hold(
-                    {located.parameter: weight},
-                    partial(self._batch_curvatures, located, weight, u, v, batch, kind),
-                )
-                if terms.count:
-                    total += terms.scale * values.to("cpu", torch.float64)
-                count += terms.count
-        return (total / count).to(self._model.device, self._model.dtype)
+                means.add(batch)
+        return [layer.view.matrix(means.mean(layer.parameter)) for layer in layers]
 
-    def layer_curvatures(
-        self,
-        directions: Mapping[str, tuple[Tensor, Tensor]],
-        kind: CurvatureKind = "hessian",
-        *,
-        engine: Engine = "auto",
-        draws: int = 64,
-        done: Collection[str] = (),
-        tell: Callable[[str], None] | None = None,
-    ) -> Iterator[LayerCurvature | LayerError]:
-        """Yield the curvatures of many layers, computed together.
-
-        Parameters
-        ----------
-        directions : mapping of str to (u, v)
-            By layer, shapes ``(m, K)`` and ``(n, K)``.
-        kind : {"hessian", "ggn"}
-            As in `curvatures`.
-        engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
-            How; ``"auto"`` takes the cheapest that is exact for each layer.
-        draws : int
-            Of ``"monte-carlo"``, for each batch; 2 or more.
-        done : collection of str
-            Layers that are not wanted. What they are does not change a bit of the others.
-        tell : callable, optional
-            Is told, in a few words, what is being computed.
-
-        Yields
-        ------
-        LayerCurvature or LayerError
-            For each layer, as soon as it is computed, in any order.
-
-        Raises
-        ------
-        InputError
-            If a layer or engine is unknown, or the shapes do not fit.
-        """
-        check_kind(kind)
-        if engine not in get_args(Engine):
-            raise InputError(f"engine: {engine!r} is unknown; choose one of {get_args(Engine)}.")
-        if not isinstance(draws, int) or draws < 2:
-            raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
-        given = {name: self._directions(self._find(name), *d) for name, d in directions.items()}
-        driver = CurvatureDriver(
-            self._objective,
-            self._structure,
-            given,
-            kind,
-            one_layer=self.curvatures,
-            seed=self._seed,
-            columns_together=self._together,
-            tangents_together=self._together,
-            draws=draws,
-            tell=tell or (lambda text: None),
-            precision=self._evaluation.narrowing.precision,
-        )
-        return driver.run(engine, done)
-
-    def kronecker_factors(
-        self,
-        layers: Sequence[str],
-        *,
-        delta: Delta = "ggn",
-        sharing: Sharing = "expand",
-        draws: int = 16,
-        max_columns: int = 128,
+    def _factors(
+        self, layers: Sequence[Layer], options: FactorOptions
     ) -> dict[str, KroneckerFactors]:
-        """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
+        return kronecker_factors(
+            self._objective, layers, options, self._seed, self._budget.together
+        )
 
-        ``C_A`` is the mean of ``a aᵀ`` over positions and terms, ``C_δ = (1/N) Σ δ δᵀ`` with the
-        un-reduced terms' gradients δ at the layer's outputs; all loss scaling is in ``C_δ``.
-        Memory is O(m² + n²) for each layer, in float64.
-
-        Parameters
-        ----------
-        layers : sequence of str
-            Names of layers.
-        delta : {"ggn", "fisher-mc", "empirical"}
-            Columns of the root of the loss's Hessian in the outputs; gradients for targets drawn
-            from the model; gradients for the true targets.
-        sharing : {"expand", "reduce"}
-            Positions that share the weight each count, or inputs are averaged and output gradients
-            summed over them first (Theory 4.3; as in KFAC-expand and KFAC-reduce).
-        draws : int
-            Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
-        max_columns : int
-            ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
-            (less one) times positions of the outputs. Beyond it, or where samples of the outputs
-            meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
-            combinations of all of them, with `KroneckerFactors.output_noise` for its standard
-            error.
-
-        Returns
-        -------
-        dict of str to KroneckerFactors
-            Float64 tensors on the problem's device.
-
-        Raises
-        ------
-        InputError
-            If a name is no layer, an option is unknown, or the loss is not convex in the outputs.
-        LayerError
-            If the operation of a layer hides its inputs and outputs (fused recurrent layers), or
-            a factor would be too large.
-        """
-        located = [self._find(name) for name in layers]
-        options = FactorOptions(delta, sharing, draws, max_columns)
-        return kronecker_factors(self._objective, located, options, self._seed, self._together)
+    def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[Tensor, Tensor]:
+        u, v = _as_directions("u", u), _as_directions("v", v)
+        check_direction_shapes(layer.info, u.shape, v.shape)
+        return self._model.cast(u), self._model.cast(v)
 
     def _other_data(self, batches: Any) -> OtherData:
         """Return what watches for ranks that measure other data, unless that is known already."""
@@ -420,54 +255,6 @@ class CurvatureProblem:
             self._evaluation.loss,
             self._evaluation.n_terms,
         )
-
-    def _together(self, bytes_of_one: int) -> int:
-        return self._chunk_size or max(1, self._memory_budget // max(bytes_of_one, 1))
-
-    def _batch_curvatures(
-        self,
-        layer: Layer,
-        weight: Tensor,
-        u: Tensor,
-        v: Tensor,
-        batch: Any,
-        kind: CurvatureKind,
-    ) -> tuple[Tensor, LossTerms]:
-        form, terms = self._form(layer, weight, batch, kind)
-        return self._along(form, layer, u, v), terms
-
-    def _form(
-        self, layer: Layer, weight: Tensor, batch: Any, kind: CurvatureKind
-    ) -> tuple[QuadraticForm, LossTerms]:
-        """Return the batch's quadratic form, and its terms."""
-        weights = {layer.parameter: weight}
-        if kind == "hessian":
-            loss, terms = self._objective.loss(weights, batch)
-            with _naming(layer.info.name):
-                return HessianForm(loss, weight), terms
-        outputs, loss_of, terms = self._objective.split(weights, batch)
-        with _naming(layer.info.name):
-            return GaussNewtonForm(outputs, loss_of, weight), terms
-
-    def _along(self, form: QuadraticForm, layer: Layer, u: Tensor, v: Tensor) -> Tensor:
-        name, shape = layer.info.name, self._model.parameters[layer.parameter].shape
-        per_direction = form.graph_bytes + 3 * shape.numel() * u.element_size()
-        chunk = self._chunk_size or max(1, self._memory_budget // max(per_direction, 1))
-        with _naming(name):
-            if chunk > 1 and name not in self._without_batching_rule:
-                try:
-                    return along_directions(form, layer.view, shape, u, v, chunk)
-                except RuntimeError:
-                    self._without_batching_rule.add(name)  # one direction at a time needs none
-            return along_directions(form, layer.view, shape, u, v, 1)
-
-    def _find(self, name: str) -> Layer:
-        return find_layer(name, self._layers, self._skipped)
-
-    def _directions(self, layer: Layer, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        u, v = _as_directions("u", u), _as_directions("v", v)
-        check_direction_shapes(layer.info, u.shape, v.shape)
-        return self._model.cast(u), self._model.cast(v)
 
 
 def _check_matrices(model: Any, copied: FunctionalModel) -> None:
@@ -563,21 +350,3 @@ def _as_directions(name: str, directions: Any) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{name}: holds NaN or infinite values; pass unit columns.")
     return tensor
-
-
-@contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    """Turn a failure of autograd into a `LayerError` that says what to do."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise LayerError(
-            layer, "its graph does not fit into the device's memory; use smaller batches."
-        ) from error
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LayerError(
-            layer,
-            f"autograd cannot differentiate the loss twice here ({first}); replace the operation "
-            "by one with a second derivative.",
-        ) from error

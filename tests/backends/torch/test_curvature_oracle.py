@@ -76,7 +76,7 @@ def test_against_dense_second_derivatives(name):
             expected = torch.einsum("ki,ij,kj->k", d, b, d)
             scale = torch.linalg.matrix_norm(b, 2)
             for chunk in (None, 1, 3):
-                problem._chunk_size = chunk
+                problem._budget.chunk_size = chunk
                 h = problem.curvatures(layer, u, v, kind)
                 error = ((h - expected).abs() / (expected.abs() + 1e-3 * scale)).max()
                 assert error <= TOLERANCE, (layer, kind, chunk)

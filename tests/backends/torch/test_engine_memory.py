@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.engines.forward_mode.engine import TangentPass
+from spectral_backends.torch.engines.forward_mode.tangent_pass import TangentPass
 from spectral_backends.torch.instruments.allocation import AllocationPeak
 
 

@@ -34,7 +34,7 @@ def test_5_9_tangents_against_dense_second_derivatives(name):
     problem = problem_of(case)
     wrong = []
     for engine, chunk in (("auto", None), ("tangents", None), ("tangents", 1), ("tangents", 3)):
-        problem._chunk_size = chunk
+        problem._budget.chunk_size = chunk
         for kind in KINDS:
             found = by_engine(problem, given_by(expected), kind, engine=engine)
             assert all(f.ggn is not None and f.derivative is not None for f in found.values())

@@ -30,7 +30,6 @@ def kronecker_factors(
     chunk : callable
         How many columns to send back together, of the bytes of one.
     """
-    options.check()
     for layer in layers:
         check_factor_size(layer.info)
     totals = {layer.info.name: LayerTotals(layer, objective.model.device) for layer in layers}

@@ -1,184 +1,139 @@
-"""Curvature of several layers from tangents, streamed over the batches."""
+"""The engine of forward mode: directions go forward, adjoints back for all (Theory 5.9)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from spectral_backends.torch.engines.forward_mode.batch import Block, SweepResult, TangentBatch
-from spectral_backends.torch.instruments.allocation import AllocationPeak
-from spectral_backends.torch.instruments.sums import zero_sums
-from spectral_backends.torch.instruments.work_counter import WorkCounter
+from spectral_backends.torch.engines.forward_mode.tangent_pass import TangentPass, TangentTotals
+from spectral_backends.torch.engines.setting import Setting
 from spectral_backends.torch.layers.discovery import Layer
-from spectral_backends.torch.objective.loss_terms import LossTerms
-from spectral_backends.torch.objective.objective import Objective
+from spectral_core.curvature.engine import (
+    CurvatureEngine,
+    CurvatureRequest,
+    Declined,
+    LayerFinding,
+    second_order_share,
+)
+from spectral_core.errors import InputError
 
-__all__ = ["TangentPass", "TangentTotals"]
+__all__ = ["ForwardMode"]
+
+TANGENT_PRICE = 1.5
+"""Time of one direction sent forward, over that of the work counted for it."""
+
+RECORDING_PRICE = 5.0
+"""Forward passes that it takes to record a batch and send its adjoints back."""
+
+DIRECT_USE = "the loss uses its weight directly"
 
 
-@dataclass
-class TangentTotals:
-    """Running sums of one layer over all terms, shape ``(K,)``; as in `SweepResult`."""
-
-    ggn: Tensor
-    second_order: Tensor
-    derivative: Tensor
-
-    def add(self, directions: slice, found: SweepResult, where: slice) -> None:
-        """Add what a sweep found for some directions."""
-        for name in ("ggn", "second_order", "derivative"):
-            getattr(self, name)[directions] += getattr(found, name)[where]
-
-
-class TangentPass:
-    """Sends directions forward through each batch, as many together as memory allows.
+class ForwardMode(CurvatureEngine[Layer]):
+    """Sends each direction forward over a recorded batch: h and h^GGN of any layer.
 
     Parameters
     ----------
-    objective : Objective
-        The mean loss.
-    layers : sequence of Layer
-        To measure.
-    directions : mapping of str to (Tensor, Tensor)
-        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
-    seed : int
-        Of the pass.
-    chunk : callable
-        How many directions to send together, of the bytes of one.
-    channels_last : bool
-        As in `Objective.leaves`.
-
-    Attributes
-    ----------
-    totals : dict of str to TangentTotals
-        By layer.
-    count : float
-        Number of terms.
-    work : float
-        Multiply-adds of the first batch: one direction of each layer is counted for all.
+    setting : Setting
+        What the engines of the problem share.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        layers: Sequence[Layer],
-        directions: Mapping[str, tuple[Tensor, Tensor]],
-        seed: int,
-        chunk: Callable[[int], int],
-        *,
-        channels_last: bool,
-    ) -> None:
-        self._objective, self._layers, self._directions = objective, list(layers), directions
-        self._seed, self._chunk, self._channels_last = seed, chunk, channels_last
-        self.totals: dict[str, TangentTotals] = {}
-        self.count, self.work = 0.0, 0.0
-        self._knows_outputs, self._used_by_loss = False, set[str]()
-        self._bytes = 0  # the most that one direction takes, once it has been measured
+    name = "tangents"
 
-    def run(self, tell: Callable[[int], None]) -> None:
-        """Go through the data once; `tell` hears the number of finished batches.
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
 
-        Raises
-        ------
-        RuntimeError
-            If an operation cannot be differentiated twice.
-        """
-        with self._objective.one_pass(self._seed) as batches:
-            self.totals = {
-                layer.info.name: TangentTotals(*zero_sums(self._directions[layer.info.name][0]))
-                for layer in self._layers
-            }
-            for index, batch in enumerate(batches):
-                leaves = self._objective.leaves(self._layers, channels_last=self._channels_last)
-                terms = self._objective.model.hold(leaves, partial(self._add, leaves, batch))
-                self.count += terms.count
-                tell(index + 1)
+    def declines(self, layer: Layer, request: CurvatureRequest) -> str:
+        """Say so where h^GGN is asked for and the outputs are not told from the loss."""
+        return "the outputs are not told from the loss" if self._lacks_outputs(request) else ""
 
-    def tells_ggn(self, layer: Layer) -> bool:
-        """Say whether a layer's h^GGN is told from the rest of h.
+    def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
+        """Return the price of all directions, through what lies behind their layers."""
+        return sum(
+            TANGENT_PRICE
+            * request.n_directions([layer])
+            * self._setting.structure.downstream(layer)
+            for layer in layers
+        )
 
-        It is not where the loss is not told from the model, or uses the weight itself.
-        """
-        return self._knows_outputs and layer.parameter not in self._used_by_loss
+    def run(
+        self, layers: Sequence[Layer], request: CurvatureRequest
+    ) -> Iterator[LayerFinding | Declined]:
+        """Yield what is found, group after group, so that what is finished can be kept."""
+        for group in self._groups(layers, request):
+            if todo := request.todo(group):
+                yield from self._of_group(group, todo, request)
 
-    def _add(self, leaves: dict[str, Tensor], batch: Any) -> LossTerms:
-        counter = WorkCounter()
-        with counter:
-            made = TangentBatch(self._objective, self._layers, leaves, batch)
-        self._knows_outputs |= made.knows_outputs
-        self._used_by_loss |= made.used_by_loss
-        if made.terms.count:
-            done = dict.fromkeys(self.totals, 0)
-            if not self._bytes:
-                self.work += counter.work
-                done = self._measure(made)
-            for chunk in self._chunks(done):
-                self._sweep(made, chunk)
-        return made.terms
+    def _groups(self, layers: Sequence[Layer], request: CurvatureRequest) -> list[list[Layer]]:
+        """Return layers to record together: enough for the recording not to matter."""
+        groups: list[list[Layer]] = []
+        cost = 0.0
+        for layer in layers:
+            if not groups or cost > 20 * RECORDING_PRICE:
+                groups.append([])
+                cost = 0.0
+            groups[-1].append(layer)
+            cost += self.price([layer], request)
+        return groups
 
-    def _measure(self, made: TangentBatch) -> dict[str, int]:
-        """Send a direction of each layer by itself, and see what it takes.
-
-        Several together may take more than so many alone, as what they share is then copied for
-        each; so where several have room, two are tried. Returns how many are done.
-        """
-        taken: dict[str, int] = {}
-        for layer in self._layers:
-            counter, peak = WorkCounter(), AllocationPeak()
-            with counter, peak:
-                self._sweep(made, [(layer, slice(0, 1))])
-            self.work += counter.work * self._count(layer)
-            taken[layer.info.name] = max(peak.bytes, 1)
-        self._bytes = max(taken.values())
-        done = dict.fromkeys(taken, 1)
-        largest = max(self._layers, key=lambda layer: taken[layer.info.name])
-        if self._chunk(self._bytes) > 1 and self._count(largest) > 2:
-            peak = AllocationPeak()
-            with peak:
-                self._sweep(made, [(largest, slice(1, 3))])
-            self._bytes = max(self._bytes, peak.bytes // 2)
-            done[largest.info.name] = 3
-        return done
-
-    def _sweep(self, made: TangentBatch, chunk: Sequence[tuple[Layer, slice]]) -> None:
-        blocks = []
-        for layer, part in chunk:
-            u, v = self._directions[layer.info.name]
-            blocks.append(Block(layer, u[:, part], v[:, part]))
-        found = made.sweep(blocks)
-        start = 0
-        for (layer, part), block in zip(chunk, blocks, strict=True):
-            self.totals[layer.info.name].add(part, found, slice(start, start + len(block)))
-            start += len(block)
-
-    def _chunks(self, done: Mapping[str, int]) -> Iterator[list[tuple[Layer, slice]]]:
-        """Yield directions that go together, all but the first ones that are done.
-
-        Where a layer's directions join those of earlier ones, both are held beside what they
-        become, so half as many go together there.
-        """
-        alone, mixed = (max(1, self._chunk(times * self._bytes)) for times in (1, 2))
-        chunk: list[tuple[Layer, slice]] = []
-        for layer in self._layers:
-            start, stop = done[layer.info.name], self._count(layer)
-            while stop - start > mixed:
-                part = slice(start, min(stop, start + alone))
-                yield [(layer, part)]
-                start = part.stop
-            if start == stop:
+    def _of_group(
+        self, group: list[Layer], todo: list[Layer], request: CurvatureRequest
+    ) -> Iterator[LayerFinding | Declined]:
+        if self._lacks_outputs(request):
+            yield from (Declined(layer.info.name, DIRECT_USE) for layer in todo)
+            return
+        try:
+            made = self._made(group, request)
+        except InputError:
+            raise
+        except Exception as error:  # a model that cannot be taken apart, or not enough memory
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            yield from (Declined(layer.info.name, f"not by tangents: {first}") for layer in todo)
+            return
+        directions = request.n_directions(group)
+        predicted = (RECORDING_PRICE + self.price(group, request)) / directions
+        cost = self._setting.in_forward_passes(made.work) / directions
+        for layer in todo:
+            told = made.tells_ggn(layer)
+            if request.kind == "ggn" and not told:
+                yield Declined(layer.info.name, DIRECT_USE)
                 continue
-            if _size(chunk) + stop - start > mixed:
-                yield chunk
-                chunk = []
-            chunk.append((layer, slice(start, stop)))
-        if chunk:
-            yield chunk
+            total = made.totals[layer.info.name]
+            yield self._finding(layer, total, made.count, told, request, predicted, cost)
 
-    def _count(self, layer: Layer) -> int:
-        return int(self._directions[layer.info.name][0].shape[1])
+    def _made(self, group: list[Layer], request: CurvatureRequest) -> TangentPass:
+        names = ", ".join(layer.info.name for layer in group[:2]) + (", …" if group[2:] else "")
 
+        def make(channels_last: bool) -> TangentPass:
+            return TangentPass(
+                self._setting.objective, group, request.directions, self._setting.seed,
+                self._setting.together, channels_last=channels_last,
+            )  # fmt: skip
 
-def _size(chunk: Sequence[tuple[Layer, slice]]) -> int:
-    return sum(part.stop - part.start for _, part in chunk)
+        return self._setting.run_pass(make, names, request.tell)
+
+    def _finding(
+        self,
+        layer: Layer,
+        total: TangentTotals,
+        count: float,
+        told: bool,
+        request: CurvatureRequest,
+        predicted: float,
+        cost: float,
+    ) -> LayerFinding:
+        cast, structure = self._setting.cast, self._setting.structure
+        ggn = cast(total.ggn / count) if told else None
+        h = cast((total.ggn + total.second_order) / count)
+        return LayerFinding(
+            layer.info.name,
+            ggn if request.kind == "ggn" else h,
+            ggn=ggn,
+            derivative=cast(total.derivative / count),
+            reason=structure.curved.get(layer.parameter, ""),
+            second_order=second_order_share(total.second_order, total.ggn)
+            if told
+            else float("nan"),
+            tolerance=self._setting.tolerance,
+            predicted_cost=predicted,
+            cost=cost,
+        )
+
+    def _lacks_outputs(self, request: CurvatureRequest) -> bool:
+        return request.kind == "ggn" and self._setting.structure.n_outputs is None

@@ -1,0 +1,1 @@
+"""Second derivatives along directions by differentiating the graph of one layer's gradient."""

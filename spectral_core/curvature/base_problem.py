@@ -1,0 +1,243 @@
+"""What the problems of all backends have in common: what is asked, checked and documented once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic
+
+from spectral_core.arrays.namespace import Array
+from spectral_core.curvature.argument_checks import check_draws, check_kind, find_layer
+from spectral_core.curvature.certificate import OWN_WAY, Engine, LayerCurvature
+from spectral_core.curvature.engine import CurvatureEngine, CurvatureRequest, LayerT
+from spectral_core.curvature.factor_options import FactorOptions
+from spectral_core.curvature.planner import curvatures_by
+from spectral_core.curvature.problem import (
+    CurvatureKind,
+    Delta,
+    KroneckerFactors,
+    LayerInfo,
+    Sharing,
+)
+from spectral_core.errors import InputError, LayerError
+
+__all__ = ["BaseProblem"]
+
+
+class BaseProblem(ABC, Generic[LayerT]):
+    """A mean loss of weight matrices, as a `CurvatureProblem` of a backend.
+
+    A backend sets `_layers`, `_skipped` and `_engines`, and says how directions become its own
+    (`_directions`) and how gradients and factors are made (`_gradients`, `_factors`). Names, kinds,
+    shapes and options are checked here, and the core plans which engine serves. Nothing but a
+    backend needs this class: any object that keeps to the protocol can be measured.
+
+    Attributes
+    ----------
+    _layers : mapping of str to a backend's layer
+        The layers by name, in the order of the forward pass.
+    _skipped : mapping of str to str
+        The parameters of two or more axes that are no layer, with the reason.
+    _engines : sequence of CurvatureEngine
+        The engines in the order in which the planner asks them.
+    """
+
+    _layers: Mapping[str, LayerT]
+    _skipped: Mapping[str, str]
+    _engines: Sequence[CurvatureEngine[LayerT]]
+
+    @property
+    def _one_by_one(self) -> Sequence[CurvatureEngine[LayerT]]:
+        """The engines that `curvatures` may take; by default the last, which serves any layer."""
+        return self._engines[-1:]
+
+    @abstractmethod
+    def _directions(self, layer: LayerT, u: Any, v: Any) -> tuple[Any, Any]:
+        """Return directions as arrays of the backend, checked."""
+
+    @abstractmethod
+    def _gradients(self, layers: Sequence[LayerT]) -> Sequence[Array]:
+        """Return ``G = ∂L/∂W`` of each layer, shape ``(m, n)``."""
+
+    @abstractmethod
+    def _factors(
+        self, layers: Sequence[LayerT], options: FactorOptions
+    ) -> dict[str, KroneckerFactors]:
+        """Return the Kronecker factors of each layer; the options have been checked."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the problem: numbers of the data, loss, types and versions."""
+
+    @property
+    def curvature_engine(self) -> str:
+        """The engine behind `curvatures`; ``"own"`` where it depends on the layer."""
+        names = {engine.name for engine in self._one_by_one}
+        return names.pop() if len(names) == 1 else OWN_WAY
+
+    def layers(self) -> list[LayerInfo]:
+        """Return the weight matrices in the order of the forward pass."""
+        return [layer.info for layer in self._layers.values()]
+
+    def skipped(self) -> dict[str, str]:
+        """Return the parameters of two or more axes that are no layer, with the reason."""
+        return dict(self._skipped)
+
+    def gradients(self, layers: Sequence[str]) -> dict[str, Any]:
+        """Return ``G = ∂L/∂W`` of shape ``(m, n)`` for each named layer, in one pass.
+
+        Raises
+        ------
+        InputError
+            If a name is not a layer.
+        """
+        located = [self._find(name) for name in layers]
+        found = self._gradients(located)
+        return {layer.info.name: matrix for layer, matrix in zip(located, found, strict=True)}
+
+    def curvatures(self, layer: str, u: Any, v: Any, kind: CurvatureKind = "hessian") -> Any:
+        """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, in one pass.
+
+        Parameters
+        ----------
+        layer : str
+            Name of the layer.
+        u, v : array
+            Shapes ``(m, K)`` and ``(n, K)``.
+        kind : {"hessian", "ggn"}
+            The Hessian of L in this layer's weight, or its generalised Gauss-Newton part.
+
+        Returns
+        -------
+        array
+            Shape ``(K,)``, in the problem's dtype and on its device.
+
+        Raises
+        ------
+        InputError
+            If the layer is unknown, the shapes do not fit it, or the outputs are not told and
+            `kind` needs them.
+        LayerError
+            If there is no way to the layer's curvature, such as a second derivative that the
+            framework lacks.
+        """
+        located = self._find(layer)
+        check_kind(kind)
+        request = CurvatureRequest({located.info.name: self._directions(located, u, v)}, kind)
+        (found,) = curvatures_by(self._one_by_one, [located], request)
+        if isinstance(found, LayerError):
+            raise found
+        return found.values
+
+    def layer_curvatures(
+        self,
+        directions: Mapping[str, tuple[Any, Any]],
+        kind: CurvatureKind = "hessian",
+        *,
+        engine: Engine = "auto",
+        draws: int = 64,
+        done: Collection[str] = (),
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[LayerCurvature | LayerError]:
+        """Yield the curvatures of many layers, computed together.
+
+        Parameters
+        ----------
+        directions : mapping of str to (u, v)
+            By layer, shapes ``(m, K)`` and ``(n, K)``.
+        kind : {"hessian", "ggn"}
+            As in `curvatures`.
+        engine : str
+            ``"auto"`` takes the cheapest engine that is exact for each layer. An engine's name, see
+            `Engine`, makes it compute all layers; not every backend has every engine.
+        draws : int
+            Random draws of ``"monte-carlo"`` for each batch, 2 or more.
+        done : collection of str
+            Layers that are not wanted. Skipping them leaves the others bit-identical.
+        tell : callable, optional
+            Hears, in a few words, what is being computed.
+
+        Yields
+        ------
+        LayerCurvature or LayerError
+            For each layer, as soon as it is computed, in any order.
+
+        Raises
+        ------
+        InputError
+            If a layer or engine is unknown, or the shapes do not fit.
+        """
+        check_kind(kind)
+        self._check_engine(engine)
+        check_draws(draws)
+        given = {name: self._directions(self._find(name), *d) for name, d in directions.items()}
+        options = {"draws": int(draws)}
+        request = CurvatureRequest(given, kind, engine, options, done)
+        if tell is not None:
+            request = replace(request, tell=tell)
+        wanted = [layer for name, layer in self._layers.items() if name in given]
+        return curvatures_by(self._engines, wanted, request)
+
+    def kronecker_factors(
+        self,
+        layers: Sequence[str],
+        *,
+        delta: Delta = "ggn",
+        sharing: Sharing = "expand",
+        draws: int = 16,
+        max_columns: int = 128,
+    ) -> dict[str, KroneckerFactors]:
+        """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
+
+        ``C_A`` is the mean of ``a aᵀ`` over positions and terms, ``C_δ = (1/N) Σ δ δᵀ`` with the
+        un-reduced terms' gradients δ at the layer's outputs; all loss scaling is in ``C_δ``.
+        Memory is O(m² + n²) for each layer, and sums over batches are in float64.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            Names of layers.
+        delta : {"ggn", "fisher-mc", "empirical"}
+            Columns of the root of the loss's Hessian in the outputs; gradients for targets drawn
+            from the model; gradients for the true targets.
+        sharing : {"expand", "reduce"}
+            Positions that share the weight each count, or inputs are averaged and output gradients
+            summed over them first (Theory 4.3; as in KFAC-expand and KFAC-reduce).
+        draws : int
+            Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
+        max_columns : int
+            ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
+            (less one) times positions of the outputs. Beyond it, or where samples of the outputs
+            meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
+            combinations of all of them, with `KroneckerFactors.output_noise` for its standard
+            error.
+
+        Returns
+        -------
+        dict of str to KroneckerFactors
+            Arrays on the problem's device, in float64 where the framework has it enabled.
+
+        Raises
+        ------
+        InputError
+            If a name is no layer, an option is unknown, the outputs are not told, or the loss is
+            not convex in them.
+        LayerError
+            If the operation of a layer hides its inputs and outputs (fused recurrent layers), a
+            factor would be too large, or positions cannot be told from samples.
+        """
+        located = [self._find(name) for name in layers]
+        options = FactorOptions(delta, sharing, draws, max_columns)
+        options.check()
+        return self._factors(located, options)
+
+    def _find(self, name: str) -> LayerT:
+        return find_layer(name, self._layers, self._skipped)
+
+    def _check_engine(self, engine: Any) -> None:
+        """Raise `InputError` for an engine that the backend does not have."""
+        known = ("auto", *(each.name for each in self._engines))
+        if engine not in known:
+            raise InputError(
+                f"engine: {engine!r} is unknown to this backend; choose one of "
+                f"{', '.join(map(repr, known))}."
+            )

@@ -1,0 +1,234 @@
+"""What an engine is: one way to the curvatures of layers, what it is asked, and what it finds."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import array_api_compat
+import numpy as np
+import numpy.typing as npt
+
+from spectral_core.arrays.namespace import Array
+from spectral_core.curvature.certificate import Certificate, Engine, LayerCurvature
+from spectral_core.curvature.problem import CurvatureKind, LayerInfo
+from spectral_core.errors import LayerError
+
+__all__ = [
+    "CurvatureEngine",
+    "CurvatureRequest",
+    "Declined",
+    "HasInfo",
+    "LayerFinding",
+    "LayerT",
+    "only_gauss_newton",
+    "second_order_share",
+]
+
+
+class HasInfo(Protocol):
+    """A layer as a backend knows it."""
+
+    @property
+    def info(self) -> LayerInfo:
+        """Its name, kind and shape."""
+        ...
+
+
+LayerT = TypeVar("LayerT", bound=HasInfo)
+
+
+def _silent(text: str) -> None:
+    """Hear what is being computed, and say nothing."""
+
+
+@dataclass(frozen=True)
+class CurvatureRequest:
+    """Which curvatures are wanted, and how.
+
+    Parameters
+    ----------
+    directions : mapping of str to (u, v)
+        By layer: u has shape ``(m, K)`` and v has shape ``(n, K)``.
+    kind : {"hessian", "ggn"}
+        Which curvature.
+    engine : Engine
+        ``"auto"``, or the name of the engine that must serve.
+    options : mapping of str to object
+        Options of single engines by name, such as ``draws`` of ``"monte-carlo"``. An engine reads
+        its own and leaves the others alone.
+    done : collection of str
+        Layers that are not wanted. Skipping them leaves the others bit-identical.
+    tell : callable
+        Hears in a few words what is being computed.
+    """
+
+    directions: Mapping[str, tuple[Any, Any]]
+    kind: CurvatureKind = "hessian"
+    engine: Engine = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    done: Collection[str] = ()
+    tell: Callable[[str], None] = _silent
+
+    def n_directions(self, layers: Iterable[HasInfo]) -> int:
+        """Return the number of directions of some layers, all together."""
+        return sum(int(self.directions[layer.info.name][0].shape[1]) for layer in layers)
+
+    def todo(self, layers: Iterable[LayerT]) -> list[LayerT]:
+        """Return those of the layers that are not done."""
+        return [layer for layer in layers if layer.info.name not in self.done]
+
+
+@dataclass(frozen=True)
+class LayerFinding:
+    """What an engine found for one layer; `certified` is what the user gets of it.
+
+    Parameters
+    ----------
+    name : str
+        The name of the layer.
+    values : array, shape (K,)
+        The curvatures that were asked for.
+    ggn, derivative : array of shape (K,), or None
+        As in `LayerCurvature`, where the engine found them on the way.
+    standard_error : ndarray of shape (K,), or None
+        The error of the curvatures, where they are estimates.
+    reason, piecewise_linear, second_order, tolerance, predicted_cost, cost
+        As in `Certificate`.
+    """
+
+    name: str
+    values: Any
+    ggn: Any = None
+    derivative: Any = None
+    standard_error: npt.NDArray[np.float64] | None = None
+    reason: str = ""
+    piecewise_linear: bool = False
+    second_order: float = math.nan
+    tolerance: float = math.nan
+    predicted_cost: float = math.nan
+    cost: float = math.nan
+
+    def certified(self, engine: str, kind: CurvatureKind, reason: str = "") -> LayerCurvature:
+        """Return the curvatures with their certificate.
+
+        Parameters
+        ----------
+        engine : str
+            The name of the engine that found them.
+        kind : {"hessian", "ggn"}
+            What was asked for.
+        reason : str
+            Why no earlier engine served. Where there is none, the finding's own reason stands.
+        """
+        certificate = Certificate(
+            engine=engine,
+            piecewise_linear=self.piecewise_linear,
+            reason=reason or self.reason,
+            second_order=self.second_order,
+            tolerance=self.tolerance,
+            predicted_cost=self.predicted_cost,
+            cost=self.cost,
+            standard_error=self.standard_error,
+        )
+        ggn = self.values if kind == "ggn" else self.ggn
+        return LayerCurvature(self.name, self.values, certificate, ggn, self.derivative)
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A layer for which an engine, having run, does not vouch.
+
+    Parameters
+    ----------
+    name : str
+        The name of the layer.
+    reason : str
+        What was seen. The certificate of the engine that takes the layer over cites it.
+    refusal : str
+        What the user is told who asked for this engine by name, as a sentence. Where it is empty,
+        the next engine takes the layer over in this case, too.
+    """
+
+    name: str
+    reason: str
+    refusal: str = ""
+
+
+class CurvatureEngine(ABC, Generic[LayerT]):
+    """One way to the curvatures of layers.
+
+    The planner asks every engine in the order of its backend's list; see `planner`. An engine has
+    no state that a request changes, but for what it remembers to save time.
+
+    Attributes
+    ----------
+    name : str
+        The name in certificates, by which the engine can be asked for.
+    independent : bool
+        Whether neither bits nor price of a layer depend on the layers that run with it. Then the
+        planner decides layer by layer; else on all layers that the engine would take together, and
+        a layer on which an earlier engine failed has a run of its own.
+    on_request : bool
+        Whether the engine serves only where it is asked for by name.
+    """
+
+    name: str
+    independent: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
+
+    def declines(self, layer: LayerT, request: CurvatureRequest) -> str:
+        """Say why the layer's curvature would not be exact, as far as it shows before a run.
+
+        An empty text means that the engine serves. An engine that is asked for by name is not
+        asked this.
+        """
+        return ""
+
+    def price(self, layers: Sequence[LayerT], request: CurvatureRequest) -> float:
+        """Return the price of some layers together, in forward passes of the model.
+
+        Infinity is for what is never chosen as long as something else serves.
+        """
+        return math.inf
+
+    def too_dear(self, request: CurvatureRequest) -> str:
+        """Return what certificates say where the engine was passed over for its price."""
+        return ""
+
+    @abstractmethod
+    def run(
+        self, layers: Sequence[LayerT], request: CurvatureRequest
+    ) -> Iterator[LayerFinding | Declined | LayerError]:
+        """Yield, for each of the layers that is not done, what was found.
+
+        Parameters
+        ----------
+        layers : sequence
+            The layers that run together, those that are done among them.
+        request : CurvatureRequest
+            What is wanted.
+
+        Yields
+        ------
+        LayerFinding, Declined or LayerError
+            The curvatures; or why another engine must take over; or why there are none at all.
+        """
+
+
+def only_gauss_newton(engine: str, kind: CurvatureKind, reason: str) -> str:
+    """Return the refusal of an engine that was asked for by name and gives h^GGN alone."""
+    remedy = " or curvature='ggn'." if kind == "hessian" else "."
+    return (
+        f"engine {engine!r} does not give its {kind} curvature ({reason}); choose engine='auto'"
+        f"{remedy}"
+    )
+
+
+def second_order_share(second_order: Array, ggn: Array) -> float:
+    """Return the largest ``|h − h^GGN| / |h^GGN|``; NaN where an h^GGN is zero."""
+    xp = array_api_compat.array_namespace(second_order, ggn)
+    if not bool(xp.all(ggn != 0)):
+        return math.nan
+    return float(xp.max(xp.abs(second_order / ggn)))
