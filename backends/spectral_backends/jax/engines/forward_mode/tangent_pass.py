@@ -1,0 +1,284 @@
+"""Curvature of any layer from its directions sent forward, with shared adjoints (Theory 5.9).
+
+``h = <D, H D>`` is the second derivative of the loss along ``W + t D``. To second order, an
+equation ``y = f(x)`` behind W adds ``d²f[ẋ, ẋ]`` to what its operands bring, and with
+``λ = ∂L/∂y``::
+
+    h = Σ_e <λ_e, d²f_e[ẋ, ẋ]>
+
+over all equations that bend, those of the loss among them: these alone are ``h^GGN``. The tangents
+ẋ of a direction are one linear pass forward from its layer; the adjoints λ are one pass backward,
+for all layers and directions of a batch; and what the quadratic forms need of the values is
+computed once for each batch and layer.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from spectral_backends.jax.jaxprs.chunks import in_chunks
+from spectral_backends.jax.jaxprs.inner_product import inner_product
+from spectral_backends.jax.jaxprs.interpreter import Site, aval_of, bind, evaluate, walk
+from spectral_backends.jax.jaxprs.nonlinear_equations import CurvedEquation, CurvedEquations
+from spectral_backends.jax.layers.discovery import Layer
+from spectral_backends.jax.objective.compiled import Batch, tallied
+from spectral_backends.jax.objective.objective import Objective
+from spectral_backends.jax.objective.program import Program
+
+__all__ = ["TangentPass", "TangentTotals", "adjoints_at", "curvatures_forward"]
+
+Curved = Mapping[Site, CurvedEquation]
+
+
+@dataclass
+class TangentTotals:
+    """Running sums of one layer over the terms of all batches.
+
+    Parameters
+    ----------
+    values, ggn, derivative : ndarray, shape (K,)
+        Of the second derivative, its Gauss-Newton part (zero where the outputs are not told) and
+        ``<∂l, D_k>``.
+    problem : str
+        Why there are none; empty if there are.
+    work : float
+        Multiply-adds, without the adjoints that all layers share.
+    """
+
+    values: npt.NDArray[np.float64]
+    ggn: npt.NDArray[np.float64]
+    derivative: npt.NDArray[np.float64]
+    problem: str = ""
+    work: float = 0.0
+
+
+class TangentPass:
+    """Sends directions of many layers forward through each batch.
+
+    Parameters
+    ----------
+    objective : Objective
+        The mean loss.
+    layers : sequence of Layer
+        All that may be asked for: adjoints are computed for all, so that which are asked for does
+        not change a bit.
+    directions : mapping of str to (u, v)
+        By layer: shapes ``(m, K)`` and ``(n, K)``.
+    bends : bool
+        Whether to add what the network itself bends: without it, `values` are those of `ggn`.
+    together : callable
+        ``together(batch, layer)`` is the number of directions that go together.
+
+    Attributes
+    ----------
+    shared_work : float
+        Multiply-adds of the adjoints.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        layers: Sequence[Layer],
+        directions: Mapping[str, tuple[Any, Any]],
+        *,
+        bends: bool,
+        together: Callable[[Batch, Layer], int],
+    ) -> None:
+        self._objective, self._directions = objective, directions
+        self._names = [layer.info.name for layer in layers]
+        self._bends, self._together = bends, together
+        self.shared_work = 0.0
+        self._curved: dict[Any, dict[int, dict[Site, CurvedEquation]]] = {}
+        self.totals = {}
+        for name in self._names:
+            values, ggn, derivative = np.zeros((3, directions[name][0].shape[1]))
+            self.totals[name] = TangentTotals(values, ggn, derivative)
+
+    def run(self, wanted: Collection[str], tell: Callable[[str], None]) -> None:
+        """Go through the data once for some of the layers; `tell` hears what is being computed."""
+        for batch, terms in self._objective.weighted():
+            layers = [batch.program.layers[name] for name in self._names]
+            try:
+                with tallied() as tally:
+                    curved = self._curved_of(batch, layers)
+                    adjoints = self._adjoints(batch, curved)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                for total in self.totals.values():
+                    total.problem = total.problem or _sentence(error)
+                return
+            self.shared_work += tally.work
+            for layer in layers:
+                total = self.totals[layer.info.name]
+                if layer.info.name in wanted and not total.problem:
+                    tell(f"{layer.info.name}, batch {batch.index + 1}")
+                    self._add(batch, layer, curved[layer.parameter], adjoints, terms.scale, total)
+
+    def _add(
+        self,
+        batch: Batch,
+        layer: Layer,
+        curved: Curved,
+        adjoints: Mapping[Site, Any],
+        scale: float,
+        total: TangentTotals,
+    ) -> None:
+        u, v = self._directions[layer.info.name]
+        chunk = self._together(batch, layer)
+        key = ("tangents", self._bends, layer.family, u.shape[1], chunk)
+        run = self._objective.cache.compiled(
+            batch, key, lambda: curvatures_forward(batch.program, layer, curved, chunk)
+        )
+        own = {site: adjoints[site] for site in curved}
+        try:
+            with tallied() as tally:
+                found = run(batch.values, batch.leaves, layer.starts, u, v, own)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            total.problem = _sentence(error)
+            return
+        total.work += tally.work
+        h, ggn, derivative = (scale * np.asarray(each, np.float64) for each in found)
+        total.values += h
+        total.ggn += ggn
+        total.derivative += derivative
+
+    def _curved_of(
+        self, batch: Batch, layers: Sequence[Layer]
+    ) -> dict[int, dict[Site, CurvedEquation]]:
+        """Return the equations that bend, by the parameter that moves."""
+        if batch.key not in self._curved:
+            parameters = {layer.parameter for layer in layers}
+            equations = CurvedEquations(batch.program.model)
+            self._curved[batch.key] = {
+                parameter: equations.of(parameter) if self._bends else {}
+                for parameter in parameters
+            }
+        return self._curved[batch.key]
+
+    def _adjoints(self, batch: Batch, curved: Mapping[int, Curved]) -> dict[Site, Any]:
+        sites = {site: found for each in curved.values() for site, found in each.items()}
+        if not sites:
+            return {}
+        key = ("adjoints", *sorted(sites))
+        run = self._objective.cache.compiled(batch, key, lambda: adjoints_at(batch.program, sites))
+        adjoints: dict[Site, Any] = run(batch.values, batch.leaves)
+        return adjoints
+
+
+def adjoints_at(program: Program, sites: Curved) -> Callable[..., dict[Site, Any]]:
+    """Return a function of parameters and batch: ``∂L/∂y`` of the results of some equations.
+
+    A zero is added to each result, and the loss differentiated in it.
+    """
+
+    def tap(equation: Any, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], None]:
+        zeros = iter(fed)
+        results = bind(equation, operands)
+        return [y + next(zeros) if _is_real(y) else y for y in results], None
+
+    def run(values: Sequence[Any], batch: Sequence[Any]) -> dict[Site, Any]:
+        def loss(feeds: dict[Site, Any]) -> Any:
+            taps = dict.fromkeys(sites, tap)
+            outputs, _ = evaluate(program.model, [*values, *batch], taps, feeds)
+            return outputs[0] if program.forward is None else program.loss_of(outputs, batch)
+
+        adjoints: dict[Site, Any] = jax.grad(loss)(_zeros(program, sites))
+        return adjoints
+
+    return run
+
+
+def curvatures_forward(
+    program: Program, layer: Layer, curved: Curved, chunk: int
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """Return a function that evaluates the quadratic forms of one batch.
+
+    Parameters
+    ----------
+    program : Program
+        Of batches of one shape.
+    layer : Layer
+        Any member of a family: which one is an argument of the function.
+    curved : mapping of site to CurvedEquation
+        The equations of the model that bend as the layer's parameter moves.
+    chunk : int
+        Directions that go together.
+
+    Returns
+    -------
+    callable
+        ``(parameters, batch, starts, u, v, adjoints)`` with u ``(m, K)`` and v ``(n, K)`` returns
+        three arrays ``(K,)`` of the batch's loss: the second derivative, its Gauss-Newton part
+        (zero without `Program.forward`) and the first.
+    """
+    place, view = layer.parameter, layer.family.view
+
+    def keep(equation: Any, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], Any]:
+        return bind(equation, operands), list(operands)
+
+    def run(
+        values: Sequence[Any], batch: Sequence[Any], starts: Any, u: Any, v: Any, adjoints: Any
+    ) -> tuple[Any, Any, Any]:
+        def model(weight: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+            inputs = [*values[:place], weight, *values[place + 1 :], *batch]
+            outputs, kept = evaluate(program.model, inputs, dict.fromkeys(curved, keep))
+            moving = {s: [kept[s][i] for i in found.moving] for s, found in curved.items()}
+            return ([z for z in outputs if _is_real(z)], moving), (outputs, kept)
+
+        (reals, _), push, (outputs, kept) = jax.linearize(model, values[place], has_aux=True)
+        forms = {s: found.form(kept[s], adjoints[s]) for s, found in curved.items()}
+        slope, bent = _of_the_loss(program, reals, outputs, batch)
+
+        def along(pair: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+            forth, tangents = push(view.embed(jnp.outer(*pair), starts))
+            ggn = sum(map(inner_product, forth, bent(forth)))
+            h = ggn + sum(form(tangents[site]) for site, form in forms.items())
+            return h, ggn, sum(map(inner_product, forth, slope))
+
+        found: tuple[Any, Any, Any] = in_chunks(along, (u.T, v.T), chunk)
+        return found
+
+    return run
+
+
+def _of_the_loss(
+    program: Program, reals: list[Any], outputs: list[Any], batch: Sequence[Any]
+) -> tuple[list[Any], Callable[[list[Any]], list[Any]]]:
+    """Return gradient and Hessian of the loss in the outputs, the latter as a linear map."""
+    if program.forward is None:  # the only output is the loss
+        return [jnp.ones_like(z) for z in reals], lambda z: [jnp.zeros_like(each) for each in z]
+
+    def loss(moved: list[Any]) -> Any:
+        each = iter(moved)
+        whole = [next(each) if _is_real(z) else z for z in outputs]
+        return program.loss_of(whole, batch)
+
+    slope, bent = jax.linearize(jax.grad(loss), reals)
+    return slope, bent
+
+
+def _zeros(program: Program, sites: Curved) -> dict[Site, Any]:
+    """Return a zero for each real result, with the iterations of the scans around it in front."""
+    equations = dict(walk(program.model))
+    zeros = {}
+    for site, found in sites.items():
+        around = [equations[site[:i]] for i in range(1, len(site))]
+        lengths = [e.params["length"] for e in around if e.primitive.name == "scan"]
+        avals = map(aval_of, found.equation.outvars)
+        zeros[site] = [
+            jnp.zeros((*lengths, *aval.shape), aval.dtype) for aval in avals if _is_real(aval)
+        ]
+    return zeros
+
+
+def _is_real(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"directions cannot be sent forward: {lines[0]}"
