@@ -45,10 +45,13 @@ class BaseProblem(ABC, Generic[LayerT]):
     _skipped: Mapping[str, str]
     _engines: Sequence[CurvatureEngine[LayerT]]
 
-    @property
-    def _one_by_one(self) -> Sequence[CurvatureEngine[LayerT]]:
-        """The engines that `curvatures` may take; by default the last, which serves any layer."""
-        return self._engines[-1:]
+    def _engines_for(self, kind: CurvatureKind) -> Sequence[CurvatureEngine[LayerT]]:
+        """Return the engines for a kind of curvature; by default all."""
+        return self._engines
+
+    def _one_by_one(self, kind: CurvatureKind) -> Sequence[CurvatureEngine[LayerT]]:
+        """Return the engines that `curvatures` may take; by default the last, which serves all."""
+        return self._engines_for(kind)[-1:]
 
     @abstractmethod
     def _directions(self, layer: LayerT, u: Any, v: Any) -> tuple[Any, Any]:
@@ -71,7 +74,7 @@ class BaseProblem(ABC, Generic[LayerT]):
     @property
     def curvature_engine(self) -> str:
         """The engine behind `curvatures`; ``"own"`` where it depends on the layer."""
-        names = {engine.name for engine in self._one_by_one}
+        names = {engine.name for engine in self._one_by_one("hessian")}
         return names.pop() if len(names) == 1 else OWN_WAY
 
     def layers(self) -> list[LayerInfo]:
@@ -123,7 +126,7 @@ class BaseProblem(ABC, Generic[LayerT]):
         located = self._find(layer)
         check_kind(kind)
         request = CurvatureRequest({located.info.name: self._directions(located, u, v)}, kind)
-        (found,) = curvatures_by(self._one_by_one, [located], request)
+        (found,) = curvatures_by(self._one_by_one(kind), [located], request)
         if isinstance(found, LayerError):
             raise found
         return found.values
@@ -175,7 +178,7 @@ class BaseProblem(ABC, Generic[LayerT]):
         if tell is not None:
             request = replace(request, tell=tell)
         wanted = [layer for name, layer in self._layers.items() if name in given]
-        return curvatures_by(self._engines, wanted, request)
+        return curvatures_by(self._engines_for(kind), wanted, request)
 
     def kronecker_factors(
         self,
@@ -223,7 +226,8 @@ class BaseProblem(ABC, Generic[LayerT]):
             not convex in them.
         LayerError
             If the operation of a layer hides its inputs and outputs (fused recurrent layers), a
-            factor would be too large, or positions cannot be told from samples.
+            factor would be too large, positions cannot be told from samples, or the problem was
+            not given what `delta` needs.
         """
         located = [self._find(name) for name in layers]
         options = FactorOptions(delta, sharing, draws, max_columns)

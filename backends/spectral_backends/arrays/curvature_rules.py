@@ -13,7 +13,15 @@ from spectral_core.arrays.namespace import Array
 from spectral_core.arrays.plain import plain
 from spectral_core.errors import InputError, LayerError
 
-__all__ = ["AlongFunction", "CurvatureRule", "Found", "ProductFunction", "RowsFunction", "called"]
+__all__ = [
+    "AlongFunction",
+    "CurvatureRule",
+    "Found",
+    "NoGaussNewton",
+    "ProductFunction",
+    "RowsFunction",
+    "called",
+]
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,22 @@ class RowsFunction:
     def finish(self, place: Place, means: Array) -> Found:
         """Return them as they are."""
         return Found(means[0, :])
+
+
+class NoGaussNewton:
+    """What stands where there is no way to ``h^GGN``."""
+
+    name = "ggn"
+
+    def batch_values(self, place: Place, u: Array, v: Array, batch: Any) -> Array:
+        """Refuse, with the remedy."""
+        raise LayerError(
+            place.info.name, "no Gauss-Newton curvature without ggn= or rows=; pass one."
+        )
+
+    def finish(self, place: Place, means: Array) -> Found:
+        """Return them as they are."""
+        return Found(means)
 
 
 def called(function: Callable[..., Any], arguments: tuple[Any, ...], batch: Any) -> Any:

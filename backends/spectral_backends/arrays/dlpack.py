@@ -8,7 +8,7 @@ import array_api_compat
 
 from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.arrays.plain import plain
-from spectral_core.curvature.certificate import Engine, LayerCurvature
+from spectral_core.curvature.certificate import Engine, LayerCurvature, way_of
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
@@ -68,6 +68,11 @@ class _ThroughDLPack:
                 f"like: is on {device_of(like)}, and the problem's arrays on {device}; put both on "
                 "one device, as nothing is copied."
             )
+
+    @property
+    def curvature_engine(self) -> str:
+        """What the problem calls its way to `curvatures`."""
+        return way_of(self._problem)
 
     def layers(self) -> Sequence[LayerInfo]:
         """Return those of the problem."""

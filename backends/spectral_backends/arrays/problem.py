@@ -1,6 +1,7 @@
 """`CurvatureProblem` for arrays: a gradient function, its parameters and its data."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import array_api_compat
@@ -9,7 +10,7 @@ from spectral_backends.arrays.complex_step import ComplexStep, random_direction
 from spectral_backends.arrays.curvature_rules import (
     AlongFunction,
     CurvatureRule,
-    Found,
+    NoGaussNewton,
     ProductFunction,
     RowsFunction,
     called,
@@ -28,20 +29,16 @@ from spectral_backends.arrays.differences import (
     disagreement,
     norm,
 )
-from spectral_backends.arrays.gradient_function import GradientFunction
+from spectral_backends.arrays.gradient_function import GradientFunction, Params
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.places import Matrices, Place, find_places
 from spectral_backends.arrays.rows import Rows, RowSums
-from spectral_core.arrays.namespace import Array, floating, to_numpy
-from spectral_core.curvature.argument_checks import check_direction_shapes, check_kind, find_layer
-from spectral_core.curvature.certificate import Certificate, Engine, LayerCurvature
-from spectral_core.curvature.problem import (
-    CurvatureKind,
-    Delta,
-    KroneckerFactors,
-    LayerInfo,
-    Sharing,
-)
+from spectral_backends.arrays.rule_engine import RuleEngine
+from spectral_core.arrays.namespace import Array, floating
+from spectral_core.curvature.argument_checks import check_direction_shapes
+from spectral_core.curvature.base_problem import BaseProblem
+from spectral_core.curvature.factor_options import FactorOptions
+from spectral_core.curvature.problem import CurvatureKind, KroneckerFactors
 from spectral_core.errors import InputError, LayerError
 
 __all__ = ["CurvatureProblem"]
@@ -49,7 +46,7 @@ __all__ = ["CurvatureProblem"]
 Method = Literal["auto", "complex-step", "differences"]
 
 
-class CurvatureProblem:
+class CurvatureProblem(BaseProblem[Place]):
     """A mean loss over batches, known by a gradient function in array operations (Theory 1).
 
     Curvatures come from the best that there is: `curvature` or `hvp`, exact functions of yours; or
@@ -126,32 +123,24 @@ class CurvatureProblem:
     ) -> None:
         self._xp, self._params = _private(params, self.library)
         _check_options(method, tolerance, gradient)
-        self._places, self._skipped = find_places(self._params, matrices)
+        self._layers, self._skipped = find_places(self._params, matrices)
         self._data = DataPass(batches, weight)
         self._gradient = GradientFunction(gradient, self._params)
         self._rows, self._check, self._method = rows, check, method
         self._probed = self._data.first()
         self._check_data()
         self._gradient.first_call(self._probed)
-        self._gradients, self._n_terms, self._n_batches = gradient_totals(
+        self._means, self._n_terms, self._n_batches = gradient_totals(
             self._gradient, self._params, self._data, check
         )
         if check and self._n_batches > 1:
             check_halves(self._gradient, self._params, self._data, self._probed)
-        self._complex = ComplexStep(self._gradient, self._params)
-        self._differences = Differences(self._gradient, self._params, tolerance)
         self._given = _given_rule(curvature, hvp)
-        self._ggn = AlongFunction("ggn", ggn) if ggn else RowsFunction(rows) if rows else None
+        self._by_kind: dict[CurvatureKind, list[RuleEngine]] = {
+            "hessian": self._hessian_engines(tolerance),
+            "ggn": [RuleEngine(_ggn_rule(ggn, rows), self._data, self._means)],
+        }
         self._loss = None if loss is None else self._mean_loss(loss)
-        self._chosen: dict[str, tuple[CurvatureRule, str]] = {}
-
-    def layers(self) -> list[LayerInfo]:
-        """Return the weight matrices in the order of the parameters."""
-        return [place.info for place in self._places.values()]
-
-    def skipped(self) -> dict[str, str]:
-        """Return the parameters of two or more axes that are no layer, with the reason."""
-        return dict(self._skipped)
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the problem: its numbers, types and versions."""
@@ -164,212 +153,56 @@ class CurvatureProblem:
             "device": str(array_api_compat.device(some)),
             "seed": None,
             "loss": self._loss,
-            "gradient_norm": sum(norm(self._xp, g) ** 2 for g in self._gradients.values()) ** 0.5,
+            "gradient_norm": sum(norm(self._xp, g) ** 2 for g in self._means.values()) ** 0.5,
             "n_terms": self._n_terms if self._data.weighted else None,
             "n_batches": self._n_batches,
             "curvature": self._given.name if self._given else self._method,
         }
 
-    def gradients(self, layers: Sequence[str]) -> dict[str, Array]:
-        """Return ``G = ∂L/∂W`` of shape ``(m, n)`` for each named layer.
+    def _gradients(self, layers: Sequence[Place]) -> list[Array]:
+        return [place.matrix(self._means[place.parameter]) for place in layers]
 
-        Raises
-        ------
-        InputError
-            If a name is not a layer.
-        """
-        places = [self._find(name) for name in layers]
-        return {p.info.name: p.matrix(self._gradients[p.parameter]) for p in places}
-
-    def curvatures(self, layer: str, u: Array, v: Array, kind: CurvatureKind = "hessian") -> Array:
-        """Return ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, shape (K,).
-
-        Raises
-        ------
-        InputError
-            If the layer is unknown or the shapes do not fit it.
-        LayerError
-            If there is no way to the curvature, or it is not finite, or differences are too coarse.
-        """
-        return self._measured(layer, u, v, kind)[0].values
-
-    def layer_curvatures(
-        self,
-        directions: Mapping[str, tuple[Array, Array]],
-        kind: CurvatureKind = "hessian",
-        *,
-        engine: Engine = "auto",
-        draws: int = 64,
-        done: Collection[str] = (),
-        tell: Callable[[str], None] | None = None,
-    ) -> Iterator[LayerCurvature | LayerError]:
-        """Yield the curvatures of each layer with its certificate.
-
-        Parameters
-        ----------
-        directions : mapping of str to (u, v)
-            By layer, shapes ``(m, K)`` and ``(n, K)``.
-        kind : {"hessian", "ggn"}
-            As in `curvatures`.
-        engine : {"auto"}
-            The engines are those of automatic differentiation; here the ways are as said above.
-        draws : int
-            Of no use here.
-        done : collection of str
-            Layers that are not wanted.
-        tell : callable, optional
-            Is told which layer is being computed.
-
-        Raises
-        ------
-        InputError
-            If another engine is asked for, a layer is unknown or shapes do not fit.
-        """
-        if engine != "auto":
-            raise InputError(
-                f"engine: {engine!r} is one of automatic differentiation; a problem of arrays "
-                "takes 'auto', and its own method='complex-step' or 'differences'."
-            )
-        for name, (u, v) in directions.items():
-            if name in done:
-                continue
-            if tell is not None:
-                tell(name)
-            try:
-                found, rule, reason = self._measured(name, u, v, kind)
-            except LayerError as error:
-                yield error
-                continue
-            derivative, remark = self._derivative(name, u, v, found)
-            certificate = Certificate(
-                rule,
-                reason=reason or remark,
-                standard_error=None if found.error is None else to_numpy(found.error),
-            )
-            ggn = found.values if kind == "ggn" else None
-            yield LayerCurvature(name, found.values, certificate, ggn, derivative)
-
-    def kronecker_factors(
-        self, layers: Sequence[str], *, delta: Delta = "ggn", sharing: Sharing = "expand"
+    def _factors(
+        self, layers: Sequence[Place], options: FactorOptions
     ) -> dict[str, KroneckerFactors]:
-        """Return ``C_δ`` and ``C_A`` of each named layer, from `rows` (Theory 4).
-
-        Raises
-        ------
-        InputError
-            If a name is no layer, or an option is unknown.
-        LayerError
-            If there is no `rows`, or it lacks what `delta` needs.
-        """
-        places = [self._find(name) for name in layers]
-        sums = {p.info.name: RowSums(p.info.name, delta, sharing) for p in places}
+        """Return the factors from `rows`, which are exact."""
         if self._rows is None:
-            name = places[0].info.name
-            raise LayerError(name, "no Kronecker factors without rows=; see `Rows`.")
+            raise LayerError(layers[0].info.name, "no Kronecker factors without rows=; see `Rows`.")
+        sums = {p.info.name: RowSums(p.info.name, options.delta, options.sharing) for p in layers}
         for batch, _ in self._data:
-            for place in places:
+            for place in layers:
                 rows = called(self._rows, (place.info.name,), batch)
                 _check_rows(place, rows)
                 sums[place.info.name].add(rows)
         return {name: total.factors() for name, total in sums.items()}
 
-    def _measured(self, layer: str, u: Array, v: Array, kind: str) -> tuple[Found, str, str]:
-        """Return what a rule found, the rule's name, and why no better one was taken."""
-        place = self._find(layer)
-        check_kind(kind)
-        u, v = self._directions(place, u, v)
-        rule, reason = self._rule(place) if kind == "hessian" else (self._ggn_rule(place), "")
-        count, totals = 0.0, None
-        for batch, terms in self._data:
-            values = terms * rule.batch_values(place, u, v, batch)
-            totals = values if totals is None else totals + values
-            count += terms
-        assert totals is not None
-        try:
-            found = rule.finish(place, totals / count)
-        except LayerError as error:
-            raise LayerError(layer, f"{error.reason} {reason}".rstrip()) from error
-        if not bool(self._xp.all(self._xp.isfinite(found.values))):
-            raise LayerError(
-                layer,
-                f"{rule.name} gives NaN or infinite curvatures; look for an overflow, a division "
-                "by zero or a square root at zero behind this layer.",
+    def _engines_for(self, kind: CurvatureKind) -> Sequence[RuleEngine]:
+        return self._by_kind[kind]
+
+    def _one_by_one(self, kind: CurvatureKind) -> Sequence[RuleEngine]:
+        return self._by_kind[kind]
+
+    def _check_engine(self, engine: Any) -> None:
+        if engine != "auto":
+            raise InputError(
+                f"engine: {engine!r} is one of automatic differentiation; a problem of arrays "
+                "takes 'auto', and its own method='complex-step' or 'differences'."
             )
-        return found, rule.name, reason
 
-    def _derivative(self, layer: str, u: Array, v: Array, found: Found) -> tuple[Any, str]:
-        """Return the derivatives along the directions, or a remark where they are rounding."""
-        if found.derivative is None:
-            return None, ""
-        xp, gradient = self._xp, self.gradients([layer])[layer]
-        wanted = xp.sum(u * (gradient @ v), axis=0)
-        largest = float(xp.max(xp.abs(wanted)))
-        off = float(xp.max(xp.abs(found.derivative - wanted)))
-        if off <= 0.5 * float(xp.finfo(gradient.dtype).eps) ** 0.5 * largest:
-            return found.derivative, ""
-        return None, (
-            f"derivatives along D_k differ by {off / largest:.1g} σ_1 from those of the real "
-            "gradient, which is left over from a cancellation and has no more digits"
-        )
-
-    def _rule(self, place: Place) -> tuple[CurvatureRule, str]:
-        if place.info.name not in self._chosen:
-            self._chosen[place.info.name] = self._choose(place)
-        return self._chosen[place.info.name]
-
-    def _choose(self, place: Place) -> tuple[CurvatureRule, str]:
-        """Return the best rule for a layer, and why it is no better one."""
-        name = place.info.name
+    def _hessian_engines(self, tolerance: float) -> list[RuleEngine]:
+        """Return the user's function; else the complex step and differences, as asked for."""
+        data, means = self._data, self._means
         if self._given is not None:
-            if self._check:
-                self._check_given(place, self._given)
-            return self._given, ""
-        reason = ""
-        if self._method != "differences":
-            reason = self._complex.why_not(place, self._probed)
-            if not reason:
-                return self._complex, ""
-            if self._method == "complex-step":
-                raise LayerError(name, reason)
-        dtype = self._params[place.parameter].dtype
-        if self._xp.finfo(dtype).bits != 64:
-            raise LayerError(
-                name,
-                f"{f'{reason} And differences' if reason else 'differences'} of gradients in "
-                f"{dtype} say nothing of curvature (half of it came out negative where this was "
-                "tried); convert parameters and data to float64.",
-            )
-        return self._differences, reason
-
-    def _ggn_rule(self, place: Place) -> CurvatureRule:
-        if self._ggn is None:
-            raise LayerError(
-                place.info.name, "no Gauss-Newton curvature without ggn= or rows=; pass one."
-            )
-        return self._ggn
-
-    def _check_given(self, place: Place, rule: AlongFunction | ProductFunction) -> None:
-        """Hold the user's function against differences of the user's gradient."""
-        xp, (m, n) = self._xp, place.info.shape
-        like = self._params[place.parameter]
-        if isinstance(rule, ProductFunction):
-            matrix = random_direction(xp, like, m, n)
-            value = rule.product(place, matrix, self._probed)
-        else:
-            u, v = random_direction(xp, like, m, 1), random_direction(xp, like, n, 1)
-            matrix = u @ xp.matrix_transpose(v)
-            value = rule.batch_values(place, u, v, self._probed)
-        changes = directional_changes(self._gradient, self._params, place, matrix, self._probed)
-        if isinstance(rule, AlongFunction):
-            changes = [c.along(matrix) for c in changes]
-        found = disagreement(xp, value, changes)
-        if not found <= check_tolerance(float(xp.finfo(matrix.dtype).eps)):
-            raise LayerError(
-                place.info.name,
-                f"{rule.name} along a random direction is off by {found:.2g} from differences of "
-                "gradient: both must be of the batch's mean loss, in the layer's orientation. Pass "
-                "check=False if it is the gradient that is wrong.",
-            )
+            test = partial(_why_not_given, self._given, self._gradient, self._params, self._probed)
+            return [RuleEngine(self._given, data, means, test if self._check else None)]
+        step = ComplexStep(self._gradient, self._params)
+        analytic = RuleEngine(step, data, means, partial(step.why_not, batch=self._probed))
+        if self._method == "complex-step":
+            return [analytic]
+        before = [analytic] if self._method == "auto" else []
+        rule = Differences(self._gradient, self._params, tolerance)
+        why_not = partial(_why_no_differences, self._params)
+        return [*before, RuleEngine(rule, data, means, why_not, *before)]
 
     def _mean_loss(self, loss: Callable[..., Array]) -> float:
         count = total = 0.0
@@ -383,9 +216,6 @@ class CurvatureProblem:
         for name, array in self._params.items():
             check_nan(array, f"params: {name!r}")
         check_batch(0, self._probed)
-
-    def _find(self, name: str) -> Place:
-        return find_layer(name, self._places, self._skipped)
 
     def _directions(self, place: Place, u: Array, v: Array) -> tuple[Array, Array]:
         _, (u, v) = floating(u=u, v=v)
@@ -424,6 +254,52 @@ def _given_rule(
     if curvature is not None:
         return AlongFunction("curvature", curvature)
     return None if hvp is None else ProductFunction(hvp)
+
+
+def _ggn_rule(ggn: Callable[..., Array] | None, rows: Callable[..., Rows] | None) -> CurvatureRule:
+    if ggn is not None:
+        return AlongFunction("ggn", ggn)
+    return NoGaussNewton() if rows is None else RowsFunction(rows)
+
+
+def _why_not_given(
+    rule: AlongFunction | ProductFunction,
+    gradient: GradientFunction,
+    params: Params,
+    batch: Any,
+    place: Place,
+) -> str:
+    """Say by how much the user's function is off from differences of the user's gradient."""
+    like, (m, n) = params[place.parameter], place.info.shape
+    xp = array_api_compat.array_namespace(like)
+    if isinstance(rule, ProductFunction):
+        matrix = random_direction(xp, like, m, n)
+        value = rule.product(place, matrix, batch)
+    else:
+        u, v = random_direction(xp, like, m, 1), random_direction(xp, like, n, 1)
+        matrix = u @ xp.matrix_transpose(v)
+        value = rule.batch_values(place, u, v, batch)
+    changes = directional_changes(gradient, params, place, matrix, batch)
+    if isinstance(rule, AlongFunction):
+        changes = [c.along(matrix) for c in changes]
+    found = disagreement(xp, value, changes)
+    if found <= check_tolerance(float(xp.finfo(matrix.dtype).eps)):
+        return ""
+    return (
+        f"{rule.name} along a random direction is off by {found:.2g} from differences of "
+        "gradient: both must be of the batch's mean loss, in the layer's orientation. Pass "
+        "check=False if it is the gradient that is wrong."
+    )
+
+
+def _why_no_differences(params: Params, place: Place) -> str:
+    dtype = params[place.parameter].dtype
+    if array_api_compat.array_namespace(params[place.parameter]).finfo(dtype).bits == 64:
+        return ""
+    return (
+        f"differences of gradients in {dtype} say nothing of curvature (half of it came out "
+        "negative where this was tried); convert parameters and data to float64."
+    )
 
 
 def _check_options(method: str, tolerance: float, gradient: Any) -> None:

@@ -1,7 +1,7 @@
 """A problem of recorded arrays: gradients, inputs and output gradients, and no function at all."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_compat
 
@@ -43,6 +43,8 @@ class RecordedProblem:
     InputError
         If a layer has no gradient, shapes do not fit, or the two gradients differ.
     """
+
+    curvature_engine: ClassVar[str] = "rows"
 
     def __init__(
         self,

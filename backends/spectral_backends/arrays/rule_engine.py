@@ -1,0 +1,123 @@
+"""The engine of a curvature rule: summed over the data, held against the gradient."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import array_api_compat
+
+from spectral_backends.arrays.curvature_rules import CurvatureRule, Found
+from spectral_backends.arrays.data_pass import DataPass
+from spectral_backends.arrays.gradient_function import Params
+from spectral_backends.arrays.places import Place
+from spectral_core.arrays.namespace import Array, to_numpy
+from spectral_core.curvature.engine import CurvatureEngine, CurvatureRequest, LayerFinding
+from spectral_core.errors import LayerError
+
+__all__ = ["RuleEngine"]
+
+
+class RuleEngine(CurvatureEngine[Place]):
+    """Computes one layer after the other by a rule, if that stands its test.
+
+    Parameters
+    ----------
+    rule : CurvatureRule
+        The rule; the engine has its name.
+    data : DataPass
+        What it is summed over.
+    gradients : mapping of str to array
+        Of the mean loss, by parameter.
+    why_not : callable, optional
+        Returns why the rule does not serve for a layer, or nothing. It is asked once a layer.
+    better : RuleEngine, optional
+        The engine that is asked before: an error says why that does not serve.
+    """
+
+    independent = True
+
+    def __init__(
+        self,
+        rule: CurvatureRule,
+        data: DataPass,
+        gradients: Params,
+        why_not: Callable[[Place], str] | None = None,
+        better: "RuleEngine | None" = None,
+    ) -> None:
+        self.name = rule.name
+        self._rule, self._data, self._gradients = rule, data, gradients
+        self._why_not, self._better = why_not, better
+        self._known: dict[str, str] = {}
+
+    def declines(self, layer: Place, request: CurvatureRequest) -> str:
+        """Return why the rule does not serve for the layer."""
+        return self.refusal(layer)
+
+    def refusal(self, place: Place) -> str:
+        """Return why the rule does not serve for a layer, or nothing."""
+        name = place.info.name
+        if name not in self._known:
+            try:
+                self._known[name] = self._why_not(place) if self._why_not else ""
+            except LayerError as error:
+                self._known[name] = error.reason
+        return self._known[name]
+
+    def run(
+        self, layers: Sequence[Place], request: CurvatureRequest
+    ) -> Iterator[LayerFinding | LayerError]:
+        """Yield the curvatures of one layer after the other."""
+        for place in request.todo(layers):
+            request.tell(place.info.name)
+            u, v = request.directions[place.info.name]
+            try:
+                found = self._found(place, u, v)
+            except LayerError as error:
+                yield error
+                continue
+            derivative, remark = self._derivative(place, u, v, found)
+            error_estimate = None if found.error is None else to_numpy(found.error)
+            yield LayerFinding(
+                place.info.name,
+                found.values,
+                derivative=derivative,
+                reason=remark,
+                standard_error=error_estimate,
+            )
+
+    def _found(self, place: Place, u: Array, v: Array) -> Found:
+        """Return what the rule makes of its means over all terms."""
+        count, totals = 0.0, None
+        for batch, terms in self._data:
+            values = terms * self._rule.batch_values(place, u, v, batch)
+            totals = values if totals is None else totals + values
+            count += terms
+        assert totals is not None
+        try:
+            found = self._rule.finish(place, totals / count)
+        except LayerError as error:
+            before = self._better.refusal(place) if self._better else ""
+            raise LayerError(place.info.name, f"{error.reason} {before}".rstrip()) from error
+        xp = array_api_compat.array_namespace(found.values)
+        if not bool(xp.all(xp.isfinite(found.values))):
+            raise LayerError(
+                place.info.name,
+                f"{self.name} gives NaN or infinite curvatures; look for an overflow, a division "
+                "by zero or a square root at zero behind this layer.",
+            )
+        return found
+
+    def _derivative(self, place: Place, u: Array, v: Array, found: Found) -> tuple[Any, str]:
+        """Return the derivatives along the directions, or a remark where they are rounding."""
+        if found.derivative is None:
+            return None, ""
+        gradient = place.matrix(self._gradients[place.parameter])
+        xp = array_api_compat.array_namespace(gradient)
+        wanted = xp.sum(u * (gradient @ v), axis=0)
+        largest = float(xp.max(xp.abs(wanted)))
+        off = float(xp.max(xp.abs(found.derivative - wanted)))
+        if off <= 0.5 * float(xp.finfo(gradient.dtype).eps) ** 0.5 * largest:
+            return found.derivative, ""
+        return None, (
+            f"derivatives along D_k differ by {off / largest:.1g} σ_1 from those of the real "
+            "gradient, which is left over from a cancellation and has no more digits"
+        )
