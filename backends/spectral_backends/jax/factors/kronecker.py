@@ -35,11 +35,10 @@ def kronecker_factors(
     Raises
     ------
     InputError
-        If an option is unknown, or the loss has no root in the outputs.
+        If the loss has no root in the outputs.
     LayerError
         If a layer has no factors.
     """
-    options.check()
     for layer in layers:
         check_factor_size(layer.info)
     totals = {layer.info.name: _Totals(layer) for layer in layers}
