@@ -116,8 +116,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         self._objective = Objective(loss_fn, self._parameters, batches, weight, reduction, seed)
         first = self._objective.first()
         self._objective.check_differentiable(first)
-        each = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
-        self._memory_budget = each * (1 if first.placement is None else first.placement.shares)
+        budget = memory_budget or 2 ** (23 if self._device.platform == "cpu" else 30)
+        budget *= 1 if first.placement is None else first.placement.shares
         if check_deterministic:
             refuse_batch_statistics(loss_fn, self._parameters, first)
         self._objective.evaluate(check=check_deterministic)
@@ -125,9 +125,8 @@ class CurvatureProblem(BaseProblem[Layer]):
             told = narrowed(str(self._parameters.dtype), str(self._objective.precision))
             warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._layers, self._skipped = first.program.found
-        setting = Setting(self._objective, first.program, chunk_size, self._memory_budget)
-        self._tells_outputs = setting.tells_outputs
-        self._engines = [engine(setting) for engine in ENGINES]
+        self._setting = Setting(self._objective, first.program, chunk_size, budget)
+        self._engines = [engine(self._setting) for engine in ENGINES]
         self._others = OtherData(
             find_board(),
             partial(identity_of, self._parameters.values),
@@ -205,7 +204,7 @@ class CurvatureProblem(BaseProblem[Layer]):
     def _factors(
         self, layers: Sequence[Layer], options: FactorOptions
     ) -> dict[str, KroneckerFactors]:
-        return kronecker_factors(self._objective, layers, options, self._memory_budget)
+        return kronecker_factors(self._objective, layers, options, self._setting.memory_budget)
 
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[jax.Array, jax.Array]:
         given = (plain(f"layer {layer.info.name!r}: a direction", d) for d in (u, v))
@@ -216,7 +215,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         return (u, v) if placement is None else (placement.everywhere(u), placement.everywhere(v))
 
     def _engines_for(self, kind: CurvatureKind) -> Sequence[CurvatureEngine[Layer]]:
-        if kind == "ggn" and not self._tells_outputs:
+        if kind == "ggn" and not self._setting.tells_outputs:
             raise InputError(
                 "curvature 'ggn' needs to know the model's outputs, which loss_fn(params, batch) "
                 "does not tell; pass the pair (forward, loss) with forward(params, *inputs) and "
