@@ -10,7 +10,8 @@ from jax_oracle import dense, directions, problem, quadratic_forms
 
 import spectral_core as sc
 from spectral_backends.jax import CurvatureProblem
-from spectral_backends.jax.engines import registry
+from spectral_backends.jax.engines import setting
+from spectral_backends.jax.engines.forward_mode import engine as forward_mode
 from spectral_backends.jax.jaxprs.linearity import find_curvature
 from spectral_core.curvature.certificate import LayerCurvature
 from spectral_core.errors import InputError, LayerError
@@ -54,6 +55,7 @@ def test_what_is_done_does_not_change_the_others():
     assert set(rest) == {"1.group0", "1.group1"}
     for name, finding in rest.items():
         np.testing.assert_array_equal(finding.values, whole[name].values)
+        assert finding.certificate == whole[name].certificate
 
 
 @pytest.mark.parametrize("engine", ["monte-carlo"])
@@ -86,8 +88,8 @@ def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine
         return jnp.where(fitted, z + 1e4 * jax.nn.one_hot(y[: len(z)], 3), z)
 
     # As if the reading of the jaxpr had missed it.
-    monkeypatch.setattr(registry, "find_curvature", lambda *_: {})
-    monkeypatch.setattr(registry, "COMPILING", {"cpu": 0.0})
+    monkeypatch.setattr(setting, "find_curvature", lambda *_: {})
+    monkeypatch.setattr(forward_mode, "COMPILING", {"cpu": 0.0})
     made_problem = CurvatureProblem((forward, cross_entropy), params, [(x, y)])
     given = {"0": directions((6, 4), 4)}
     (finding,) = made_problem.layer_curvatures(given)

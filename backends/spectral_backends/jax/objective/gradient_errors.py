@@ -8,8 +8,9 @@ import numpy as np
 
 from spectral_backends.jax.devices.batches import common_length, signature
 from spectral_backends.jax.jaxprs.compilation import exact_products
+from spectral_backends.jax.objective.compiled import Batch
 from spectral_backends.jax.objective.narrowing import draws_numbers
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.program import trace
 from spectral_core.losses.terms import LossTerms
 
@@ -79,7 +80,7 @@ def _in_type(objective: Objective, batch: Batch, dtype: Any) -> list[Any]:
         program = trace(objective.loss_fn, parameters, leaves, batch.key[0])
         return jax.jit(jax.grad(program.total))
 
-    run = objective.once(("in type", signature(leaves, batch.key[0])), make)
+    run = objective.cache.once(("in type", signature(leaves, batch.key[0])), make)
     return list(run(parameters.values, leaves))
 
 
