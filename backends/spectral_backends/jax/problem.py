@@ -54,31 +54,33 @@ class CurvatureProblem(BaseProblem[Layer]):
         batches ``(*inputs, targets)``; or ``loss_fn(params, batch)``, which has no Gauss-Newton
         curvature, as nothing tells its outputs. Pure, and fit for ``jax.jit``.
     params : pytree
-        Of floating arrays; whatever else is among its leaves is a constant. Dicts, Equinox
-        modules, Flax states and any other pytree will do.
+        The model's parameters: its floating arrays. Whatever else is among its leaves is a
+        constant. Dicts, Equinox modules, Flax states and any other pytree will do.
     batches : iterable
-        Of pytrees of arrays, traversed as often as needed. Floating arrays are cast to the dtype
-        of the parameters.
+        The batches, each a pytree of arrays. They are traversed as often as needed, and floating
+        arrays are cast to the dtype of the parameters.
     weight : callable, optional
         ``weight(batch)`` returns the number of terms that the batch's loss averages. By default it
         is read off the end of the loss, and the parts of a batch that is cut in two must bear it
         out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
-        How the loss reduces its terms, where that cannot be read off. A sum is divided by the
-        number of terms.
+        Says how the loss reduces its terms, where that cannot be read off. A sum is divided by
+        the number of terms.
     dtype : dtype, optional
-        Measure in this type. By default that of the parameters, float32 for half precision;
-        float64 needs ``jax_enable_x64``.
+        The type to measure in. By default it is that of the parameters, float32 for half
+        precision; float64 needs ``jax_enable_x64``.
     seed : int
-        Of random draws.
+        The seed of random draws.
     chunk_size : int, optional
-        Directions differentiated together. By default what fits `memory_budget`.
+        The number of directions that are differentiated together. By default it is what fits
+        `memory_budget`.
     memory_budget : int, optional
-        Bytes that one chunk may take on each device. By default 8 MiB on a CPU, where larger chunks
-        fall out of the caches and were measured slower, and 1 GiB elsewhere.
+        The bytes that one chunk may take on each device. By default they are 8 MiB on a CPU, where
+        larger chunks fall out of the caches and were measured slower, and 1 GiB elsewhere.
     check_deterministic : bool
-        Refuse a loader that gives other data in its second pass (a list or tuple is not asked), and
-        a model that normalises by statistics of its batch, as batch norm in training mode.
+        Whether to refuse a loader that gives other data in its second pass (a list or tuple is not
+        asked), and a model that normalises by statistics of its batch, as batch norm does in
+        training mode.
 
     Raises
     ------
@@ -172,16 +174,16 @@ class CurvatureProblem(BaseProblem[Layer]):
         Parameters
         ----------
         layers : sequence of str
-            Names of layers.
+            The names of layers.
         samples : int, optional
-            If given, the first batch does, or the first samples of a long one: what compiling takes
-            is more. By default all data are gone through.
+            If it is given, the first batch will do, or the first samples of a long one, as
+            compiling takes more time than they do. By default all data are gone through.
 
         Returns
         -------
         dict of str to jax.Array
-            In the problem's dtype; empty where the functions cannot be run in the other type, draw
-            random numbers, or lie on several devices.
+            The differences in the problem's dtype. There are none where the functions cannot be run
+            in the other type, draw random numbers, or lie on several devices.
 
         Raises
         ------

@@ -58,6 +58,27 @@ def test_what_is_done_does_not_change_the_others():
         assert finding.certificate == whole[name].certificate
 
 
+def test_what_is_done_does_not_change_the_probe_of_the_others(monkeypatch):
+    """A measurement that is resumed writes the certificates of one that was not stopped."""
+    new = Numbers(6)
+    params = [new(4, 6), new(6, 5), new(5, 3)]
+    batch = (new(8, 4), new(8, 3))
+
+    def forward(p, x):
+        for w in p[:2]:
+            x = x @ w
+            x = x + 1e-16 * x**2  # a second-order part within rounding
+        return x @ p[2]
+
+    monkeypatch.setattr(setting, "find_curvature", lambda *_: {})
+    linear = CurvatureProblem((forward, squared_error), params, [batch])
+    given = {"0": directions((6, 4)), "1": directions((5, 6)), "2": directions((3, 5))}
+    whole = {f.name: f.certificate for f in linear.layer_curvatures(given, engine="columns")}
+    assert 0 < whole["1"].second_order < whole["1"].tolerance
+    rest = list(linear.layer_curvatures(given, engine="columns", done=["0"]))
+    assert {f.name: f.certificate for f in rest} == {name: whole[name] for name in "12"}
+
+
 @pytest.mark.parametrize("engine", ["monte-carlo"])
 def test_engines_of_other_backends_are_refused_by_name(engine):
     _, mlp, given = made("mlp")

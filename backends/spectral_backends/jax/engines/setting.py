@@ -31,7 +31,7 @@ class Setting:
     objective : Objective
         The mean loss.
     program : Program
-        What is computed of the first batch.
+        The computation of the first batch.
     chunk_size : int or None
         The number of directions that go together; None for as many as fit.
     memory_budget : int

@@ -21,25 +21,25 @@ class Use:
     Parameters
     ----------
     site : tuple of int
-        Of the equation.
+        The place of the equation.
     operand : int
-        Which of its operands the matrix is.
+        The index of the operand that is the matrix.
     rows : Rows
         Its inputs and outputs at each position.
     depth : int
-        Number of scans around it.
+        The number of scans around it.
     axes : tuple of int
-        Lengths of the leading axes that scans, then groups, put before the positions.
+        The lengths of the leading axes that scans, then groups, put before the positions.
     own : tuple of bool
-        Which of these count the family's members; the others count positions.
+        Whether each of these counts the family's members; the others count positions.
     positions : tuple of int
-        Lengths of the axes of positions that follow them.
+        The lengths of the axes of positions that follow them.
     flipped : bool
         Whether it takes the family's outputs as its inputs, as a tied embedding is.
     kind : str
         The operation.
     work : int
-        Multiply-adds.
+        The number of its multiply-adds.
     """
 
     site: Site
@@ -63,13 +63,13 @@ class Family:
     parameter : int
         Its index among the parameters.
     view : MatrixView
-        Where the first one is.
+        The place of the first one in the parameter.
     axes : tuple of (int, int)
         Members and the step to the next, for each axis that counts them; of scans first.
     scanned : tuple of int
         The scan's parameters, if its first axis is that of a scan; else empty.
     uses : list of Use
-        Where they are consumed.
+        The equations that consume them.
     """
 
     parameter: int
@@ -129,11 +129,11 @@ class Product:
     Parameters
     ----------
     view : Followed
-        What it consumes.
+        The view that it consumes.
     consumed : Consumed
-        How.
+        The way in which it does.
     operand : int
-        Which of the equation's operands the view is.
+        The index of the operand that is the view.
     equation : JaxprEqn
         The equation.
     site : tuple of int
@@ -191,7 +191,7 @@ class ParameterUses:
     families : list of Family
         Its matrices.
     others : list of str
-        What else was done with it.
+        The other operations on it.
     altered : list of str
         The operations by which constants changed it on the way to a matrix product.
     vectors : bool

@@ -41,9 +41,9 @@ def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[Par
     Parameters
     ----------
     jaxpr : ClosedJaxpr
-        Of the model.
+        The model.
     shapes : sequence of tuple of int
-        Of the parameters; other arguments follow them.
+        The shapes of the parameters; other arguments follow them.
     """
     finder = _Finder(shapes)
     parameters, data = jaxpr.jaxpr.invars[: len(shapes)], jaxpr.jaxpr.invars[len(shapes) :]

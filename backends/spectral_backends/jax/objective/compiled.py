@@ -34,9 +34,9 @@ class Batch:
     index : int
         Its place among the batches.
     key : tuple
-        What tells it from batches of other structure, shapes or types.
+        Its structure, shapes and types, which tell it from batches that need another program.
     program : Program
-        What is computed of it.
+        The computation of batches like it.
     leaves : list of jax.Array
         Its arrays.
     raw : Any

@@ -37,8 +37,8 @@ def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | No
     Returns
     -------
     list of jax.Array, or None
-        In the objective's type. None where the functions cannot be run in the other type, on
-        several devices, or where they draw random numbers, which would be others.
+        The differences in the objective's type. None where the functions cannot be run in the
+        other type, on several devices, or where they draw random numbers, which would be others.
     """
     own = objective.parameters.dtype
     if objective.placement is not None or draws_numbers(objective.first().program):

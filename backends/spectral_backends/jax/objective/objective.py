@@ -33,14 +33,14 @@ class Objective:
     loss_fn : callable or pair of callables
         The loss, or the forward and the loss, as given to `CurvatureProblem`.
     parameters : Parameters
-        Those of the model.
+        The parameters of the model.
     batches, weight, reduction, seed
-        As given to `CurvatureProblem`.
+        The arguments of `CurvatureProblem`.
 
     Attributes
     ----------
     cache : CompileCache
-        Holds what is compiled for the batches.
+        The place for what is compiled for the batches.
     loss : float
         The mean over all terms; set by `evaluate`, as are those that follow.
     terms : list of LossTerms

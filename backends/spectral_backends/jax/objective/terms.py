@@ -40,11 +40,11 @@ class TermReader:
     loss_fn : callable or pair of callables
         The loss, or the forward and the loss, as given to `CurvatureProblem`.
     parameters : Parameters
-        Those of the model.
+        The parameters of the model.
     weight, reduction
-        As given to `CurvatureProblem`.
+        The arguments of `CurvatureProblem`.
     cache : CompileCache
-        Holds what is compiled.
+        The place for what is compiled.
     """
 
     def __init__(

@@ -42,12 +42,12 @@ class TangentTotals:
     Parameters
     ----------
     values, ggn, derivative : ndarray, shape (K,)
-        Of the second derivative, its Gauss-Newton part (zero where the outputs are not told) and
-        ``<∂l, D_k>``.
+        The sums of the second derivative, of its Gauss-Newton part (zero where the outputs are not
+        told) and of ``<∂l, D_k>``.
     problem : str
-        Why there are none; empty if there are.
+        The reason why there are none; empty if there are.
     work : float
-        Multiply-adds, without the adjoints that all layers share.
+        The multiply-adds, without those of the adjoints that all layers share.
     """
 
     values: npt.NDArray[np.float64]
@@ -200,13 +200,13 @@ def curvatures_forward(
     Parameters
     ----------
     program : Program
-        Of batches of one shape.
+        What is computed of batches of one shape.
     layer : Layer
         Any member of a family: which one is an argument of the function.
     curved : mapping of site to CurvedEquation
         The equations of the model that bend as the layer's parameter moves.
     chunk : int
-        Directions that go together.
+        The number of directions that go together.
 
     Returns
     -------

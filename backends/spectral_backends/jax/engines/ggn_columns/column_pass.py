@@ -44,10 +44,10 @@ class ColumnTotals:
     Parameters
     ----------
     ggn, derivative : ndarray, shape (K,)
-        Sums over terms of the quadratic form and of ``<∂l, D_k>``: the latter shows whether every
-        use of the weight was seen.
+        The sums over terms of the quadratic form and of ``<∂l, D_k>``: the latter shows whether
+        every use of the weight was seen.
     problem : str
-        Why the sums are not the layer's curvature; empty if they are.
+        The reason why the sums are not the layer's curvature; empty if they are.
     """
 
     ggn: npt.NDArray[np.float64]
@@ -63,11 +63,11 @@ class ColumnPass:
     objective : Objective
         The mean loss.
     layers : sequence of Layer
-        To measure.
+        The layers to measure.
     directions : mapping of str to (u, v)
         By layer: shapes ``(m, K)`` and ``(n, K)``.
     memory_budget : int
-        Bytes that what is sent back together may take.
+        The bytes that what is sent back together may take.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The loss, layers and memory that the engines of the problem share.
     """
 
     name = "columns"

@@ -27,7 +27,7 @@ class HessianProducts(CurvatureEngine[Layer]):
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The loss, layers and memory that the engines of the problem share.
     """
 
     name = "double-backward"

@@ -33,15 +33,15 @@ def curvatures_along(
     Parameters
     ----------
     program : Program
-        Of batches of one shape.
+        What is computed of batches of one shape.
     layer : Layer
         Any member of a family: which one is an argument of the function.
     kind : {"hessian", "ggn"}
-        Of the loss, or its Gauss-Newton part ``<J D, ∂²loss/∂y² [J D]>``.
+        The second derivative of the loss, or its Gauss-Newton part ``<J D, ∂²loss/∂y² [J D]>``.
     chunk : int
-        Directions that go together.
+        The number of directions that go together.
     reverse : bool
-        Differentiate backwards first.
+        Whether to differentiate backwards.
 
     Returns
     -------
