@@ -18,7 +18,9 @@ TORCH = os.environ.get("SPECTRAL_TORCH", "torch==2.13.0")
 TEST = ["pytest>=8.3", "hypothesis>=6.120", "mpmath>=1.3", "scipy>=1.14"]
 TEST += ["pytest-xdist>=3.6", "pytest-timeout>=2.3"]
 # Files side by side, one thread each; more would fill the memory of a small machine under JAX.
-TOGETHER = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
+# `.ci/run` runs sessions side by side instead, with one process each.
+PROCESSES = os.environ.get("SPECTRAL_PROCESSES", "auto")
+TOGETHER = ["-n", PROCESSES, "--maxprocesses=4", "--dist=loadfile"]
 TOGETHER += ["--timeout=900", "--timeout-method=thread"]  # what hangs is named
 OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
 # curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
@@ -43,6 +45,17 @@ KFAC_JAX = ["kfac-jax==0.0.8", "jax==0.9.0", "jaxlib==0.9.0"]
 NETWORK_STATEMENTS = [
     "tests/backends/arrays/test_network_properties.py",
     "tests/backends/test_network_statements.py",
+]
+
+# Sessions with PyTorch and JAX, which `together` runs in one environment.
+PARITY = [*TEST, "safetensors>=0.5", ".[torch,jax]"]
+EMBEDDING = [*TEST, *EMBEDDERS, ".[torch,optax]"]
+GATE = [*TEST, "array-api-strict>=2.3", ".[torch,optax]"]
+
+# What `quick` runs.
+QUICK = [
+    "tests/core", "tests/golden", "tests/backends/arrays/test_problem.py",
+    "tests/networks",
 ]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
@@ -87,36 +100,58 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the test suite of one backend; torch also runs the measurements and the adapters."""
     arrays = ["tests/backends/arrays", "tests/adapters/test_array_optim.py"]
-    suites = [
-        "tests/core",
-        "tests/golden",
-        *(arrays if backend in ("numpy", "array-api-strict", "cupy") else []),
-    ]
+    suites = ["tests/core", "tests/golden"]
     if backend == "torch":
         session.install(TORCH)
         session.install(*TEST, "einops", "opt-einsum", "tqdm", "pandas", "polars")
         session.install("--no-deps", *ORACLES)
         session.install(".[demo,torch]")
-        suites = ["tests"]
+        # The session `parity` runs the first, and the GPU gate the others, also dry.
+        suites = ["tests", "--ignore=tests/backends/parity"]
+        suites += [f"--ignore=tests/gpu/test_{name}_device.py" for name in ("torch", "jax", "cupy")]
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
         suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
         suites += ["tests/soak"]
     elif backend == "cupy":
+        if shutil.which("nvidia-smi") is None:
+            session.skip("no NVIDIA driver on this machine; the GPU gate runs these tests with one")
         session.install(*TEST, ".[cupy]")
+        suites += arrays
     elif backend == "array-api-strict":
         session.install(*TEST, "array-api-strict>=2.3", ".")
+        suites += arrays
     elif backend == "oldest":
         session.install(*TEST, *OLDEST, ".")
+        suites += ["--combinations=few"]
     else:
         session.install(*TEST, ".")
-        suites += ["tests/soak"]
+        suites += [*arrays, "tests/soak"]
     namespace = "numpy" if backend == "oldest" else backend
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
     session.run(
         "pytest", f"--namespaces={namespace}", *TOGETHER, *suites, *session.posargs, env=env
     )
+
+
+@nox.session(reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Check in less than a minute what breaks most often; `-- torch jax` for these backends too."""
+    backends = session.posargs
+    if unknown := set(backends) - {"torch", "jax"}:
+        session.error(f"{sorted(unknown)}: name torch, jax or both, or nothing")
+    if "torch" in backends:
+        session.install(TORCH)
+    extras = f"[{','.join(['cli', *backends])}]"
+    session.install("ruff>=0.14", "import-linter>=2.1", *TEST, "-e", f".{extras}")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run(
+        "pytest", "-q", "--namespaces=numpy", "--combinations=few", "--hypothesis-profile=quick",
+        "-m", "not slow", *TOGETHER, *QUICK, env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 @nox.session(python=PYTHONS)
@@ -149,7 +184,7 @@ def properties(session: nox.Session) -> None:
         files.append(str(folder / f"{library}.jsonl"))
         session.run(
             "pytest", "-m", "statement", f"--namespaces={library}", f"--statements={files[-1]}",
-            *TOGETHER, *suites, *session.posargs, env={"OMP_NUM_THREADS": "1"},
+            "--combinations=all", *TOGETHER, *suites, *session.posargs, env={"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     session.run("python", "docs/make_properties.py", *files)
 
@@ -158,9 +193,13 @@ def properties(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Hold the backends against one protocol, and against each other."""
     session.install(TORCH)
-    session.install(*TEST, "safetensors>=0.5", ".[torch,jax]")
+    session.install(*PARITY)
+    run_parity(session, *session.posargs)
+
+
+def run_parity(session: nox.Session, *options: str) -> None:
     env = {"OMP_NUM_THREADS": "1"}
-    session.run("pytest", *TOGETHER, "tests/backends/parity", *session.posargs, env=env)
+    session.run("pytest", *TOGETHER, "tests/backends/parity", *options, env=env)
 
 
 @nox.session
@@ -215,23 +254,41 @@ def soak(session: nox.Session) -> None:
 def embedding(session: nox.Session) -> None:
     """Run `precondition` inside other optimizers, and that for Optax beside PyTorch's."""
     session.install(TORCH)
-    session.install(*TEST, *EMBEDDERS, ".[torch,optax]")
-    session.run("pytest", "tests/test_examples.py", "-k", "inside", *session.posargs)
-    session.run("pytest", "tests/adapters/test_optax.py", "-k", "torch", *session.posargs)
+    session.install(*EMBEDDING)
+    run_embedding(session, *session.posargs)
+
+
+def run_embedding(session: nox.Session, *options: str) -> None:
+    session.run("pytest", "tests/test_examples.py", "-k", "inside", *options)
+    session.run("pytest", "tests/adapters/test_optax.py", "-k", "torch", *options)
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the GPU gate; `nox -s gpu -- --dry` for the same code on a CPU, in small."""
     session.install(TORCH)
-    session.install(*TEST, "array-api-strict>=2.3", ".[torch,optax]")
+    session.install(*GATE)
     if "--dry" not in session.posargs:
         session.install(".[cupy]")
+    run_gate(session, *session.posargs)
+
+
+def run_gate(session: nox.Session, *options: str) -> None:
     output = session.create_tmp()
     session.run(
-        "bash", "tests/gpu/run.sh", "--output", str(Path(output) / "gate"), *session.posargs,
+        "bash", "tests/gpu/run.sh", "--output", str(Path(output) / "gate"), *options,
         env={"PYTHON": "python", "OMP_NUM_THREADS": "1"}, external=True,
     )  # fmt: skip
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """Run parity, embedding and the dry GPU gate in one environment, as `.ci/run` does."""
+    session.install(TORCH)
+    session.install(*PARITY, *EMBEDDING, *GATE)
+    run_parity(session)
+    run_embedding(session)
+    run_gate(session, "--dry")
 
 
 @nox.session

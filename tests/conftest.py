@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 
-pytest_plugins = ("statement_records",)
+pytest_plugins = ("item_selection", "statement_records")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -34,6 +34,8 @@ settings.register_profile(
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_precisions: in float32 and float64 of every library")
+    config.addinivalue_line("markers", "not_in(*variants): has no meaning in these variants")
+    config.addinivalue_line("markers", "only_in(*variants): has a meaning in these variants alone")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +63,7 @@ class Namespace:
     library: str
     variant: str
     device: str = ""  # of PyTorch
+    combinations: str = "numpy"
 
     @property
     def eps(self) -> float:
@@ -77,10 +80,14 @@ class Namespace:
 
     @property
     def examples(self) -> int:
-        """How many examples of a property take about a second."""
+        """How many examples of a property take about a second, or a third of it."""
         if self.device == "cuda":
             return 15
-        return {"numpy": 100, "array-api-strict": 30, "torch": 50}.get(self.library, 10)
+        from item_selection import is_whole  # a plugin, which must be imported as such first
+
+        whole = is_whole((self.library, self.variant), self.combinations)
+        many = {"numpy": 100, "array-api-strict": 30, "torch": 50}.get(self.library, 10)
+        return many if whole else many // 3
 
     def precise(self, values: Any) -> Any:
         """Return in float64 what the dtype leaves of values."""
@@ -148,8 +155,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         asked = [n for n in metafunc.config.getoption("--namespaces").split(",") if n]
         if unknown := set(asked) - set(LIBRARIES):
             raise pytest.UsageError(f"--namespaces: unknown {sorted(unknown)}")
-        both = metafunc.definition.get_closest_marker("both_precisions")
-        variants = [*VARIANTS, *(OTHER_PRECISIONS if both else ())]
+        marker = metafunc.definition.get_closest_marker
+        variants = [*VARIANTS, *(OTHER_PRECISIONS if marker("both_precisions") else ())]
+        if without := marker("not_in"):
+            variants = [v for v in variants if v[1] not in without.args]
+        if only := marker("only_in"):
+            variants = [v for v in variants if v[1] in only.args]
         chosen = [v for v in variants if not asked or v[0] in asked]
         metafunc.parametrize("xp", chosen, ids="-".join, indirect=True)
 
@@ -157,7 +168,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def xp(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     device = request.config.getoption("--device")
-    namespace = Namespace(*request.param, device if request.param[0] == "torch" else "")
+    combinations = request.config.getoption("--combinations")
+    namespace = Namespace(
+        *request.param, device if request.param[0] == "torch" else "", combinations
+    )
     asked = request.config.getoption("--namespaces").split(",")
     if reason := _missing(namespace.library):
         if namespace.library in asked and "GPU" not in reason:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OWN_WAY", "Certificate", "Engine", "LayerCurvature"]
+__all__ = ["OWN_WAY", "Certificate", "Engine", "LayerCurvature", "way_of"]
 
 Engine = Literal["auto", "columns", "tangents", "double-backward", "monte-carlo"]
 """Ways to compute curvatures; ``"auto"`` takes the cheapest that is exact.
@@ -92,3 +92,9 @@ class LayerCurvature:
     certificate: Certificate
     ggn: Any = None
     derivative: Any = None
+
+
+def way_of(problem: Any) -> str:
+    """Return what certificates call the way in which `problem.curvatures` computes."""
+    named = getattr(problem, "curvature_engine", None)
+    return named if isinstance(named, str) and named else OWN_WAY

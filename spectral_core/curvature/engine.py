@@ -170,12 +170,19 @@ class CurvatureEngine(ABC, Generic[LayerT]):
         Whether neither bits nor price of a layer depend on the layers that run with it. Then the
         planner decides layer by layer; else on all layers that the engine would take together, and
         a layer on which an earlier engine failed has a run of its own.
+    shares_a_pass : bool
+        Whether layers of an independent engine run together all the same, as that takes less time.
+    rough_price : bool
+        Whether the price is a guess, such as one at the time of compiling, that decides between
+        this engine and those after it alone: engines before it are not weighed against it.
     on_request : bool
         Whether the engine serves only where it is asked for by name.
     """
 
     name: str
     independent: ClassVar[bool] = False
+    shares_a_pass: ClassVar[bool] = False
+    rough_price: ClassVar[bool] = False
     on_request: ClassVar[bool] = False
 
     def declines(self, layer: LayerT, request: CurvatureRequest) -> str:

@@ -38,7 +38,7 @@ def curvatures_by(
         What is wanted. An engine that it names computes all layers.
     """
     chain = _chain(engines, request.engine)
-    apart = all(engine.independent for engine in chain)
+    apart = all(engine.independent and not engine.shares_a_pass for engine in chain)
     for group in [[layer] for layer in layers] if apart else [layers]:
         if request.todo(group):
             yield from _Planner(chain, request).run(group)
@@ -96,6 +96,7 @@ class _Planner(Generic[LayerT]):
         later: Sequence[CurvatureEngine[LayerT]],
     ) -> bool:
         """Say whether no later engines, each layer by the cheapest, would do for less."""
+        later = [each for each in later if not each.rough_price]
         if not later:
             return True
         request = self._request

@@ -101,7 +101,8 @@ class CurvatureProblem(Protocol):
 
         ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
         L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
-        cannot be differentiated twice.
+        cannot be differentiated twice. Certificates call this way of computing what an attribute
+        `curvature_engine`, a text, says, and ``"own"`` where there is none.
         """
         ...
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spectral_core.arrays.namespace import to_numpy
-from spectral_core.curvature.certificate import OWN_WAY, LayerCurvature
+from spectral_core.curvature.certificate import LayerCurvature, way_of
 from spectral_core.curvature.engine import CurvatureRequest, LayerFinding
 from spectral_core.curvature.problem import CurvatureProblem, ManyLayers
 from spectral_core.curvature.result_checks import check_values
@@ -107,9 +107,7 @@ def _by_itself(
     check_values(problem, name, values, request.directions)
     if told := why_not_finite(values):
         return LayerError(name, told)
-    named = getattr(problem, "curvature_engine", None)
-    way = named if isinstance(named, str) and named else OWN_WAY
-    return _on_the_host(LayerFinding(name, values).certified(way, request.kind, reason))
+    return _on_the_host(LayerFinding(name, values).certified(way_of(problem), request.kind, reason))
 
 
 def why_not_finite(values: Any) -> str:

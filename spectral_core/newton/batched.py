@@ -128,7 +128,8 @@ def _runs(
     """Return each α of an array of a split with the matrices that have it; None for all of them."""
     if not isinstance(alpha, tuple) or len(set(alpha)) == 1:
         return [(alpha[0] if isinstance(alpha, tuple) else alpha, None)]
-    runs, start = [], 0
+    runs: list[tuple[float | Array, slice | None]] = []
+    start = 0
     for value, members in groupby(alpha[number] for number in layout.slices[index]):
         stop = start + len(list(members))
         runs.append((value, slice(start, stop)))

@@ -282,7 +282,7 @@ def test_one_report_drives_all_three():
     wanted = [0.7, 1.4]
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([
         torch.nn.ModuleDict({"up": torch.nn.Linear(6, 9), "down": torch.nn.Linear(9, 6)})
-    ])})  # fmt: skip
+    ]), "head": torch.nn.Linear(6, 2)})  # fmt: skip
     rows = TorchSpectralNewton(model, alpha=report).routing_table()
     assert [row["alpha"] for row in rows if row["alpha"]] == wanted
     for names in ("layers.0.{}.kernel", "params.layers_0.{}.kernel", "layers_0/~/{}.w"):

@@ -29,7 +29,7 @@ def holds(*, share=1.0, **drawn):
 
             @settings(
                 deadline=None,
-                max_examples=max(2, int(share * xp.examples)),
+                max_examples=max(1 if xp.compiles else 2, int(share * xp.examples)),
                 # To shrink an example that failed may compile for minutes.
                 phases=QUICK if xp.compiles else settings.default.phases,
             )

@@ -468,9 +468,8 @@ def test_a_loss_of_any_size_has_the_same_form(xp, size, kind):
     assert form_of(given, xp).kind == {"quartic": "elementwise"}.get(kind, kind)
 
 
+@pytest.mark.only_in("jit")
 def test_traced_index(xp):
-    if xp.variant != "jit":
-        pytest.skip("is about tracing")
     jax = importlib.import_module("jax")
     logits = np.random.default_rng(5).normal(size=(3, 4))
     given = loss(xp, logits, cross_entropy(1, [[1.0]] * 3))

@@ -118,6 +118,27 @@ def test_independent_engines_are_weighed_layer_by_layer():
         assert "".join(n if found[n][0] == "lower" else n.upper() for n in "abc") == expected
 
 
+def test_independent_engines_that_share_a_pass_run_once():
+    """They are weighed layer by layer all the same; what fails joins those that were left."""
+    for shares, expected in ((True, ["abc"]), (False, ["a", "b", "c"])):
+        last = Toy("last", 9.0, independent=True)
+        engine = Toy("shared", independent=True, shares_a_pass=shares)
+        planned([engine, last], engine="shared")
+        assert engine.runs == expected
+    engine.failing = {"b": Declined("b", "meets")}
+    assert planned([engine, last])["b"] == ("last", "meets") and last.runs == ["b"]
+
+
+def test_no_earlier_engine_is_weighed_against_a_rough_price():
+    for rough, expected in ((False, "guess"), (True, "shared")):
+        engines = [Toy("shared", 0.0, 7.0), Toy("guess", 2.0, rough_price=rough), Toy("last", 3.0)]
+        assert {engine for engine, _ in planned(engines).values()} == {expected}
+    engines[0].first = 10.0
+    assert {engine for engine, _ in planned(engines).values()} == {"guess"}
+    engines[1].each = 4.0
+    assert {engine for engine, _ in planned(engines).values()} == {"last"}
+
+
 def test_what_fails_in_a_run_goes_on():
     """Layers that fell run one by one, so that which ones fell changes nothing for the others."""
     engines = [Toy("first"), Toy("second"), Toy("last", 9.0)]

@@ -21,7 +21,7 @@ OPTIONS = {"top_k": 3, "engine": "double-backward"}
 # Where the model and the process are changed and put back, and files are written. Not where the
 # lock is: a signal cannot come between its ``with`` and C, where tracing can.
 WATCHED = ("instruments/process_state.py", "instruments/threads.py", "objective/functional_model.py",
-           "torch/objective/objective.py",
+           "objective/objective.py",
            "measuring/journal.py", "storage/files.py", "storage/lone_file.py",
            "torch/overrides.py", "torch/autograd/grad_mode.py", "torch/autograd/graph.py",
            "torch/nn/attention/__init__.py", "torch/amp/autocast_mode.py", "torch/random.py")  # fmt: skip
@@ -101,6 +101,14 @@ def check_everything(network, batches, before, folder, expected):
     thread.join(60)
     assert found and (folder / "report.json").read_bytes() == expected[0]
     assert_same(before, snapshot(network, batches))
+
+
+@pytest.mark.parametrize("path", WATCHED)
+def test_a_watched_file_is_there_and_runs(path, expected):
+    """Else nothing would be cut off in it. Of PyTorch's some run in other measurements only."""
+    run = {place[0].co_filename for place, _ in expected[1]}
+    loaded = {getattr(module, "__file__", None) or "" for module in [*sys.modules.values()]}
+    assert any(name.endswith(path) for name in (loaded if path.startswith("torch/") else run))
 
 
 @pytest.mark.parametrize("part", range(8))

@@ -35,11 +35,18 @@ SURVIVED, UNREACHED = 0, 33
 class Mutant:
     """A change of one function, and how its tests ended."""
 
-    function: str
-    """As ``module.function`` or ``module.Class.method``, in the core."""
+    module: str
+    """As ``room.module``, in the core."""
+    name: str
+    """As ``function`` or ``Class.method``."""
     code: int | None
     removed: tuple[str, ...]
     added: tuple[str, ...]
+
+    @property
+    def function(self) -> str:
+        """The name with its module, as reasons.toml has it: ``arrays.factorize.one_by_one``."""
+        return f"{self.module}.{self.name}"
 
     @property
     def survives(self) -> bool:
@@ -84,7 +91,7 @@ def mutants(folder: Path) -> Iterator[Mutant]:
             module, _, name = key.removeprefix("spectral_core.").rpartition(".")
             original = name.rpartition("__mutmut_")[0] + "__mutmut_orig"
             change = _change(functions[original], functions[name])
-            yield Mutant(f"{module}.{_plain(name)}", code, *change)
+            yield Mutant(module, _plain(name), code, *change)
 
 
 def _functions(path: Path) -> dict[str, list[str]]:
@@ -120,7 +127,7 @@ def table(tried: Sequence[Mutant]) -> list[str]:
     """Count by module."""
     total, survived, unreached = Counter[str](), Counter[str](), Counter[str]()
     for mutant in tried:
-        for name in (mutant.function.partition(".")[0], "all"):
+        for name in (mutant.module, "all"):
             total[name] += 1
             survived[name] += mutant.code == SURVIVED
             unreached[name] += mutant.code == UNREACHED
@@ -166,7 +173,7 @@ def page(found: Sequence[Mutant], remark: str = "") -> str:
         f"(Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}). "
         f"{untried}"
         "`testing`, of which every clause has a broken backend of its own, and the protocols of "
-        "`problem.py`, which have no code, are left out.",
+        "`curvature.problem`, which have no code, are left out.",
         *(["", remark] if remark else []),
         "",
         *table(tried),

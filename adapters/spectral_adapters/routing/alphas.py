@@ -100,7 +100,7 @@ def measured_alphas(
 
 def _choices(
     alpha: Alpha, routes: Sequence[Route], stacks: Sequence[Sequence[int]] | None
-) -> list[tuple[float | SliceAlphas, str]]:
+) -> Sequence[tuple[float | SliceAlphas, str]]:
     """Return α of each route and where it comes from, as if all were T's."""
     if isinstance(alpha, Real) and not isinstance(alpha, bool):
         return [(_check(alpha, "alpha"), "")] * len(routes)
@@ -147,18 +147,21 @@ def _from_mapping(alphas: dict[str, Any], routes: Sequence[Route]) -> list[_Foun
 
 def _from_report(
     report: SpectralReport, routes: Sequence[Route], stacks: Sequence[Sequence[int]]
-) -> list[tuple[float | SliceAlphas, str]]:
+) -> Sequence[tuple[float | SliceAlphas, str]]:
     """Return α of each parameter by the layers that its name stands for; otherwise its type's."""
     wide = [i for i, route in enumerate(routes) if len(route.shape) >= 2]
     matches = match_layers([routes[i].name for i in wide], report, [stacks[i] for i in wide])
-    found: list[tuple[float | SliceAlphas, str]] = list(map(_per_type, routes))
+    types = list(map(_per_type, routes))
+    found: list[tuple[float | SliceAlphas, str]] = [*types]
     for i, own, doubt in zip(wide, matches.layers, matches.doubts, strict=True):
         if any(match.index is not None for match in own):
-            found[i] = _each_slice(report, own, stacks[i], found[i])
+            found[i] = _each_slice(report, own, stacks[i], types[i])
             continue
         value, reason = _mean(report, own, doubt)
-        known = reason + _other_size(report, own, routes[i])
-        found[i] = (found[i][0], f"{found[i][1]}: {reason}") if value is None else (value, known)
+        if value is None:
+            found[i] = types[i][0], f"{types[i][1]}: {reason}"
+        else:
+            found[i] = value, reason + _other_size(report, own, routes[i])
     if not any(matches.layers) and any(route.rule == "spectral" and route.name for route in routes):
         _warn_of_another_model(report, routes)
     return found
@@ -187,7 +190,7 @@ def _each_slice(
     report: SpectralReport,
     own: Sequence[MatchedLayer],
     stack: Sequence[int],
-    default: tuple[float | SliceAlphas, str],
+    default: _Found,
 ) -> tuple[float | SliceAlphas, str]:
     """Return α of each slice of a stack; of those that the report does not know, the type's."""
     of: dict[int | None, list[MatchedLayer]] = {}

@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import Any
 
 from spectral_adapters.routing.alphas import Alpha, choose_alphas
-from spectral_adapters.routing.names import kind_of_matrices, named_embedding, named_head
+from spectral_adapters.routing.names import named_embedding, named_head
+from spectral_adapters.routing.overrides import Override, Overrides, first_override, unmatched
 from spectral_adapters.routing.table import Route
-from spectral_core import InputError, MatrixLayout, MatrixSpec, as_matrices
+from spectral_adapters.routing.types import kind_of_matrices, thin_reason
+from spectral_core import InputError, MatrixLayout, as_matrices
 
 __all__ = ["Overrides", "route_arrays"]
-
-Overrides = Mapping[str, "str | Mapping[str, Any]"]
-"""Glob of names to ``"spectral"``, ``"adamw"``, or a dict with ``alpha`` or ``matrices``."""
 
 
 def route_arrays(
@@ -45,16 +42,12 @@ def route_arrays(
             "alpha: 'auto' measures a model of PyTorch; measure your problem and pass the report."
         )
     overrides = dict(overrides or {})
-    for pattern in overrides:
-        if not any(fnmatchcase(name, pattern) for name in shapes):
-            raise InputError(f"route: {pattern!r} matches none of {list(shapes)[:8]}.")
+    for pattern in unmatched(overrides, list(shapes)):
+        raise InputError(f"route: {pattern!r} matches none of {list(shapes)[:8]}.")
     routes = []
     for name, shape in shapes.items():
-        route = _natural(name, shape, named)
-        matching = [pattern for pattern in overrides if fnmatchcase(name, pattern)]
-        if matching:
-            route = _override(route, matching[0], overrides[matching[0]], named)
-        routes.append(route)
+        route, said = _natural(name, shape, named), first_override(overrides, [name])
+        routes.append(route if said is None else _overridden(route, said, named))
     stacks = [as_matrices(r.shape, r.matrices).stack if r.matrices else () for r in routes]
     return choose_alphas(alpha, routes, stacks)
 
@@ -64,13 +57,12 @@ def _natural(name: str, shape: tuple[int, ...], named: bool) -> Route:
         return Route(name, shape, "adamw", "", "", "a vector" if shape else "a number")
     conv = len(shape) > 2
     layout = as_matrices(shape, "conv" if conv else "matrix")
-    _, m, n = layout.matrices[0]
     layer = name.removesuffix(".weight")
     kind = _kind(name, layout, named)
     reason = f"{len(shape)} axes{': taken for a convolution' if conv else ''}"
     route = Route(name, shape, "spectral", kind, str(layout.spec), reason)
-    if min(m, n) == 1:
-        return replace(route, rule="adamw", reason=f"its matrices are {m}×{n}")
+    if thin := thin_reason(layout.matrices):
+        return replace(route, rule="adamw", reason=thin)
     if named and named_embedding(name):
         return replace(route, rule="adamw", reason="embedding: its name")
     if named and not conv and named_head(layer):
@@ -82,24 +74,22 @@ def _kind(name: str, layout: MatrixLayout, named: bool) -> str:
     return kind_of_matrices(name.removesuffix(".weight") if named else "", layout)
 
 
-def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any], named: bool) -> Route:
-    options: dict[str, Any] = dict(wanted) if isinstance(wanted, Mapping) else {"rule": wanted}
-    rule = options.pop("rule", "spectral" if {"alpha", "matrices"} & set(options) else route.rule)
-    alpha, spec = options.pop("alpha", None), options.pop("matrices", route.matrices)
-    if options or rule not in ("spectral", "adamw") or not isinstance(spec, (str, MatrixSpec)):
+def _overridden(route: Route, said: Override, named: bool) -> Route:
+    pattern = said.pattern
+    if said.options:
         raise InputError(
-            f"route: {wanted!r} for {pattern!r}; pass 'spectral', 'adamw', or a dict with 'alpha' "
-            "or 'matrices' (a spec of as_matrices)."
+            f"route: {sorted(said.options)} for {pattern!r}; pass 'spectral', 'adamw', or a dict "
+            "with 'rule', 'alpha' or 'matrices' (a spec of as_matrices)."
         )
-    if rule == "adamw":
+    if (said.rule or route.rule) == "adamw":
         return replace(route, rule="adamw", reason=f"route {pattern!r}")
     if len(route.shape) < 2:
         if pattern == route.name:
             raise InputError(f"route: {route.name!r} of shape {route.shape} is no matrix.")
         return route  # a glob that meets biases too
-    layout = as_matrices(route.shape, spec)
+    layout = said.layout(route)
     return replace(
-        route, rule="spectral", kind=_kind(route.name, layout, named),
-        matrices=str(layout.spec), alpha=alpha,
-        reason=f"route {pattern!r}", alpha_reason="" if alpha is None else f"α from {pattern!r}",
+        route, rule="spectral", kind=_kind(route.name, layout, named), matrices=str(layout.spec),
+        reason=f"route {pattern!r}", alpha=said.alpha,
+        alpha_reason="" if said.alpha is None else f"α from {pattern!r}",
     )  # fmt: skip

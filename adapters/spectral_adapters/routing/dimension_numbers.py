@@ -113,7 +113,7 @@ class AxisLayout:
 
     @cached_property
     def whole(self) -> MatrixLayout:
-        """The layout of the array that has the stack's axes first, then one of inputs and outputs."""
+        """The layout of the array with the stack's axes first, then one of inputs and outputs."""
         sides = [prod(self.shape[axis] for axis in axes) for axes in (self.rows, self.columns)]
         return as_matrices((*self.stack, *sides), "stack")
 

@@ -22,6 +22,7 @@ from spectral_adapters.routing.names import (
     named_head,
 )
 from spectral_adapters.routing.table import Route, RoutingTable
+from spectral_adapters.routing.types import thin_reason
 from spectral_core import InputError, MatrixLayout, SpectralReport
 from spectral_core._extras import require
 from spectral_core.matrices.names import path_name
@@ -243,9 +244,8 @@ def _by_name(name: str, shape: tuple[int, ...]) -> LeafRule:
         reason = f"{len(shape)} axes of unknown meaning; name them in weight_dimension_numbers"
         return LeafRule(None, "", reason)
     rule = _as_given(name, shape, axes)
-    ((_, m, n),) = layout_of(shape, axes).matrices
-    if min(m, n) == 1:
-        return LeafRule(None, "", f"its matrices are {m}×{n}")
+    if thin := thin_reason(layout_of(shape, axes).matrices):
+        return LeafRule(None, "", thin)
     return rule
 
 

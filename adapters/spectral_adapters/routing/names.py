@@ -2,12 +2,9 @@
 
 import re
 
-from spectral_core import MatrixLayout
-
 __all__ = [
     "FUSED",
     "TYPE_ALPHAS",
-    "kind_of_matrices",
     "kind_of_name",
     "named_embedding",
     "named_head",
@@ -55,26 +52,6 @@ def kind_of_name(path: str, out: int, inputs: int) -> str:
     if any(word in segment for segment in segments for word in _MLP) and out != inputs:
         return "mlp-up" if out > inputs else "mlp-down"
     return "linear"
-
-
-def kind_of_matrices(path: str, layout: MatrixLayout, known: str = "") -> str:
-    """Return the layer type, a key of `TYPE_ALPHAS`, of a parameter that is split by a spec.
-
-    A parameter is a convolution if its spec is that of one. The type of other matrices is what
-    their module or name says, also where a convolution or three axes would have been expected.
-
-    Parameters
-    ----------
-    path : str
-        Of the layer.
-    layout : MatrixLayout
-        How the parameter, outputs × inputs, is split.
-    known : str, optional
-        The type of its module.
-    """
-    if layout.spec.kind != "matrix":
-        return "conv"
-    return known if known not in ("", "conv") else kind_of_name(path, *layout.shape[-2:])
 
 
 def named_embedding(path: str) -> bool:

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor, nn
 
-from spectral_adapters.routing.names import kind_of_matrices
+from spectral_adapters.routing.overrides import Override, Overrides, first_override, unmatched
 from spectral_adapters.routing.table import Route, RoutingTable
 from spectral_adapters.routing.torch_modules import (
     LayerType,
@@ -16,6 +14,7 @@ from spectral_adapters.routing.torch_modules import (
     layer_type,
     output_heads,
 )
+from spectral_adapters.routing.types import kind_of_matrices, thin_reason
 from spectral_backends.torch.distributed.shards import is_flat_shard
 from spectral_core import InputError, MatrixSpec, as_matrices
 
@@ -30,9 +29,6 @@ __all__ = [
 
 FLAT_SHARD = "a flat shard of matrices"
 """The reason why a vector is none of the model's own."""
-
-Overrides = Mapping[str, str | Mapping[str, Any]]
-"""``route=``: glob of parameter names to a rule, or to options of these parameters."""
 
 
 def route_parameters(model: nn.Module, overrides: Overrides | None = None) -> list[Route]:
@@ -58,24 +54,17 @@ def route_parameters(model: nn.Module, overrides: Overrides | None = None) -> li
     """
     overrides = dict(overrides or {})
     for pattern, wanted in overrides.items():
-        if not isinstance(wanted, Mapping) and wanted not in ("spectral", "adamw"):
-            raise InputError(
-                f"route: {wanted!r} for {pattern!r}; pass 'spectral', 'adamw' or a dict of options."
-            )
-    heads = output_heads(model, _clean)
-    unmatched = set(overrides)
-    routes = []
-    for owned in _owned_parameters(model):
-        matching = [p for p in overrides if any(fnmatchcase(n, p) for n in owned.names)]
-        unmatched -= set(matching)
-        natural = _natural(owned, heads)
-        routes.append(_override(natural, matching[0], overrides[matching[0]]) if matching
-                      else natural)  # fmt: skip
-    if unmatched:
+        Override.read(pattern, wanted)
+    heads, owned = output_heads(model, _clean), list(_owned_parameters(model))
+    if lost := unmatched(overrides, [name for each in owned for name in each.names]):
         raise InputError(
-            f"route: {sorted(unmatched)} match no parameter; there are for instance "
-            f"{[route.name for route in routes[:5]]}."
+            f"route: {sorted(lost)} match no parameter; there are for instance "
+            f"{[each.names[0] for each in owned[:5]]}."
         )
+    routes = []
+    for each in owned:
+        route, said = _natural(each, heads), first_override(overrides, each.names)
+        routes.append(route if said is None else _overridden(route, said))
     return routes
 
 
@@ -91,7 +80,7 @@ def route_parameter(parameter: Tensor, name: str = "", matrices: str = "") -> Ro
         kind = _kind(name, shape, matrices, found.kind)
         found = LayerType(kind, matrices, "matrices as given")
     route = _spectral(name, parameter, found)
-    if thin := _thin(route):
+    if thin := thin_reason(as_matrices(route.shape, route.matrices).matrices):
         return Route(name, shape, "adamw", "", "", thin, parameter)
     return route
 
@@ -142,7 +131,7 @@ def _natural(owned: _Owned, heads: Mapping[int, str]) -> Route:
     if not found.matrices:
         reason = f"{found.reason}; name its matrices with route="
         return replace(route, rule="adamw", reason=reason)
-    if thin := _thin(route):
+    if thin := thin_reason(as_matrices(route.shape, route.matrices).matrices):
         return replace(route, rule="adamw", reason=thin)
     return route
 
@@ -171,14 +160,6 @@ def _axes(parameter: Tensor) -> str:
     return "a vector" if parameter.ndim else "a number"
 
 
-def _thin(route: Route) -> str:
-    """Say that a matrix has a side of 1, for which T is only a scale, or return nothing."""
-    for _, m, n in as_matrices(route.shape, route.matrices).matrices:
-        if min(m, n) == 1:
-            return f"its matrices are {m}×{n}"
-    return ""
-
-
 def _spectral(name: str, parameter: Tensor, found: LayerType, checked: bool = True) -> Route:
     shape = tuple(parameter.shape)
     if checked:
@@ -186,43 +167,33 @@ def _spectral(name: str, parameter: Tensor, found: LayerType, checked: bool = Tr
     return Route(name, shape, "spectral", found.kind, found.matrices, found.reason, parameter)
 
 
-def _override(route: Route, pattern: str, wanted: str | Mapping[str, Any]) -> Route:
+def _overridden(route: Route, said: Override) -> Route:
     if route.rule == "left out":
         return route
-    options: dict[str, Any] = dict(wanted) if isinstance(wanted, Mapping) else {"rule": wanted}
-    implied = "spectral" if {"alpha", "matrices"} & set(options) else route.rule
-    rule = options.pop("rule", implied)
-    if rule not in ("spectral", "adamw"):
-        raise InputError(f"route: rule {rule!r} for {pattern!r} is neither 'spectral' nor 'adamw'.")
+    pattern, rule = said.pattern, said.rule or route.rule
     if rule == "spectral" and len(route.shape) < 2:
-        return route if isinstance(wanted, str) else replace(route, options=_shared(options))
-    matrices = options.pop("matrices", route.matrices)
-    alpha = options.pop("alpha", None)
-    reason = f"{route.reason}; route {pattern!r}"
-    if rule != route.rule:
-        reason = f"route {pattern!r}"
+        return replace(route, options=said.options)
+    reason = f"route {pattern!r}"
+    if rule == route.rule:
+        reason = f"{route.reason}; {reason}"
     if rule == "adamw":
-        return replace(route, rule="adamw", reason=reason, options=options)
+        return replace(route, rule="adamw", reason=reason, options=said.options)
+    matrices = said.matrices or route.matrices
     if not matrices:
         raise InputError(
             f"route: {route.name!r} of shape {route.shape} has matrices of unknown layout; pass "
             f"{{{pattern!r}: {{'matrices': …}}}} with a spec of as_matrices."
         )
-    if not isinstance(matrices, (str, MatrixSpec)):
-        raise InputError(f"route: matrices {matrices!r} for {pattern!r}; pass a spec or its text.")
     return replace(
         route, rule="spectral", kind=_kind(route.name, route.shape, matrices, route.kind),
-        matrices=str(matrices), reason=reason, alpha=alpha,
-        alpha_reason="" if alpha is None else f"α from route {pattern!r}", options=options,
+        matrices=str(matrices), reason=reason, alpha=said.alpha,
+        alpha_reason="" if said.alpha is None else f"α from route {pattern!r}",
+        options=said.options,
     )  # fmt: skip
 
 
 def _kind(name: str, shape: tuple[int, ...], matrices: MatrixSpec | str, known: str) -> str:
     return kind_of_matrices(name.removesuffix(".weight"), as_matrices(shape, matrices), known)
-
-
-def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in ("alpha", "matrices")}
 
 
 def _clean(name: str) -> str:

@@ -8,7 +8,7 @@ import array_api_compat
 
 from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.arrays.plain import plain
-from spectral_core.curvature.certificate import OWN_WAY, Engine, LayerCurvature
+from spectral_core.curvature.certificate import Engine, LayerCurvature, way_of
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
@@ -72,7 +72,7 @@ class _ThroughDLPack:
     @property
     def curvature_engine(self) -> str:
         """What the problem calls its way to `curvatures`."""
-        return str(getattr(self._problem, "curvature_engine", OWN_WAY))
+        return way_of(self._problem)
 
     def layers(self) -> Sequence[LayerInfo]:
         """Return those of the problem."""

@@ -264,12 +264,9 @@ def test_stored_the_other_way_round_and_convolution_kernels():
         np.testing.assert_allclose(problem.curvatures(name, u, v), wanted, rtol=1e-12)
 
 
+@pytest.mark.not_in("jit", "device")  # as in test_conformance.py
 @pytest.mark.parametrize("activation", ["relu", "gelu-tanh"])
 def test_every_library_measures(xp, activation):
-    if xp.variant == "jit":
-        pytest.skip("a measurement decides by values; inside it jax runs as in the other variants")
-    if xp.variant == "device":
-        pytest.skip("arrays on the made-up device of array-api-strict cannot reach the host")
     network = DenseNetwork((5, 7, 4), activation)
     x, y = X[:12, :5], Y[:12] % 4
     like = xp.array([0.0])

@@ -59,6 +59,13 @@ def test_sums_are_those_of_the_theory(delta, sharing):
     np.testing.assert_allclose(problem.gradients(["w"])["w"], gradient, atol=1e-14)
 
 
+def test_certificates_name_the_rows():
+    a, true, roots = draw()
+    problem = RecordedProblem({"w": Rows(a, true, roots)})
+    report = sc.measure(problem, top_k=3, curvature="ggn")
+    assert report["w"].certificate == sc.Certificate("rows")
+
+
 @settings(max_examples=20, deadline=None)
 @given(cut=st.integers(1, 5), repeats=st.integers(1, 3), seed=st.integers(0, 99))
 def test_batches_and_repetition_change_nothing(cut, repeats, seed):
@@ -219,9 +226,8 @@ def test_what_arrays_do_not_say_is_named():
             problem.kronecker_factors(["w"], delta=delta)
 
 
+@pytest.mark.not_in("jit")  # rows are checked by their values
 def test_every_library_sums(xp):
-    if xp.variant == "jit":
-        pytest.skip("rows are checked by their values")
     a, true, roots = draw()
     rows = Rows(xp.array(a), xp.array(true), xp.array(roots), xp.array([1, 1, 2, 1, 0, 3]))
     plain = Rows(a, true, roots, np.array([1.0, 1, 2, 1, 0, 3]))

@@ -32,7 +32,7 @@ from jax_networks import Numbers, cross_entropy, layer_norm  # noqa: E402
 
 import spectral_core as sc  # noqa: E402
 from spectral_backends.jax import CurvatureProblem  # noqa: E402
-from spectral_backends.jax.objective.objective import Objective  # noqa: E402
+from spectral_backends.jax.objective.compiled import CompileCache  # noqa: E402
 from spectral_core.errors import InputError  # noqa: E402
 
 SAMPLES = 8 * 23
@@ -285,15 +285,15 @@ def watched(samples: int = SAMPLES) -> Iterator[list[str]]:
     seen: list[str] = []
     before = set(DUMP.iterdir())
     kind = type(jnp.zeros(()))
-    compiled, to_host = Objective.compiled, kind.__array__
+    compiled, to_host = CompileCache.compiled, kind.__array__
 
     def read(array: Any, *args: Any, **options: Any) -> Any:
         if array.ndim and array.shape[0] == samples and not array.is_fully_replicated:
             seen.append(f"host: {array.dtype}{list(array.shape)}")
         return to_host(array, *args, **options)
 
-    def compiled_and_seen(objective: Any, key: Any, make: Any) -> Any:
-        run = compiled(objective, key, make)
+    def compiled_and_seen(cache: Any, batch: Any, what: Any, make: Any) -> Any:
+        run = compiled(cache, batch, what, make)
 
         def and_seen(*arguments: Any) -> Any:
             results = run(*arguments)
@@ -302,11 +302,11 @@ def watched(samples: int = SAMPLES) -> Iterator[list[str]]:
 
         return and_seen
 
-    Objective.compiled, kind.__array__ = compiled_and_seen, read  # type: ignore[method-assign]
+    CompileCache.compiled, kind.__array__ = compiled_and_seen, read  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        Objective.compiled, kind.__array__ = compiled, to_host  # type: ignore[method-assign]
+        CompileCache.compiled, kind.__array__ = compiled, to_host  # type: ignore[method-assign]
     for file in sorted(set(DUMP.iterdir()) - before):
         if file.name.endswith("after_optimizations.txt"):
             seen.extend(f"{file.name}: {line}" for line in wholes(file.read_text(), samples))

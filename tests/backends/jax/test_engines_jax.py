@@ -10,7 +10,8 @@ from jax_oracle import dense, directions, problem, quadratic_forms
 
 import spectral_core as sc
 from spectral_backends.jax import CurvatureProblem
-from spectral_backends.jax.engines import registry
+from spectral_backends.jax.engines import setting
+from spectral_backends.jax.engines.forward_mode import engine as forward_mode
 from spectral_backends.jax.jaxprs.linearity import find_curvature
 from spectral_core.curvature.certificate import LayerCurvature
 from spectral_core.errors import InputError, LayerError
@@ -54,6 +55,28 @@ def test_what_is_done_does_not_change_the_others():
     assert set(rest) == {"1.group0", "1.group1"}
     for name, finding in rest.items():
         np.testing.assert_array_equal(finding.values, whole[name].values)
+        assert finding.certificate == whole[name].certificate
+
+
+def test_what_is_done_does_not_change_the_probe_of_the_others(monkeypatch):
+    """A measurement that is resumed writes the certificates of one that was not stopped."""
+    new = Numbers(6)
+    params = [new(4, 6), new(6, 5), new(5, 3)]
+    batch = (new(8, 4), new(8, 3))
+
+    def forward(p, x):
+        for w in p[:2]:
+            x = x @ w
+            x = x + 1e-16 * x**2  # a second-order part within rounding
+        return x @ p[2]
+
+    monkeypatch.setattr(setting, "find_curvature", lambda *_: {})
+    linear = CurvatureProblem((forward, squared_error), params, [batch])
+    given = {"0": directions((6, 4)), "1": directions((5, 6)), "2": directions((3, 5))}
+    whole = {f.name: f.certificate for f in linear.layer_curvatures(given, engine="columns")}
+    assert 0 < whole["1"].second_order < whole["1"].tolerance
+    rest = list(linear.layer_curvatures(given, engine="columns", done=["0"]))
+    assert {f.name: f.certificate for f in rest} == {name: whole[name] for name in "12"}
 
 
 @pytest.mark.parametrize("engine", ["monte-carlo"])
@@ -86,8 +109,8 @@ def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine
         return jnp.where(fitted, z + 1e4 * jax.nn.one_hot(y[: len(z)], 3), z)
 
     # As if the reading of the jaxpr had missed it.
-    monkeypatch.setattr(registry, "find_curvature", lambda *_: {})
-    monkeypatch.setattr(registry, "COMPILING", {"cpu": 0.0})
+    monkeypatch.setattr(setting, "find_curvature", lambda *_: {})
+    monkeypatch.setattr(forward_mode, "COMPILING", {"cpu": 0.0})
     made_problem = CurvatureProblem((forward, cross_entropy), params, [(x, y)])
     given = {"0": directions((6, 4), 4)}
     (finding,) = made_problem.layer_curvatures(given)

@@ -9,7 +9,7 @@ from jax_networks import CASES, Numbers, squared_error
 from jax_oracle import dense, directions, problem, quadratic_forms
 
 from spectral_backends.jax import CurvatureProblem
-from spectral_backends.jax.engines import registry
+from spectral_backends.jax.engines.forward_mode import engine as forward_mode
 from spectral_backends.jax.jaxprs.linearity import find_curvature
 from spectral_backends.jax.jaxprs.nonlinear_equations import CurvedEquations
 from spectral_core.errors import LayerError
@@ -108,8 +108,8 @@ def test_what_cannot_be_sent_forward_is_measured_alone(monkeypatch):
     given = {"w": directions((5, 4))}
     (finding,) = sent(made, given).values()
     assert "forward" in finding.reason and "engine='auto'" in finding.reason
-    monkeypatch.setattr(registry, "COMPILING", {})
-    monkeypatch.setattr(registry, "COMPILING_ELSEWHERE", 0)
+    monkeypatch.setattr(forward_mode, "COMPILING", {})
+    monkeypatch.setattr(forward_mode, "COMPILING_ELSEWHERE", 0)
     (finding,) = sent(made, given, engine="auto").values()
     assert finding.certificate.engine == "double-backward"
     assert "forward" in finding.certificate.reason

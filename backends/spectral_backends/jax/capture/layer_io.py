@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from spectral_backends.jax.devices.placement import split_samples
 from spectral_backends.jax.jaxprs.interpreter import Site, bind, evaluate, walk
-from spectral_backends.jax.layers.parameter_uses import Family, Use
+from spectral_backends.jax.layers.families import Family, Use
 from spectral_backends.jax.objective.program import Program
 
 __all__ = ["SampleAxis", "TapRows", "Tapped", "sample_axes", "tap"]

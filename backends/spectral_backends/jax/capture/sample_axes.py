@@ -16,8 +16,9 @@ import numpy as np
 
 from spectral_backends.jax.capture.layer_io import SampleAxis, TapRows, sample_axes, tap
 from spectral_backends.jax.jaxprs.scattered import scattered
-from spectral_backends.jax.layers.parameter_uses import Family, Use
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.layers.families import Family, Use
+from spectral_backends.jax.objective.compiled import Batch
+from spectral_backends.jax.objective.objective import Objective
 
 __all__ = ["Samples", "find_samples"]
 
@@ -32,9 +33,9 @@ class Samples:
 
 def find_samples(objective: Objective, batch: Batch, families: Sequence[Family]) -> list[Samples]:
     """Return where the samples of a batch lie, for each family."""
-    key = (batch.key, "samples", *map(id, families))
-    run = objective.compiled(key, lambda: _deviations(batch, families))
-    found = run(objective.parameters.values, batch.leaves)
+    key = ("samples", *families)
+    run = objective.cache.compiled(batch, key, lambda: _deviations(batch, families))
+    found = run(batch.values, batch.leaves)
     tolerance = 1e4 * objective.eps
     chosen = []
     for family, deviations in zip(families, found, strict=True):

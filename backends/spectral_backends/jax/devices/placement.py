@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spectral_backends.jax.devices.batches import common_length
 from spectral_core.errors import InputError
 
-__all__ = ["Placement", "ambient", "find_placement", "split_samples", "traced_under"]
+__all__ = ["Placed", "Placement", "ambient", "find_placement", "split_samples", "traced_under"]
 
 _spec: Any = PartitionSpec  # has no types
 _constrained: Any = jax.lax.with_sharding_constraint  # has none either
@@ -141,6 +141,39 @@ def find_placement(leaves: Sequence[jax.Array], values: Sequence[jax.Array]) -> 
             if isinstance(sharding, NamedSharding) and axes:
                 return Placement(_auto(sharding.mesh), axes if hold_samples else ())
     return None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Parameters where the work on batches needs them.
+
+    Parameters
+    ----------
+    values : list of jax.Array
+        The parameters.
+    placement : Placement or None
+        How they and the batches lie on the devices; None where nothing is sharded.
+    """
+
+    values: list[jax.Array]
+    placement: Placement | None = None
+
+    def beside(self, leaves: Sequence[jax.Array]) -> "Placed":
+        """Return them where a batch needs them: the first one that is sharded says where."""
+        if self.placement is not None:
+            return self
+        found = find_placement(leaves, self.values)
+        return self if found is None else Placed(found.weights(self.values), found)
+
+    def batch(self, leaves: list[jax.Array]) -> list[jax.Array]:
+        """Return a batch beside them."""
+        return leaves if self.placement is None else self.placement.batch(leaves)
+
+    def first_samples(self, leaves: Sequence[jax.Array], count: int) -> list[jax.Array]:
+        """Return the first samples of a batch."""
+        if self.placement is None:
+            return [leaf[:count] for leaf in leaves]
+        return [self.placement.first_samples(leaf, count) for leaf in leaves]
 
 
 _AMBIENT: ContextVar[Placement | None] = ContextVar("placement", default=None)

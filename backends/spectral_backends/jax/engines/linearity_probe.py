@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.engines.hessian_products import second_derivative
 from spectral_backends.jax.jaxprs.inner_product import inner_product
 from spectral_backends.jax.jaxprs.scattered import scattered
+from spectral_backends.jax.jaxprs.second_derivative import second_derivative
 from spectral_backends.jax.layers.discovery import Layer
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.compiled import Batch
+from spectral_backends.jax.objective.objective import Objective
 
 __all__ = ["N_DIRECTIONS", "probe_second_order"]
 
@@ -33,12 +34,12 @@ def probe_second_order(objective: Objective, names: Sequence[str]) -> dict[str, 
     """
     batch = objective.few_samples(N_SAMPLES)
     layers = [batch.program.layers[name] for name in names]
-    run = objective.compiled((batch.key, "probe", *names), lambda: _shares(batch, layers))
+    run = objective.cache.compiled(batch, ("probe", *names), lambda: _shares(batch, layers))
     rng = np.random.default_rng(objective.seed)
     found = []
     for _ in range(N_DIRECTIONS):
         directions = [[_unit(rng, size) for size in layer.info.shape] for layer in layers]
-        found.append(np.asarray(run(objective.parameters.values, batch.leaves, directions)))
+        found.append(np.asarray(run(batch.values, batch.leaves, directions)))
     return dict(zip(names, np.max(found, axis=0).tolist(), strict=True))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from spectral_backends.jax.capture.layer_io import Tapped, TapRows, tap
 from spectral_backends.jax.capture.sample_axes import Samples
 from spectral_backends.jax.jaxprs.scattered import scattered
-from spectral_backends.jax.layers.parameter_uses import Family, Use
+from spectral_backends.jax.layers.families import Family, Use
 from spectral_backends.jax.objective.output_loss import JaxDraws, loss_curvature
 from spectral_backends.jax.objective.program import Program
 from spectral_core.curvature.factor_options import FactorOptions

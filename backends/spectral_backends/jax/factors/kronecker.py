@@ -12,7 +12,8 @@ from spectral_backends.jax.capture.sample_axes import Samples, find_samples
 from spectral_backends.jax.factors.factor_batch import Places, input_sums, output_sums
 from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.compiled import Batch
+from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.output_loss import find_loss_form
 from spectral_core.curvature.factor_options import FactorOptions, check_factor_size, factor_notes
 from spectral_core.curvature.problem import KroneckerFactors
@@ -34,11 +35,10 @@ def kronecker_factors(
     Raises
     ------
     InputError
-        If an option is unknown, or the loss has no root in the outputs.
+        If the loss has no root in the outputs.
     LayerError
         If a layer has no factors.
     """
-    options.check()
     for layer in layers:
         check_factor_size(layer.info)
     totals = {layer.info.name: _Totals(layer) for layer in layers}
@@ -46,7 +46,7 @@ def kronecker_factors(
     for batch, terms in objective.weighted():
         form = forms.of(batch, terms)
         own = [batch.program.layers[layer.info.name] for layer in layers]
-        families = list({id(layer.family): layer.family for layer in own}.values())
+        families = list(dict.fromkeys(layer.family for layer in own))
         samples = find_samples(objective, batch, families)
         for layer in own:
             _check_samples(layer, samples[families.index(layer.family)], options)
@@ -73,10 +73,10 @@ def _add(
 ) -> None:
     """Add one batch's part of the factors of some families."""
     families = [family for family, _ in places]
-    key = (batch.key, form, options, exact, *map(id, families))
-    arguments = (objective.parameters.values, batch.leaves)
-    look = objective.compiled(
-        ("inputs", *key), partial(input_sums, batch.program, places, form, options)
+    key = (form, options, exact, *families)
+    arguments = (batch.values, batch.leaves)
+    look = objective.cache.compiled(
+        batch, ("inputs", *key), partial(input_sums, batch.program, places, form, options)
     )
     found, misfit, uneven = look(*arguments, terms.count, terms.scale)
     eps = objective.eps
@@ -87,7 +87,8 @@ def _add(
         )
     n_columns = int(_n_columns(batch, form, options)) if exact else options.draws
     chunk = min(n_columns, max(LEAST_CHUNK, memory_budget // largest_value(batch.program.model)))
-    send = objective.compiled(
+    send = objective.cache.compiled(
+        batch,
         ("outputs", *key),
         partial(output_sums, batch.program, places, form, options, chunk, exact=exact),
     )
@@ -156,8 +157,8 @@ class _Forms:
         convex = self._options.delta != "empirical"
 
         def find() -> OutputForm:
-            run = self._objective.compiled((batch.key, "outputs"), lambda: program.outputs)
-            (z,) = run(self._objective.parameters.values, batch.leaves)
+            run = self._objective.cache.compiled(batch, "outputs", lambda: program.outputs)
+            (z,) = run(batch.values, batch.leaves)
             return find_loss_form(
                 z,
                 lambda y: terms.scale * program.loss_of([y], batch.leaves),
@@ -166,8 +167,7 @@ class _Forms:
             )
 
         key = (batch.key, "form", convex, self._options.max_columns)
-        form: OutputForm = self._objective.once(key, find)
-        return form
+        return self._objective.cache.once(key, find)
 
 
 def _n_columns(batch: Batch, form: OutputForm, options: FactorOptions) -> float:

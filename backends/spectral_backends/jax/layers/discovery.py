@@ -7,7 +7,8 @@ from math import prod
 
 from jax.extend.core import ClosedJaxpr
 
-from spectral_backends.jax.layers.parameter_uses import Family, ParameterUses, find_uses
+from spectral_backends.jax.layers.families import Family, ParameterUses
+from spectral_backends.jax.layers.parameter_uses import find_uses
 from spectral_core.curvature.problem import LayerInfo
 from spectral_core.matrices.names import TREE_ENDING, block_name, distinct_name, layer_names
 

@@ -29,11 +29,11 @@ def read_operand(equation: JaxprEqn, operand: int, shadow: Shadow) -> Consumed |
     Parameters
     ----------
     equation : JaxprEqn
-        What consumes it.
+        The equation that consumes it.
     operand : int
-        Which of its operands is the parameter.
+        The index of the operand that is the parameter.
     shadow : ndarray
-        Of the operand: its strides say where elements lie in the parameter.
+        The shadow of the operand: its strides say where elements lie in the parameter.
     """
     reader = _READERS.get(equation.primitive.name)
     found = reader(equation, operand, shadow) if reader else None

@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from spectral_backends.jax.jaxprs.compilation import compile_exactly
 from spectral_backends.jax.jaxprs.interpreter import aval_of, inner_jaxpr, is_scan, scan_counts
-from spectral_backends.jax.objective.objective import Batch
+from spectral_backends.jax.objective.compiled import Batch
 from spectral_backends.jax.objective.parameters import Parameters
 from spectral_backends.jax.objective.program import Loss, Program, trace
 from spectral_core.errors import NonDeterministicError
@@ -128,8 +128,8 @@ def _keep_apart(
         part = trace(loss_fn, parameters, leaves, batch.key[0])
     except Exception:  # a model for some lengths of time
         return False
-    found = compile_exactly(part.outputs)(parameters.values, leaves)
-    whole = compile_exactly(batch.program.outputs)(parameters.values, batch.leaves)
+    found = compile_exactly(part.outputs)(batch.values, leaves)
+    whole = compile_exactly(batch.program.outputs)(batch.values, batch.leaves)
     tolerance = float(np.finfo(parameters.dtype).eps) ** 0.5
     pairs = [(last(z), own) for z, own in zip(whole, found, strict=True)]
     return all(

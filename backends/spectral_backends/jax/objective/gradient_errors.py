@@ -8,8 +8,9 @@ import numpy as np
 
 from spectral_backends.jax.devices.batches import common_length, signature
 from spectral_backends.jax.jaxprs.compilation import exact_products
+from spectral_backends.jax.objective.compiled import Batch
 from spectral_backends.jax.objective.narrowing import draws_numbers
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.program import trace
 from spectral_core.losses.terms import LossTerms
 
@@ -36,8 +37,8 @@ def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | No
     Returns
     -------
     list of jax.Array, or None
-        In the objective's type. None where the functions cannot be run in the other type, on
-        several devices, or where they draw random numbers, which would be others.
+        The differences in the objective's type. None where the functions cannot be run in the
+        other type, on several devices, or where they draw random numbers, which would be others.
     """
     own = objective.parameters.dtype
     if objective.placement is not None or draws_numbers(objective.first().program):
@@ -79,7 +80,7 @@ def _in_type(objective: Objective, batch: Batch, dtype: Any) -> list[Any]:
         program = trace(objective.loss_fn, parameters, leaves, batch.key[0])
         return jax.jit(jax.grad(program.total))
 
-    run = objective.once(("in type", signature(leaves, batch.key[0])), make)
+    run = objective.cache.once(("in type", signature(leaves, batch.key[0])), make)
     return list(run(parameters.values, leaves))
 
 

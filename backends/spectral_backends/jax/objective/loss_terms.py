@@ -48,7 +48,7 @@ class Reading:
     Parameters
     ----------
     reduction : {"mean", "sum"}
-        What it makes of them.
+        The way in which it reduces them.
     count : float or tuple of int
         Their number, where it is the same for each batch of the shape; else the site of the
         division by their number.
@@ -93,7 +93,7 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
     loss : ClosedJaxpr
         Scalar; depends on parameters or outputs by its first `n_seeds` arguments.
     length : int or None
-        Of the first axis of what it reduces.
+        The length of the first axis of what it reduces; None where there is no common one.
     """
     seeds = set(loss.jaxpr.invars[:n_seeds])
     scope = _Scope(loss.jaxpr, dependents(loss.jaxpr, seeds), ())

@@ -79,7 +79,7 @@ def loss_curvature(
     Parameters
     ----------
     form : OutputForm
-        Of the loss.
+        The form of the loss's second derivative.
     outputs : array
         z, samples along its first axis.
     loss_of : callable

@@ -22,19 +22,20 @@ class Parameters:
     Parameters
     ----------
     tree : pytree
-        Arrays of any kind, nested in any way that JAX knows; functions, numbers and whole-number
-        arrays among the leaves are kept as they are.
+        The arrays of any kind, nested in any way that JAX knows; functions, numbers and
+        whole-number arrays among the leaves are kept as they are.
     dtype : dtype, optional
-        To measure in. By default that of the leaves, float32 for half precision.
+        The type to measure in. By default it is that of the leaves, float32 for half precision.
 
     Attributes
     ----------
     names : list of str
-        Paths of the floating leaves.
+        The paths of the floating leaves.
     values : list of jax.Array
-        Their values, in one dtype.
+        The values of these leaves as they were given, in one dtype. Nothing replaces them: a batch
+        that needs them on other devices brings copies of its own.
     dtype, stored_dtype : dtype
-        Of `values`, and of the leaves as given.
+        The types of `values`, and of the leaves as given.
 
     Raises
     ------

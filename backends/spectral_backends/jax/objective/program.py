@@ -29,13 +29,14 @@ class Program:
     Parameters
     ----------
     forward : ClosedJaxpr or None
-        Of parameters and batch: the outputs. None if the loss does not tell them.
+        The outputs as a function of parameters and batch. None if the loss does not tell them.
     loss : ClosedJaxpr
-        Of outputs and batch: the loss; of parameters and batch, where there is no `forward`.
+        The loss as a function of outputs and batch; of parameters and batch, where there is no
+        `forward`.
     parameters : Parameters
-        Their names and shapes.
+        The names and shapes of the parameters.
     structure : pytree structure
-        Of the outputs; None without `forward`.
+        The structure of the outputs; None without `forward`.
     """
 
     forward: ClosedJaxpr | None

@@ -1,6 +1,8 @@
 """What one forward pass over the first batch shows of a model: its layers, and what they cost."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -55,11 +57,14 @@ class Structure:
 
     def downstream(self, layer: Layer) -> float:
         """Return the share of the layers' work that lies behind a layer, its own included."""
-        works = {name: other.work for name, other in self.layers.items()}
-        total = sum(works.values())
-        names = list(works)
-        behind = sum(works[name] for name in names[names.index(layer.info.name) :])
-        return behind / total if total else 1.0
+        return self._shares[layer.info.name]
+
+    @cached_property
+    def _shares(self) -> dict[str, float]:
+        behind = accumulate(layer.work for layer in reversed(self.layers.values()))
+        works = dict(zip(reversed(self.layers), behind, strict=True))
+        total = max(works.values(), default=0.0)
+        return {name: work / total if total else 1.0 for name, work in works.items()}
 
 
 def examine(objective: Objective, seed: int) -> Structure:

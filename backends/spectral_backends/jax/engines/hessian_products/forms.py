@@ -17,22 +17,12 @@ import jax.numpy as jnp
 
 from spectral_backends.jax.jaxprs.chunks import in_chunks
 from spectral_backends.jax.jaxprs.inner_product import inner_product
+from spectral_backends.jax.jaxprs.second_derivative import Scalar, second_derivative
 from spectral_backends.jax.layers.discovery import Layer
 from spectral_backends.jax.objective.program import Program
 from spectral_core.curvature.problem import CurvatureKind
 
-__all__ = ["curvatures_along", "second_derivative"]
-
-Scalar = Callable[[Any], Any]
-
-
-def second_derivative(function: Scalar, at: Any, along: Any) -> Any:
-    """Return ``d²/dt² f(x + t d)`` at t = 0; x is not copied for each d under ``vmap``."""
-
-    def slope(x: Any) -> Any:
-        return jax.jvp(function, (x,), (along,))[1]
-
-    return jax.jvp(slope, (at,), (along,))[1]
+__all__ = ["curvatures_along"]
 
 
 def curvatures_along(
@@ -43,15 +33,15 @@ def curvatures_along(
     Parameters
     ----------
     program : Program
-        Of batches of one shape.
+        What is computed of batches of one shape.
     layer : Layer
         Any member of a family: which one is an argument of the function.
     kind : {"hessian", "ggn"}
-        Of the loss, or its Gauss-Newton part ``<J D, ∂²loss/∂y² [J D]>``.
+        The second derivative of the loss, or its Gauss-Newton part ``<J D, ∂²loss/∂y² [J D]>``.
     chunk : int
-        Directions that go together.
+        The number of directions that go together.
     reverse : bool
-        Differentiate backwards first.
+        Whether to differentiate backwards.
 
     Returns
     -------

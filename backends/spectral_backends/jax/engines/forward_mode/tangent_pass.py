@@ -26,7 +26,8 @@ from spectral_backends.jax.jaxprs.inner_product import inner_product
 from spectral_backends.jax.jaxprs.interpreter import Site, aval_of, bind, evaluate, walk
 from spectral_backends.jax.jaxprs.nonlinear_equations import CurvedEquation, CurvedEquations
 from spectral_backends.jax.layers.discovery import Layer
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.objective.compiled import Batch, tallied
+from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.program import Program
 
 __all__ = ["TangentPass", "TangentTotals", "adjoints_at", "curvatures_forward"]
@@ -41,12 +42,12 @@ class TangentTotals:
     Parameters
     ----------
     values, ggn, derivative : ndarray, shape (K,)
-        Of the second derivative, its Gauss-Newton part (zero where the outputs are not told) and
-        ``<∂l, D_k>``.
+        The sums of the second derivative, of its Gauss-Newton part (zero where the outputs are not
+        told) and of ``<∂l, D_k>``.
     problem : str
-        Why there are none; empty if there are.
+        The reason why there are none; empty if there are.
     work : float
-        Multiply-adds, without the adjoints that all layers share.
+        The multiply-adds, without those of the adjoints that all layers share.
     """
 
     values: npt.NDArray[np.float64]
@@ -102,15 +103,15 @@ class TangentPass:
         """Go through the data once for some of the layers; `tell` hears what is being computed."""
         for batch, terms in self._objective.weighted():
             layers = [batch.program.layers[name] for name in self._names]
-            before = self._objective.work
             try:
-                curved = self._curved_of(batch, layers)
-                adjoints = self._adjoints(batch, curved)
+                with tallied() as tally:
+                    curved = self._curved_of(batch, layers)
+                    adjoints = self._adjoints(batch, curved)
             except (TypeError, ValueError, NotImplementedError) as error:
                 for total in self.totals.values():
                     total.problem = total.problem or _sentence(error)
                 return
-            self.shared_work += self._objective.work - before
+            self.shared_work += tally.work
             for layer in layers:
                 total = self.totals[layer.info.name]
                 if layer.info.name in wanted and not total.problem:
@@ -128,18 +129,18 @@ class TangentPass:
     ) -> None:
         u, v = self._directions[layer.info.name]
         chunk = self._together(batch, layer)
-        key = (batch.key, "tangents", self._bends, id(layer.family), u.shape[1], chunk)
-        run = self._objective.compiled(
-            key, lambda: curvatures_forward(batch.program, layer, curved, chunk)
+        key = ("tangents", self._bends, layer.family, u.shape[1], chunk)
+        run = self._objective.cache.compiled(
+            batch, key, lambda: curvatures_forward(batch.program, layer, curved, chunk)
         )
         own = {site: adjoints[site] for site in curved}
-        before = self._objective.work
         try:
-            found = run(self._objective.parameters.values, batch.leaves, layer.starts, u, v, own)
+            with tallied() as tally:
+                found = run(batch.values, batch.leaves, layer.starts, u, v, own)
         except (TypeError, ValueError, NotImplementedError) as error:
             total.problem = _sentence(error)
             return
-        total.work += self._objective.work - before
+        total.work += tally.work
         h, ggn, derivative = (scale * np.asarray(each, np.float64) for each in found)
         total.values += h
         total.ggn += ggn
@@ -162,9 +163,9 @@ class TangentPass:
         sites = {site: found for each in curved.values() for site, found in each.items()}
         if not sites:
             return {}
-        key = (batch.key, "adjoints", tuple(sorted(sites)))
-        run = self._objective.compiled(key, lambda: adjoints_at(batch.program, sites))
-        adjoints: dict[Site, Any] = run(self._objective.parameters.values, batch.leaves)
+        key = ("adjoints", *sorted(sites))
+        run = self._objective.cache.compiled(batch, key, lambda: adjoints_at(batch.program, sites))
+        adjoints: dict[Site, Any] = run(batch.values, batch.leaves)
         return adjoints
 
 
@@ -199,13 +200,13 @@ def curvatures_forward(
     Parameters
     ----------
     program : Program
-        Of batches of one shape.
+        What is computed of batches of one shape.
     layer : Layer
         Any member of a family: which one is an argument of the function.
     curved : mapping of site to CurvedEquation
         The equations of the model that bend as the layer's parameter moves.
     chunk : int
-        Directions that go together.
+        The number of directions that go together.
 
     Returns
     -------

@@ -20,12 +20,13 @@ import numpy.typing as npt
 
 from spectral_backends.jax.capture.layer_io import TapRows, tap
 from spectral_backends.jax.capture.sample_axes import Samples, find_samples
-from spectral_backends.jax.engines.hessian_products import second_derivative
 from spectral_backends.jax.jaxprs.scattered import scattered
+from spectral_backends.jax.jaxprs.second_derivative import second_derivative
 from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
-from spectral_backends.jax.layers.parameter_uses import Family
-from spectral_backends.jax.objective.objective import Batch, Objective
+from spectral_backends.jax.layers.families import Family
+from spectral_backends.jax.objective.compiled import Batch
+from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.program import Program
 
 __all__ = ["ColumnPass", "ColumnTotals"]
@@ -43,10 +44,10 @@ class ColumnTotals:
     Parameters
     ----------
     ggn, derivative : ndarray, shape (K,)
-        Sums over terms of the quadratic form and of ``<∂l, D_k>``: the latter shows whether every
-        use of the weight was seen.
+        The sums over terms of the quadratic form and of ``<∂l, D_k>``: the latter shows whether
+        every use of the weight was seen.
     problem : str
-        Why the sums are not the layer's curvature; empty if they are.
+        The reason why the sums are not the layer's curvature; empty if they are.
     """
 
     ggn: npt.NDArray[np.float64]
@@ -62,11 +63,11 @@ class ColumnPass:
     objective : Objective
         The mean loss.
     layers : sequence of Layer
-        To measure.
+        The layers to measure.
     directions : mapping of str to (u, v)
         By layer: shapes ``(m, K)`` and ``(n, K)``.
     memory_budget : int
-        Bytes that what is sent back together may take.
+        The bytes that what is sent back together may take.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class ColumnPass:
         """Go through the data once; `tell` hears the number of finished batches."""
         for batch, terms in self._objective.weighted():
             layers = [batch.program.layers[name] for name in self._names]
-            families = list({id(layer.family): layer.family for layer in layers}.values())
+            families = list(dict.fromkeys(layer.family for layer in layers))
             samples = find_samples(self._objective, batch, families)
             for layer in layers:
                 if found := samples[families.index(layer.family)].problem:
@@ -111,22 +112,24 @@ class ColumnPass:
         scale: float,
     ) -> None:
         objective, program = self._objective, batch.program
-        key = (batch.key, self._width, *(id(family) for family, _ in families))
+        key = (self._width, *(family for family, _ in families))
         assert program.forward is not None
         count = prod(program.forward.out_avals[0].shape[1:])
         chunk = min(count + 1, max(LEAST_CHUNK, self._budget // largest_value(program.model)))
         given = [self._stacked(family, layers) for family, _ in families]
-        send = objective.compiled(("columns", *key), partial(_products, program, families, chunk))
-        values, leaves = objective.parameters.values, batch.leaves
+        send = objective.cache.compiled(
+            batch, ("columns", *key), partial(_products, program, families, chunk)
+        )
+        values, leaves = batch.values, batch.leaves
         sent = [send(values, leaves, given, first) for first in range(0, count + 1, chunk)]
-        finish = objective.compiled(("forms", *key), partial(_forms, program, count))
+        finish = objective.cache.compiled(batch, ("forms", *key), partial(_forms, program, count))
         found = finish(values, leaves, sent)
         tolerance = 1e4 * self._objective.eps
-        order = [id(family) for family, _ in families]
+        order = [family for family, _ in families]
         for layer in layers:
-            if id(layer.family) not in order:
+            if layer.family not in order:
                 continue
-            ggn, derivative, off = found[order.index(id(layer.family))]
+            ggn, derivative, off = found[order.index(layer.family)]
             total = self.totals[layer.info.name]
             count = len(total.ggn)
             total.ggn += scale * np.asarray(ggn, np.float64)[layer.member, :count]

@@ -1,0 +1,1 @@
+"""Second derivatives along directions of one layer: the tangent of a tangent."""

@@ -1,0 +1,35 @@
+"""What runs in another library than NumPy: each row of a table, and each variant."""
+
+from types import SimpleNamespace
+
+import pytest
+from item_selection import covering, covering_of
+
+VARIANTS = [("jax", name) for name in ("x64", "x32", "jit")]
+
+
+def item(variant, **rows):
+    callspec = SimpleNamespace(params={"xp": variant}, indices={"xp": 0, **rows})
+    return SimpleNamespace(nodeid="test_a.py::test_b[]", callspec=callspec)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 1), (5, 1), (4, 3), (7, 5)])
+def test_every_row_and_every_variant_is_met(rows, columns):
+    table = [
+        item(variant, row=row, column=column)
+        for row in range(rows)
+        for column in range(columns)
+        for variant in VARIANTS
+    ]
+    found = list(covering_of(table))
+    assert {each.callspec.params["xp"] for each in found} == set(VARIANTS)
+    for name, count in (("row", rows), ("column", columns)):
+        assert {each.callspec.indices[name] for each in found} == set(range(count))
+    assert len(found) <= len(VARIANTS) + rows + columns
+
+
+def test_in_float64_of_numpy_all_run():
+    whole = [item(("numpy", "float64"), row=row, column=row % 2) for row in range(8)]
+    assert len(list(covering(whole, "numpy"))) == 8
+    assert len(list(covering(whole, "all"))) == 8
+    assert len(list(covering(whole, "few"))) < 8 + 1
