@@ -91,9 +91,19 @@ def test_an_error_of_a_layer_comes_back_from_a_pickle():
     )
 
 
+def kept_of(written, now):
+    """Return what was written as it is now: later versions may have more fields."""
+    if isinstance(written, dict):
+        return {key: kept_of(written[key], now[key]) for key in written}
+    if isinstance(written, list) and len(written) == len(now):
+        return [kept_of(*pair) for pair in zip(written, now, strict=True)]
+    return now
+
+
 def test_a_report_of_0_1_0_loads():
     report = sc.SpectralReport.load(HERE / "version_0_1_0_report.json")
     assert list(report) == ["0", "1", "head"]
-    assert report.to_dict() == json.loads((HERE / "version_0_1_0_report.json").read_text())
+    written = json.loads((HERE / "version_0_1_0_report.json").read_text())
+    assert kept_of(written, report.to_dict()) == written
     kept = pickle.loads(base64.b64decode(PICKLES["SpectralReport"]))
     assert kept.to_dict() == report.to_dict() and str(kept) == str(report)
