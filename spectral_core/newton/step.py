@@ -9,7 +9,8 @@ from spectral_core.arrays.namespace import Array, as_like, floating
 from spectral_core.errors import InputError
 from spectral_core.matrices.layout import MatrixLayout, MatrixSpec, matrices_of
 from spectral_core.preconditioning.function import check_number_or_array, is_number
-from spectral_core.preconditioning.preconditioner import NORMALIZATIONS, precondition
+from spectral_core.preconditioning.methods.base import NORMALIZATIONS
+from spectral_core.preconditioning.preconditioner import precondition
 
 __all__ = ["spectral_newton_step"]
 
