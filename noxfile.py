@@ -54,7 +54,9 @@ GATE = [*TEST, "array-api-strict>=2.3", ".[torch,optax]"]
 
 # What `quick` runs.
 QUICK = [
-    "tests/core", "tests/golden", "tests/backends/arrays/test_problem.py",
+    "tests/core",
+    "tests/golden",
+    "tests/backends/arrays/test_problem.py",
     "tests/networks",
 ]
 

@@ -25,6 +25,7 @@ from spectral_adapters.optax import (  # noqa: E402
 )
 from spectral_core.arrays.factorize import after  # noqa: E402
 from spectral_core.newton import batched  # noqa: E402
+from spectral_core.newton.step import newton_step  # noqa: E402
 
 STATIC = ("alpha", "damping", "weight_dimension_numbers", "weight_decay_mask")
 
@@ -265,11 +266,11 @@ def test_dimension_numbers_of_muon_serve():
 def test_leaves_of_one_shape_are_one_call(monkeypatch):
     seen = []
 
-    def spy(weight, *args, **options):
-        seen.append((tuple(weight.shape), options["alpha"]))
-        return sc.spectral_newton_step(weight, *args, **options)
+    def spy(weight, gradient, momentum, alpha, *args):
+        seen.append((tuple(weight.shape), alpha))
+        return newton_step(weight, gradient, momentum, alpha, *args)
 
-    monkeypatch.setattr(batched, "spectral_newton_step", spy)
+    monkeypatch.setattr(batched, "newton_step", spy)
     shapes = {"a": (4, 6), "b": (3, 4, 6), "c": (4, 6), "d": (6, 4)}
     alpha = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 1.0}
     axes = dict.fromkeys(shapes, "stack")

@@ -3,10 +3,10 @@
 import numpy as np
 
 import spectral_core as sc
-from spectral_core.preconditioning.choice import gram_rounding
+from spectral_core.preconditioning.damped_power import gram_rounding
 from spectral_core.preconditioning.extreme_value import largest_eigenvalue
 from spectral_core.preconditioning.gram import smallest_shift
-from spectral_core.preconditioning.methods.polar import polar_schedule
+from spectral_core.preconditioning.tables.polar import polar_schedule
 
 TOLERANCE = 2e-2  # that tests ask of method "shifts"
 POLAR_TOLERANCE = 2e-3  # little above the rounding of "polar" in float32

@@ -4,22 +4,23 @@ import numpy as np
 import pytest
 
 import spectral_core as sc
-from spectral_core.newton import batched
+from spectral_core.newton import StepOptions, batched
 from spectral_core.newton.batched import spectral_newton_steps
+from spectral_core.newton.step import newton_step
 
 SHAPES = [(3, 4), (3, 4), (2, 5), (3, 4), (3, 4), (3, 4)]
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The shapes that `spectral_newton_step` is called with."""
+    """The shapes that `newton_step` is called with."""
     seen = []
 
     def noting(weight, *arguments, **options):
         seen.append(weight.shape)
-        return sc.spectral_newton_step(weight, *arguments, **options)
+        return newton_step(weight, *arguments, **options)
 
-    monkeypatch.setattr(batched, "spectral_newton_step", noting)
+    monkeypatch.setattr(batched, "newton_step", noting)
     return seen
 
 
@@ -29,7 +30,7 @@ def check(alphas, decays):
     arrays = [[rng.normal(size=shape) for shape in SHAPES] for _ in range(3)]
     found = spectral_newton_steps(
         *arrays, layouts=[sc.as_matrices(shape) for shape in SHAPES],
-        alphas=alphas, weight_decays=decays, lr=0.1, damping=0.2,
+        alphas=alphas, weight_decays=decays, options=StepOptions(lr=0.1, damping=0.2),
     )  # fmt: skip
     for i, (alpha, decay) in enumerate(zip(alphas, decays, strict=True)):
         own = (array[i] for array in arrays)

@@ -3,8 +3,8 @@
 import pytest
 
 import spectral_core as sc
-from spectral_core.preconditioning.choice import POLAR_FLOOR, POLAR_MARGIN
-from spectral_core.preconditioning.methods.polar import polar_schedule
+from spectral_core.preconditioning.methods.polar import POLAR_FLOOR, POLAR_MARGIN
+from spectral_core.preconditioning.tables.polar import polar_schedule
 from spectral_core.preconditioning.tables.polynomials import polynomial_table
 
 torch = pytest.importorskip("torch")

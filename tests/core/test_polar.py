@@ -5,7 +5,8 @@ import pytest
 from matrices import with_spectrum
 
 import spectral_core as sc
-from spectral_core.preconditioning.methods.polar import polar_factor, polar_schedule
+from spectral_core.preconditioning.methods.polar import polar_factor
+from spectral_core.preconditioning.tables.polar import polar_schedule
 
 
 @pytest.mark.parametrize("lowest", [0.9995, 0.3, 1e-1, 1e-3, 1e-6])

@@ -15,9 +15,10 @@ from matrices import (
 )  # fmt: skip
 
 import spectral_core as sc
-from spectral_core.preconditioning.choice import gram_rounding, relative_floor
+from spectral_core.preconditioning.damped_power import gram_rounding
 from spectral_core.preconditioning.gram import Gram, ScaledMatrix, smallest_shift
-from spectral_core.preconditioning.gram_functions import by_factor
+from spectral_core.preconditioning.methods.closed import by_factor
+from spectral_core.preconditioning.methods.shifts import relative_floor
 
 settings.register_profile("project", deadline=None, max_examples=150)
 settings.load_profile("project")
