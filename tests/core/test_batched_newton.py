@@ -75,17 +75,16 @@ def test_slices_of_a_stack_have_each_their_own_alpha(calls, shape, spec):
     own = sc.as_matrices(shape[1:], spec.replace("stack=1 ", "").replace(" stack=1", ""))
     rng = np.random.default_rng(0)
     weight, gradient, momentum = (rng.normal(size=shape) for _ in range(3))
-    options = {"lr": 0.1, "damping": 0.2, "scale": "rms"}
+    options = StepOptions(lr=0.1, damping=0.2, weight_decay=0.1)
     alphas = (2.0, 1.0, 1.0)
     found = spectral_newton_steps(
-        [weight], [gradient], [momentum], layouts=[layout], alphas=[alphas], weight_decays=[0.1],
-        **options,
+        [weight], [gradient], [momentum], layouts=[layout], alphas=[alphas], options=options
     )  # fmt: skip
     assert layout.stack == shape[: layout.spec.stack] and len(calls) >= 2
     for i, alpha in enumerate(alphas):
         alone = spectral_newton_steps(
             [weight[i]], [gradient[i]], [momentum[i]], layouts=[own], alphas=[alpha],
-            weight_decays=[0.1], **options,
+            options=options,
         )  # fmt: skip
         for many, one in zip(found, alone, strict=True):
             np.testing.assert_allclose(many[0][i], one[0], rtol=0, atol=1e-13)
@@ -95,6 +94,6 @@ def test_slices_of_one_alpha_are_one_call(calls):
     array = np.ones((3, 2, 4))
     spectral_newton_steps(
         [array, array], [array, array], [array, array], layouts=[sc.as_matrices((3, 2, 4), "stack")] * 2,
-        alphas=[(1.0, 2.0, 1.0), (2.0, 2.0, 2.0)], weight_decays=[0.0, 0.0], lr=0.1,
+        alphas=[(1.0, 2.0, 1.0), (2.0, 2.0, 2.0)], options=StepOptions(lr=0.1),
     )  # fmt: skip
     assert sorted(calls) == [(2, 2, 4), (4, 2, 4)]
