@@ -200,6 +200,16 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Namespace]:
 
 
 @pytest.fixture
+def double_jax() -> Iterator[None]:
+    """Double precision in JAX, for one test."""
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
 def shared() -> Path:
     """The folder of shared data, outside the checkout."""
     if not SHARED.is_dir():

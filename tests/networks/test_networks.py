@@ -1,27 +1,20 @@
 """Every backend finds the layers of a network, and measures the same numbers."""
 
-import importlib
-
 import numpy as np
 import pytest
 from network_registry import BACKENDS, NETWORKS, can_build, problem_of
 
 import spectral_core as sc
 
-HERE = {backend: backend if backend != "arrays" else "numpy" for backend in BACKENDS}
+NEEDS = {"arrays": "numpy", "torch": "torch", "jax": "jax"}
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    pytest.importorskip(HERE[request.param])
-    if request.param != "jax":
-        yield request.param
-        return
-    jax = importlib.import_module("jax")
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield "jax"
-    jax.config.update("jax_enable_x64", before)
+    pytest.importorskip(NEEDS[request.param])
+    if request.param == "jax":
+        request.getfixturevalue("double_jax")
+    return request.param
 
 
 @pytest.mark.parametrize("name", NETWORKS)
