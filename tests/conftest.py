@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-messages",
         action="store_true",
-        help="write what errors say into tests/hostile/messages.json instead of comparing",
+        help="write what errors say into tests/robustness/hostile/messages.json instead of comparing",
     )
     parser.addoption(
         "--device",

@@ -83,7 +83,7 @@ def _test_jobs(frameworks: Sequence[str], dry: bool, folder: Path) -> list[Job]:
 
 def core_files() -> list[Path]:
     """Return the core's tests that run in every namespace."""
-    paths = sorted((TESTS / "core").glob("test_*.py"))
+    paths = sorted((TESTS / "unit").rglob("test_*.py"))
     return [path for path in paths if "(xp" in path.read_text(encoding="utf-8")]
 
 
