@@ -186,7 +186,8 @@ def properties(session: nox.Session) -> None:
         files.append(str(folder / f"{library}.jsonl"))
         session.run(
             "pytest", "-m", "statement", f"--namespaces={library}", f"--statements={files[-1]}",
-            "--combinations=all", *TOGETHER, *suites, *session.posargs, env={"OMP_NUM_THREADS": "1"},
+            "--combinations=all", *TOGETHER, *suites, *session.posargs,
+            env={"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     session.run("python", "docs/make_properties.py", *files)
 

@@ -75,7 +75,7 @@ def test_rows_tell_what_was_recorded():
     places = {"numpy-float64": 3, "numpy-read-only": 3, "numpy-float32": 4, "jax-jit-x32": 2}
     line = MAKE.row("A statement.", "tests/unit/test_a.py::test_3_1_b", places)
     ((test, cells),) = rows(line)
-    assert test == "core/test_a.py::test_3_1_b"
+    assert test == "unit/test_a.py::test_3_1_b"
     assert cells == [
         "float64, read-only: 3; float32: 4", "", "", "float32 (jit): 2", MAKE.ON_A_GPU
     ]  # fmt: skip
