@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/coverage_report.py coverage.json
+    python tools/coverage_report.py coverage.json
 """
 
 import json

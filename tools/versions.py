@@ -2,8 +2,8 @@
 
 ::
 
-    python tests/versions.py run torch -- pytest arguments   # in an environment of its own
-    python tests/versions.py table                           # writes the table into the README
+    python tools/versions.py run torch -- pytest arguments   # in an environment of its own
+    python tools/versions.py table                           # writes the table into the README
 
 `nox -s versions` makes the environments.
 """

@@ -3,7 +3,7 @@
 ::
 
     mutmut run "nothing*"                      # writes mutants, and which tests reach which function
-    python tests/mutants/run.py mutants [--workers N] [--seconds S]
+    python tools/mutants/run.py mutants [--workers N] [--seconds S]
 
 mutmut itself collects the tests anew for each mutant, which here takes ten times as long as they
 run. What was tried before is not tried again, unless the function has changed since.

@@ -5,18 +5,15 @@ compiled by shape, `few` keeps to few shapes.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
 from matrices import covariance, orthonormal, with_spectrum
+from network_registry import ACTIVATIONS, LOSSES, Network
 
 SPECTRA = ("power-law", "exponential", "log-normal", "random", "tied")
 MATRICES = ("gaussian", "orthogonal", "graded", "rank-deficient", "tiny", "huge")
 FACTORS = ("power-law", "tied", "rank-deficient")
-ACTIVATIONS = ("relu", "identity", "tanh", "gelu-tanh")
-PIECEWISE_LINEAR = ("relu", "identity")
-LOSSES = ("cross-entropy", "squared")
 
 seeds = st.integers(0, 2**32 - 1)
 scales = st.floats(-10, 10).map(np.exp)
@@ -132,68 +129,6 @@ def factor_pairs(draw, few=False, kinds=FACTORS):
 
 
 # Networks
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network in words and NumPy arrays, for a backend to build.
-
-    Hidden layers act at each of S positions: ``dense`` on every one alone, ``convolution`` on three
-    neighbours, with zeros beyond the ends. The last hidden values are averaged over the positions,
-    and the ``head`` makes the outputs of them. With one position and dense layers that is a
-    multilayer perceptron.
-
-    Parameters
-    ----------
-    kinds : tuple of str
-        Of the hidden layers.
-    widths : tuple of int
-        Of the input, the hidden layers and the output.
-    activation, loss : str
-        Of `ACTIVATIONS` and `LOSSES`: the mean over samples of softmax cross-entropy, or of
-        ``½ Σ_c (z_c − t_c)²``.
-    samples, positions : int
-        Of the data.
-    seed : int
-        Of weights and data.
-    """
-
-    kinds: tuple[str, ...]
-    widths: tuple[int, ...]
-    activation: str
-    loss: str
-    samples: int
-    positions: int
-    seed: int
-
-    @property
-    def layers(self):
-        """Names, first to last."""
-        return [*map(str, range(len(self.kinds))), "head"]
-
-    @property
-    def weights(self):
-        """By layer: (m, n), and (m, n, 3) for convolutions."""
-        rng, weights = np.random.default_rng(self.seed), {}
-        kinds = zip(self.layers, (*self.kinds, "dense"), pairwise(self.widths), strict=True)
-        for name, kind, (n, m) in kinds:
-            shape = (m, n, 3) if kind == "convolution" else (m, n)
-            weights[name] = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
-        return weights
-
-    @property
-    def inputs(self):
-        """Shape (samples, positions, n)."""
-        rng = np.random.default_rng(self.seed + 1)
-        return rng.normal(size=(self.samples, self.positions, self.widths[0]))
-
-    @property
-    def targets(self):
-        """Labels (samples,), or values (samples, outputs)."""
-        rng, outputs = np.random.default_rng(self.seed + 2), self.widths[-1]
-        if self.loss == "cross-entropy":
-            return rng.integers(0, outputs, self.samples)
-        return rng.normal(size=(self.samples, outputs))
 
 
 @st.composite

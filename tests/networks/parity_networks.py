@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trained_networks import GPT
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BACKENDS = ("torch", "jax")
 
 

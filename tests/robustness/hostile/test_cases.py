@@ -1,7 +1,7 @@
 """Every public function against bad input: a documented error or result, in time, no warning.
 
 What the core's errors say is kept word by word in messages.json, to be read and to see changes;
-``pytest tests/hostile/test_cases.py --write-messages`` writes it anew.
+``pytest tests/robustness/hostile/test_cases.py --write-messages`` writes it anew.
 """
 
 import dataclasses

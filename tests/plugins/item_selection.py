@@ -16,7 +16,7 @@ TESTS = Path(__file__).resolve().parents[1]
 EVERYTHING = ("numpy", "float64")
 
 # What the session of NumPy runs; other libraries run of it what is about them.
-OF_THE_HOST = ("core", "golden", "backends/arrays", "adapters/test_array_optim.py")
+OF_THE_HOST = ("unit", "golden", "backends/arrays", "adapters/test_array_optim.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,6 @@
 """A small measurement by every engine of every backend, with every kind of factor.
 
-python tests/soak/seed_cases.py "torch"    # prints the reports of a backend as JSON
+python tests/robustness/soak/seed_cases.py "torch"    # prints the reports of a backend as JSON
 """
 
 import json

@@ -2,7 +2,7 @@
 
 One soak, or all of them, each in a process of its own; prints one JSON line for each:
 
-    python tests/soak/soaks.py ["torch steps"]... [--steps 10000] [--measurements 200]
+    python tests/robustness/soak/soaks.py ["torch steps"]... [--steps 10000] [--measurements 200]
 """
 
 import argparse

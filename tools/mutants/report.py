@@ -2,8 +2,8 @@
 
 ::
 
-    python tests/mutants/report.py mutants     # the folder that `nox -s mutants` leaves
-    python tests/mutants/report.py mutants "A mutant met 20 seconds of tests at most."
+    python tools/mutants/report.py mutants     # the folder that `nox -s mutants` leaves
+    python tools/mutants/report.py mutants "A mutant met 20 seconds of tests at most."
 
 Why a mutant survives stands in reasons.toml, by function and a piece of what is mutated, as the
 numbers of mutants change with the code.

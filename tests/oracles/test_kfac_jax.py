@@ -16,6 +16,7 @@ from spectral_backends.jax import CurvatureProblem
 kfac_jax = pytest.importorskip("kfac_jax", reason="needs kfac-jax: nox -s oracles")
 
 SAMPLES = 13
+pytestmark = pytest.mark.usefixtures("double_jax")
 
 
 def perceptron(new):
