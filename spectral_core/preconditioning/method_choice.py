@@ -1,6 +1,6 @@
 """The method that `precondition` would take, told without computing anything."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,10 +103,11 @@ def precondition_method(
     >>> sc.precondition_method((256, 1024), "float32", alpha=1.0, damping=0.0, device="cuda").name
     'polar'
     """
+    shape = _checked(shape)
     function = DampedPower(alpha, damping, damping_mode)
     check_arguments(function, method, tolerance, "none", precision)
-    layout = matrices_of("shape", tuple(shape), matrices)
-    shapes = [tuple(shape)] if layout is None else layout.matrices
+    layout = matrices_of("shape", shape, matrices)
+    shapes = [shape] if layout is None else layout.matrices
     rows, columns = max(sorted(each[-2:]) for each in shapes)
     request = Request(
         function, method, tolerance, rows, columns, _epsilon(dtype),
@@ -128,13 +129,22 @@ def _why_not(name: str, taken: str, request: Request) -> str:
     return method.left_by_auto(request) or f"takes longer than {taken!r}."
 
 
+def _checked(shape: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple."""
+    whole = isinstance(shape, Sequence) and all(isinstance(n, (int, np.integer)) for n in shape)
+    if not whole or min(shape, default=0) < 0:
+        raise InputError(f"shape: {shape!r} is no tuple of lengths; pass that of the gradient.")
+    return tuple(map(int, shape))
+
+
 def _epsilon(dtype: Any) -> float:
     """Return that of the dtype that is computed in."""
     try:
-        name = str(dtype) if str(dtype).startswith("torch.") else np.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    name = name.rpartition(".")[2]
+        name = "None" if dtype is None else np.dtype(dtype).name
+    except TypeError:  # of PyTorch, or a name that NumPy does not know
+        name = str(dtype).rpartition(".")[2]
     if name not in _EPSILONS:
-        raise InputError(f"dtype: {dtype!r} is none of {', '.join(_EPSILONS)}.")
+        raise InputError(
+            f"dtype: {dtype!r} is none of {', '.join(_EPSILONS)}; pass that of the gradient."
+        )
     return _EPSILONS[name]

@@ -342,6 +342,12 @@ CASES = [
         ("eigenvalues in bfloat16", (torch.ones(3, 4), 1.0), {"method": "eigh", "precision": "bfloat16"}, "precision", "'eigh'", "use 'working'"),
         ("bfloat16 of α = 1 in closed form", (torch.ones(3, 4), 1.0), {"method": "closed", "precision": "bfloat16"}, "precision", "'closed'", "use 'working'"),
     )),
+    *(refused("precondition_method", f"{name} {value!r}", lambda n=name, v=value: sc.precondition_method(**{"shape": (3, 4), "dtype": "float32", "alpha": 2.0} | {n: v}), name, seen, remedy) for name, value, seen, remedy in (
+        ("shape", 5, "5", "tuple of lengths"), ("shape", "ab", "'ab'", "tuple of lengths"), ("shape", (3, -4), "(3, -4)", "tuple of lengths"), ("shape", (3.0, 4.0), "(3.0, 4.0)", "tuple of lengths"),
+        ("shape", (5,), "(5,)", "pass a matrix"), ("shape", (8, 3, 3, 3), "(8, 3, 3, 3)", "by matrices="), ("dtype", "int32", "'int32'", "float32"), ("dtype", "x", "'x'", "float32"),
+        ("alpha", 5.0, "5.0", "[0, 4]"), ("damping", 0.0, "0 with alpha", "positive damping"), ("method", "qr", "'qr'", "closed, shifts"), ("method", "polar", "'polar'", "use 'auto'"), ("tolerance", 2, "2", "0.01 is"), ("precision", "half", "'half'", "bfloat16"), ("matrices", "conv", "(3, 4)", "3 or more axes"),
+    )),
+    gives("precondition_method", "α an array", lambda: sc.precondition_method((3, 4), "float32", np.asarray(2.0)), lambda c: c.name == "svd" and nan(c.error)),
     refused("precondition", "α an array for closed", lambda: sc.precondition(EYE, np.asarray(2.0), method="closed"), "method", "arrays", "use 'eigh'"),
     *(gives("precondition", f"{name} by {method}", lambda g=g, m=method: sc.precondition(g, 2.0, method=m), check) for method in ("closed", "eigh", "svd") for name, g, check in (
         ("NaN", EYE * NAN, nan), ("infinite", np.full((3, 3), INF), nan), ("zeros", 0 * EYE, lambda r: (r == 0).all()),
