@@ -72,6 +72,11 @@ class BaseProblem(ABC, Generic[LayerT]):
         """Return what identifies the problem: numbers of the data, loss, types and versions."""
 
     @property
+    def engine_names(self) -> tuple[str, ...]:
+        """The engines that can be asked for by name."""
+        return tuple(engine.name for engine in self._engines)
+
+    @property
     def curvature_engine(self) -> str:
         """The engine behind `curvatures`; ``"own"`` where it depends on the layer."""
         names = {engine.name for engine in self._one_by_one("hessian")}
@@ -239,7 +244,7 @@ class BaseProblem(ABC, Generic[LayerT]):
 
     def _check_engine(self, engine: Any) -> None:
         """Raise `InputError` for an engine that the backend does not have."""
-        known = ("auto", *(each.name for each in self._engines))
+        known = ("auto", *self.engine_names)
         if engine not in known:
             raise InputError(
                 f"engine: {engine!r} is unknown to this backend; choose one of "

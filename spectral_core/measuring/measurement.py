@@ -119,7 +119,8 @@ def measure(
     """
     check_problem(problem)
     _check_arguments(top_k, curvature, confidence, draws, progress)
-    _check_choice("engine", engine, get_args(Engine))
+    own: tuple[str, ...] = getattr(problem, "engine_names", ())
+    _check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
     _check_choice("svd", svd, get_args(Decomposition))
     _check_choice("delta", delta, get_args(Delta))
     _check_choice("sharing", sharing, get_args(Sharing))

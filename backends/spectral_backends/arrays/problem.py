@@ -176,6 +176,11 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
                 sums[layer.info.name].add(rows)
         return {name: total.factors() for name, total in sums.items()}
 
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        """None: which rule serves is a matter of `method` and of the functions given."""
+        return ()
+
     def _engines_for(self, kind: CurvatureKind) -> Sequence[RuleEngine]:
         return self._by_kind[kind]
 
