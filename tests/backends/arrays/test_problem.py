@@ -312,3 +312,17 @@ def test_a_measurement_resumes(tmp_path, method):
     with pytest.raises(sc.ReportError):
         other = CurvatureProblem(network.gradient, network.init(1), BATCHES, weight=length)
         sc.measure(other, top_k=4, resume=tmp_path / "run.journal")
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "own"),
+        ({"method": "differences"}, "differences"),
+        ({"method": "complex-step"}, "complex-step"),
+    ],
+)
+def test_what_certificates_call_the_way_to_one_layer(options, way):
+    """Where it is chosen layer by layer, no one name is right."""
+    problem = CurvatureProblem(lambda params: dict(params), {"w": np.eye(3)}, **options)
+    assert problem.curvature_engine == way
