@@ -54,7 +54,9 @@ GATE = [*TEST, "array-api-strict>=2.3", ".[torch,optax]"]
 
 # What `quick` runs.
 QUICK = [
-    "tests/core", "tests/golden", "tests/backends/arrays/test_problem.py",
+    "tests/unit",
+    "tests/golden",
+    "tests/backends/arrays/test_problem.py",
     "tests/networks",
 ]
 
@@ -66,20 +68,20 @@ VERSIONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "arrays": (
         ["array-api-strict==2.3"],
         ["numpy", "array-api-compat", "array-api-extra", "array-api-strict"],
-        ["--namespaces=numpy,array-api-strict", "tests/core", "tests/backends/arrays",
+        ["--namespaces=numpy,array-api-strict", "tests/unit", "tests/backends/arrays",
          "tests/adapters/test_array_optim.py"],
     ),
     "torch": (
         ["torch==2.9.1"],
         [TORCH, "numpy"],
-        ["--namespaces=torch", "tests/core", "tests/backends/torch",
+        ["--namespaces=torch", "tests/unit", "tests/backends/torch",
          "tests/adapters/test_torch_optim.py", "tests/adapters/test_recorded_update.py",
          "tests/adapters/test_saved_state.py", "tests/adapters/test_step_surroundings.py"],
     ),
     "jax": (
         ["jax==0.8.0", "jaxlib==0.8.0", "optax==0.2.5"],
         ["jax", "optax", "numpy"],
-        ["--namespaces=jax", "tests/core/test_namespaces.py", "tests/backends/jax",
+        ["--namespaces=jax", "tests/unit/test_namespaces.py", "tests/backends/jax",
          "tests/adapters/test_optax.py"],
     ),
 }  # fmt: skip
@@ -100,7 +102,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the test suite of one backend; torch also runs the measurements and the adapters."""
     arrays = ["tests/backends/arrays", "tests/adapters/test_array_optim.py"]
-    suites = ["tests/core", "tests/golden"]
+    suites = ["tests/unit", "tests/golden"]
     if backend == "torch":
         session.install(TORCH)
         session.install(*TEST, "einops", "opt-einsum", "tqdm", "pandas", "polars")
@@ -112,7 +114,7 @@ def tests(session: nox.Session, backend: str) -> None:
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
         suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
-        suites += ["tests/soak"]
+        suites += ["tests/robustness/soak"]
     elif backend == "cupy":
         if shutil.which("nvidia-smi") is None:
             session.skip("no NVIDIA driver on this machine; the GPU gate runs these tests with one")
@@ -126,7 +128,7 @@ def tests(session: nox.Session, backend: str) -> None:
         suites += ["--combinations=few"]
     else:
         session.install(*TEST, ".")
-        suites += [*arrays, "tests/soak"]
+        suites += [*arrays, "tests/robustness/soak"]
     namespace = "numpy" if backend == "oldest" else backend
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}
@@ -162,10 +164,10 @@ def versions(session: nox.Session, library: str, age: str) -> None:
     asked = {"oldest": OLDEST + oldest, "newest": newest, "pre": ["--pre", "--upgrade", *newest]}
     session.install(*asked[age], *TEST, ".")
     session.run(
-        "python", "tests/versions.py", "run", library, "--age", age, "--", *tests, *session.posargs,
+        "python", "tools/versions.py", "run", library, "--age", age, "--", *tests, *session.posargs,
         env={"OMP_NUM_THREADS": "1"}, success_codes=[0, 1] if age == "pre" else [0],
     )  # fmt: skip
-    session.run("python", "tests/versions.py", "table")
+    session.run("python", "tools/versions.py", "table")
 
 
 @nox.session
@@ -176,7 +178,7 @@ def properties(session: nox.Session) -> None:
     folder = Path(session.create_tmp()).resolve()
     files = []
     for library in ("numpy", "array-api-strict", "torch", "jax"):
-        suites = ["tests/core", "tests/backends/arrays"]
+        suites = ["tests/unit", "tests/backends/arrays"]
         if library in ("torch", "jax"):
             suites += ["tests/backends/test_network_statements.py", f"tests/backends/{library}"]
         if library == "torch":
@@ -184,7 +186,8 @@ def properties(session: nox.Session) -> None:
         files.append(str(folder / f"{library}.jsonl"))
         session.run(
             "pytest", "-m", "statement", f"--namespaces={library}", f"--statements={files[-1]}",
-            "--combinations=all", *TOGETHER, *suites, *session.posargs, env={"OMP_NUM_THREADS": "1"},
+            "--combinations=all", *TOGETHER, *suites, *session.posargs,
+            env={"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     session.run("python", "docs/make_properties.py", *files)
 
@@ -207,7 +210,7 @@ def oracles(session: nox.Session) -> None:
     """Hold JAX's curvatures and factors against kfac-jax, which needs an older JAX."""
     session.install(*TEST, *KFAC_JAX, ".")
     env = {"OMP_NUM_THREADS": "1"}
-    session.run("pytest", "tests/backends/jax/test_kfac_jax.py", *session.posargs, env=env)
+    session.run("pytest", "tests/oracles/test_kfac_jax.py", *session.posargs, env=env)
 
 
 @nox.session
@@ -215,16 +218,21 @@ def coverage(session: nox.Session) -> None:
     """Report which lines and branches of the core the tests run: docs/results/coverage.md."""
     session.install(TORCH)
     session.install(*TEST, "pytest-cov>=6", ".[demo,torch]")
-    suites = ["tests/core", "tests/backends/arrays", "tests/backends/torch", "tests/hostile"]
+    suites = [
+        "tests/unit",
+        "tests/backends/arrays",
+        "tests/backends/torch",
+        "tests/robustness/hostile",
+    ]
     session.run(
         "pytest", "--namespaces=numpy,torch", *TOGETHER,
         "--cov", "--cov-report=json", *suites,
         "tests/adapters/test_array_optim.py", "tests/adapters/test_torch_optim.py",
         # It traces by itself.
-        "--ignore=tests/hostile/test_interruption.py",
+        "--ignore=tests/robustness/hostile/test_interruption.py",
         *session.posargs, env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    session.run("python", "tests/coverage_report.py", "coverage.json")
+    session.run("python", "tools/coverage_report.py", "coverage.json")
 
 
 @nox.session
@@ -238,8 +246,8 @@ def mutants(session: nox.Session) -> None:
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     # It writes the mutants and finds out which tests reach them; no name begins like this.
     session.run("mutmut", "run", "none of them", env=env, success_codes=[0, 1])
-    session.run("python", "-P", "tests/mutants/run.py", "mutants", *session.posargs, env=env)
-    session.run("python", "tests/mutants/report.py", "mutants")
+    session.run("python", "-P", "tools/mutants/run.py", "mutants", *session.posargs, env=env)
+    session.run("python", "tools/mutants/report.py", "mutants")
 
 
 @nox.session
@@ -247,7 +255,9 @@ def soak(session: nox.Session) -> None:
     """Make 10,000 steps and 200 measurements a process; nothing may grow. Linux."""
     session.install(TORCH)
     session.install(".[torch,optax]")
-    session.run("python", "tests/soak/soaks.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(
+        "python", "tests/robustness/soak/soaks.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @nox.session
@@ -366,13 +376,13 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(out, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(out), silent=True)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
-    session.run("python", str(ROOT / "tests" / "compare_wheel.py"), str(wheel), str(ROOT))
+    session.run("python", str(ROOT / "tools" / "compare_wheel.py"), str(wheel), str(ROOT))
     for archive in (wheel, sdist):
         # Clean: the smoke test must see nothing but the archive and its core dependencies.
         session.run("python", "-m", "venv", "--clear", str(out / "venv"))
         python = out / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         session.run(str(python), "-m", "pip", "install", "-q", str(archive), external=True)
-        shutil.copy(ROOT / "tests" / "smoke.py", out)  # its own folder is what it can import from
+        shutil.copy(ROOT / "tools" / "smoke.py", out)  # its own folder is what it can import from
         with session.chdir(out):
             session.run(str(python), "smoke.py", external=True)
 

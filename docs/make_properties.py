@@ -1,6 +1,6 @@
 """Write ``properties.md``: which test holds each statement of the theory, and where it passed.
 
-    pytest -m statement --namespaces=numpy --statements=build/statements/numpy.jsonl tests/core …
+    pytest -m statement --namespaces=numpy --statements=build/statements/numpy.jsonl tests/unit …
     python docs/make_properties.py build/statements/*.jsonl
 
 ``nox -s properties`` does both, for NumPy, array-api-strict, PyTorch and JAX.

@@ -49,7 +49,9 @@ from spectral_core.participation import participation_ratio as participation_rat
 from spectral_core.participation import window_bound as window_bound
 from spectral_core.participation import zeta as zeta
 from spectral_core.participation import zeta_bound as zeta_bound
+from spectral_core.preconditioning import MethodChoice as MethodChoice
 from spectral_core.preconditioning import precondition as precondition
+from spectral_core.preconditioning import precondition_method as precondition_method
 from spectral_core.preconditioning import transfer as transfer
 from spectral_core.preconditioning import transfer_bound as transfer_bound
 from spectral_core.reporting import Explanation as Explanation
@@ -74,6 +76,7 @@ __all__ = [
     "LayerSpectrum",
     "MatrixLayout",
     "MatrixSpec",
+    "MethodChoice",
     "MissingExtraError",
     "NonDeterministicError",
     "ParticipationSummary",
@@ -102,6 +105,7 @@ __all__ = [
     "measure",
     "participation_ratio",
     "precondition",
+    "precondition_method",
     "residual_prediction",
     "select_layers",
     "slope_bound",

@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-messages",
         action="store_true",
-        help="write what errors say into tests/hostile/messages.json instead of comparing",
+        help="write what errors say into tests/robustness/hostile/messages.json instead of comparing",
     )
     parser.addoption(
         "--device",
@@ -197,6 +197,16 @@ def xp(request: pytest.FixtureRequest) -> Iterator[Namespace]:
         torch.set_default_dtype(before)
     else:
         yield namespace
+
+
+@pytest.fixture
+def double_jax() -> Iterator[None]:
+    """Double precision in JAX, for one test."""
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
 
 
 @pytest.fixture

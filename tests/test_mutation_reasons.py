@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTANTS = ROOT / "tests/mutants"
+MUTANTS = ROOT / "tools/mutants"
 REASONS = tomllib.loads((MUTANTS / "reasons.toml").read_text("utf-8"))["reason"]
 
 

@@ -73,9 +73,9 @@ def test_a_property_ran_in_every_library_in_both_precisions(page, statement):
 
 def test_rows_tell_what_was_recorded():
     places = {"numpy-float64": 3, "numpy-read-only": 3, "numpy-float32": 4, "jax-jit-x32": 2}
-    line = MAKE.row("A statement.", "tests/core/test_a.py::test_3_1_b", places)
+    line = MAKE.row("A statement.", "tests/unit/test_a.py::test_3_1_b", places)
     ((test, cells),) = rows(line)
-    assert test == "core/test_a.py::test_3_1_b"
+    assert test == "unit/test_a.py::test_3_1_b"
     assert cells == [
         "float64, read-only: 3; float32: 4", "", "", "float32 (jit): 2", MAKE.ON_A_GPU
     ]  # fmt: skip

@@ -5,6 +5,7 @@ the array API standard with its linear algebra. What does not (MLX, Dask) is ref
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -14,11 +15,12 @@ import numpy as np
 from spectral_adapters.routing.alphas import Alpha, loaded
 from spectral_adapters.routing.arrays import Overrides, route_arrays
 from spectral_adapters.routing.table import Route, RoutingTable
-from spectral_core import InputError, MatrixLayout, as_matrices, spectral_newton_step
+from spectral_core import InputError, MatrixLayout, as_matrices
 from spectral_core.arrays.namespace import linear_algebra
 from spectral_core.arrays.numbers import check_mapping
 from spectral_core.arrays.plain import plain
-from spectral_core.newton.adamw import adamw_step
+from spectral_core.newton import StepOptions
+from spectral_core.newton.adamw import adamw_options, adamw_step
 from spectral_core.newton.batched import spectral_newton_steps
 from spectral_core.preconditioning.function import is_number
 
@@ -26,8 +28,6 @@ __all__ = ["SpectralNewton", "SpectralNewtonState"]
 
 Array: TypeAlias = Any
 Arrays = TypeVar("Arrays", bound="Mapping[str, Any] | Sequence[Any]")
-
-_ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay")
 
 
 class SpectralNewtonState(NamedTuple):
@@ -115,15 +115,13 @@ class SpectralNewton:
         adamw: Mapping[str, Any] | None = None,
         route: Overrides | None = None,
     ) -> None:
-        self._lr, self._weight_decay = lr, weight_decay
-        self._options: dict[str, Any] = {
-            "damping": damping, "damping_mode": damping_mode, "beta": momentum,
-            "nesterov": nesterov, "scale": scale, "method": method, "tolerance": tolerance,
-            "precision": precision,
-        }  # fmt: skip
+        self._options = StepOptions(
+            lr, damping, damping_mode, momentum, nesterov, weight_decay, scale, method, tolerance,
+            precision,
+        )  # fmt: skip
         check_mapping("route", route or {})
         self._alpha, self._overrides = loaded(alpha), dict(route or {})
-        self._adamw = _adamw_options(adamw or {}, scale)
+        self._adamw = adamw_options(adamw or {}, scale)
         self._check_options()
 
     def routing(self, params: Arrays) -> RoutingTable:
@@ -182,12 +180,13 @@ class SpectralNewton:
             raise InputError(
                 f"state: it is of the parameters {sorted(held)[:8]}; call init for these."
             )
-        rate = self._lr if lr is None else lr
+        rate = self._options.lr if lr is None else lr
         spectral = [r for r in routes if r.rule == "spectral" and r.name in found]
         others = [r.name for r in routes if r.rule == "adamw" and r.name in found]
         steps, momentum = self._spectral_steps(spectral, named, found, state, rate)
         count, mean, square = _number(state.count) + 1, dict(state.mean), dict(state.square)
-        options: dict[str, Any] = {"lr": rate, "weight_decay": self._weight_decay} | self._adamw
+        options: dict[str, Any] = {"lr": rate, "weight_decay": self._options.weight_decay}
+        options |= self._adamw
         for name in others:
             steps[name], mean[name], square[name] = adamw_step(
                 named[name], found[name], mean[name], square[name], count, **options
@@ -212,22 +211,20 @@ class SpectralNewton:
             [state.momentum[name] for name in names],
             layouts=[_layout(route.shape, route.matrices) for route in routes],
             alphas=[_alpha(route) for route in routes],
-            weight_decays=[self._weight_decay] * len(names),
-            lr=lr,
-            **self._options,
+            options=replace(self._options, lr=lr),
         )
         moved = dict(zip(names, momenta, strict=True))
         return dict(zip(names, steps, strict=True)), dict(state.momentum) | moved
 
     def _check_options(self) -> None:
-        """Let the steps refuse their options now, on small arrays of NumPy."""
-        zeros = np.zeros((1, 2, 2))
-        shared: dict[str, Any] = {"lr": self._lr, "weight_decay": self._weight_decay}
+        """Let the steps refuse their options now."""
         options = self._options
-        if options["precision"] == "bfloat16":  # which NumPy has not
-            options = options | {"precision": "working", "method": "auto"}
+        if options.precision == "bfloat16":  # the first step knows whether there is such a dtype
+            options = replace(options, precision="working", method="auto")
         alpha = self._alpha if is_number(self._alpha) else 1.0
-        spectral_newton_step(zeros, zeros, zeros, alpha=alpha, **shared, **options)
+        options.check_all(alpha, float(np.finfo(np.float64).eps))
+        zeros = np.zeros((1, 2, 2))
+        shared: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
         adamw_step(zeros, zeros, zeros, zeros, 1, **shared | self._adamw)
 
     def _routes(self, params: Mapping[str, Array], named: bool) -> list[Route]:
@@ -311,10 +308,3 @@ def _wide_zeros(array: Array) -> Array:
 @lru_cache(maxsize=4096)
 def _layout(shape: tuple[int, ...], spec: str) -> MatrixLayout:
     return as_matrices(shape, spec)
-
-
-def _adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
-    check_mapping("adamw", given)
-    if unknown := set(given) - set(_ADAMW_OPTIONS):
-        raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_ADAMW_OPTIONS)}.")
-    return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)

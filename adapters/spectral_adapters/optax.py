@@ -5,11 +5,14 @@ Needs the extra ``optax``. Weights of JAX are mostly inputs × outputs; T does n
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from spectral_adapters.jax_updates.explicit_sharding import with_automatic_axes
+from spectral_adapters.jax_updates.step_options import StepOptions
 from spectral_adapters.routing.alphas import loaded
 from spectral_adapters.routing.dimension_numbers import SpectralDimensionNumbers, layout_of
 from spectral_adapters.routing.jax_trees import (
@@ -25,7 +28,7 @@ from spectral_adapters.routing.jax_trees import (
     spread,
 )
 from spectral_adapters.routing.table import RoutingTable
-from spectral_core import InputError, spectral_newton_step
+from spectral_core import InputError
 from spectral_core._extras import require
 from spectral_core.newton.batched import spectral_newton_steps
 from spectral_core.preconditioning.function import is_number
@@ -140,13 +143,12 @@ def scale_by_spectral_newton(
     them; inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be
     taken for a matrix: pass whole gradients, as data parallelism has them.
     """
-    options = {
-        "damping": damping, "beta": beta, "nesterov": nesterov, "scale": scale,
-        "damping_mode": damping_mode, "method": method, "tolerance": tolerance,
-        "precision": precision, "lr": 1.0,
-    }  # fmt: skip
+    options = StepOptions(
+        1.0, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance,
+        precision,
+    )  # fmt: skip
     alpha = loaded(alpha)
-    _check_options(options, alpha, weight_decay)
+    _check_options(options, alpha)
 
     def init(params: Tree) -> ScaleBySpectralNewtonState:
         _matrix_rules(params, weight_dimension_numbers)
@@ -166,18 +168,16 @@ def scale_by_spectral_newton(
             for gradient, rule in zip(gradients, rules, strict=True)
         ]
 
-        def steps_of(constants: list[Any], weights: Any, gradients: Any, momenta: Any) -> Any:
-            count = len(layouts)
-            known = dict(zip(options, constants[2 * count :], strict=True))
+        def steps_of(constants: Any, weights: Any, gradients: Any, momenta: Any) -> Any:
+            alphas, decays, options = constants
             return spectral_newton_steps(
-                weights, gradients, momenta, layouts=layouts, alphas=constants[:count],
-                weight_decays=constants[count : 2 * count],
-                **known | {"method": _method(known, alphas)},
+                weights, gradients, momenta, layouts=layouts, alphas=alphas,
+                weight_decays=decays, options=options,
             )  # fmt: skip
 
         steps, momenta = with_automatic_axes(
             steps_of,
-            [*alphas, *decays, *options.values()],
+            (alphas, decays, replace(options, method=_method(options, alphas))),
             [_weights(gradients, structure, params, decays), gradients, list(map(_wide, held))],
         )
         mu = [new.astype(old.dtype) for new, old in zip(momenta, held, strict=True)]
@@ -252,10 +252,12 @@ def spectral_newton(
             "it apart, for instance 1e-3."
         )
     alpha = loaded(alpha)
-    scale_by_spectral_newton(  # which refuses what is out of range now
-        alpha, damping, beta, weight_decay, nesterov=nesterov, scale=scale,
-        damping_mode=damping_mode, method=method, tolerance=tolerance, precision=precision,
+    scaled = partial(
+        scale_by_spectral_newton, damping=damping, beta=beta, weight_decay=weight_decay,
+        mu_dtype=mu_dtype, nesterov=nesterov, scale=scale, damping_mode=damping_mode,
+        method=method, tolerance=tolerance, precision=precision,
     )  # fmt: skip
+    scaled(alpha)  # which refuses what is out of range now
     adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     adam_decay = weight_decay if adam_weight_decay is None else adam_weight_decay
 
@@ -267,13 +269,11 @@ def spectral_newton(
         mask = None
         if weight_decay_mask is not None:
             mask = structure.unflatten(spread(weight_decay_mask, tree, "weight_decay_mask"))
-        spectral = scale_by_spectral_newton(
-            structure.unflatten(alphas_of(alpha, tree, rules)), damping, beta, weight_decay,
-            None if mask is None else lambda _: mask, mu_dtype,
-            nesterov=nesterov, scale=scale, damping_mode=damping_mode, method=method,
-            tolerance=tolerance, precision=precision,
+        spectral = scaled(
+            structure.unflatten(alphas_of(alpha, tree, rules)),
+            weight_decay_mask=None if mask is None else lambda _: mask,
             weight_dimension_numbers=structure.unflatten([rule.axes for rule in rules]),
-        )  # fmt: skip
+        )
         adamw = optax.adamw(
             adam_rate, b1=adam_b1, b2=adam_b2, eps=adam_eps, weight_decay=adam_decay,
             mask=None if mask is None else lambda _: mask,
@@ -356,30 +356,23 @@ def _weights(gradients: list[Any], structure: Any, params: Tree, decays: list[Sc
     return [weight if own else jnp.zeros_like(weight) for weight, own in pairs]
 
 
-def _method(options: dict[str, Any], alphas: list[Any]) -> str:
+def _method(options: StepOptions, alphas: list[Any]) -> str:
     """Return "eigh" for "auto" where values are not known before the step."""
     known = (isinstance(alpha, tuple) or is_number(alpha) for alpha in alphas)
-    unknown = not (is_number(options["damping"]) and all(known))
-    spectral = options["damping_mode"] == "spectral" and options["precision"] == "working"
-    method: str = options["method"]
-    return "eigh" if unknown and spectral and method == "auto" else method
+    unknown = not (is_number(options.damping) and all(known))
+    spectral = options.damping_mode == "spectral" and options.precision == "working"
+    return "eigh" if unknown and spectral and options.method == "auto" else options.method
 
 
-def _check_options(options: dict[str, Any], alpha: Any, weight_decay: Scalar) -> None:
-    """Let the step refuse its options now, on a small matrix of NumPy."""
-    if options["tolerance"] is not None and not is_number(options["tolerance"]):
+def _check_options(options: StepOptions, alpha: Any) -> None:
+    """Refuse options now, as the step would."""
+    if options.tolerance is not None and not is_number(options.tolerance):
         raise InputError(
             "tolerance: it is an array; pass a number, and under optax.inject_hyperparams name it "
             "in static_args."
         )
-    if options["precision"] == "bfloat16":
-        return  # NumPy has none; refused in the first update
-    one = is_number(alpha)
-    numbers = {k: v for k, v in options.items() if not hasattr(v, "dtype")}
-    matrix = np.zeros((2, 2))
-    spectral_newton_step(
-        matrix, matrix, matrix,
-        **numbers | {"method": options["method"] if one else "auto"},
-        alpha=alpha if one else 1.0,
-        weight_decay=weight_decay if is_number(weight_decay) else 0.0,
-    )  # fmt: skip
+    if options.precision == "bfloat16":
+        return  # the first update knows whether α and damping allow it
+    if not is_number(alpha):
+        alpha, options = 1.0, replace(options, method="auto")
+    options.check_all(alpha, float(np.finfo(np.float64).eps))

@@ -32,13 +32,12 @@ from spectral_adapters.torch_updates.recorded_update import RecordedUpdate, upda
 from spectral_adapters.torch_updates.saved_state import entries, matched_state, with_names
 from spectral_core import CurvatureProblem, InputError
 from spectral_core.arrays.numbers import check_mapping
+from spectral_core.newton.adamw import adamw_options
 
 __all__ = ["SpectralNewton"]
 
 RECORDINGS = 8
 """Kept for each group: sets of its parameters that have had gradients together."""
-
-_ADAMW_OPTIONS = ("lr", "betas", "eps", "weight_decay")
 
 
 class SpectralNewton(torch.optim.Optimizer):
@@ -148,7 +147,7 @@ class SpectralNewton(torch.optim.Optimizer):
             "betas": (0.9, 0.999), "eps": 1e-8, "maximize": maximize,
             "capturable": capturable, "cuda_graph": cuda_graph,
         }  # fmt: skip
-        self._adamw_options = _adamw_options(adamw or {}, scale)
+        self._adamw_options = adamw_options(adamw or {}, scale)
         self._alpha = alpha
         self._routes: dict[Tensor, Route] = {}
         self._measurement = None
@@ -422,10 +421,3 @@ def _adamw_state(parameter: Tensor, capturable: bool) -> dict[str, Tensor]:
         "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
         "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
     }
-
-
-def _adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
-    check_mapping("adamw", given)
-    if unknown := set(given) - set(_ADAMW_OPTIONS):
-        raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_ADAMW_OPTIONS)}.")
-    return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)

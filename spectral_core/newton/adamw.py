@@ -1,11 +1,15 @@
 """One step of AdamW, for the parameters that are no matrices."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from spectral_core.arrays.namespace import Array, floating
+from spectral_core.arrays.numbers import check_mapping
 from spectral_core.errors import InputError
 
-__all__ = ["adamw_step"]
+__all__ = ["adamw_options", "adamw_step"]
+
+_OPTIONS = ("lr", "betas", "eps", "weight_decay")
 
 
 def adamw_step(
@@ -89,3 +93,17 @@ def _check(
         raise InputError(f"betas: {betas!r} are not two numbers in [0, 1); (0.9, 0.999) is usual.")
     if not eps > 0:
         raise InputError(f"eps: {eps!r} is not positive; 1e-8 is usual.")
+
+
+def adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """Return the options of AdamW beside a Spectral Newton of a scale, as an optimizer takes them.
+
+    Raises
+    ------
+    InputError
+        If there are others than AdamW has.
+    """
+    check_mapping("adamw", given)
+    if unknown := set(given) - set(_OPTIONS):
+        raise InputError(f"adamw: {sorted(unknown)} are none of {', '.join(_OPTIONS)}.")
+    return ({} if scale == "rms" else {"lr": 1e-3}) | dict(given)

@@ -1,16 +1,17 @@
 """Spectral Newton for many parameters: matrices of one shape are updated in one call."""
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import array_api_compat
 
 from spectral_core.arrays.factorize import after
 from spectral_core.arrays.namespace import Array, device_key
-from spectral_core.newton.step import spectral_newton_step
+from spectral_core.newton.options import StepOptions
+from spectral_core.newton.step import newton_step
 from spectral_core.preconditioning.function import is_number
 
 __all__ = ["Layout", "spectral_newton_steps"]
@@ -64,8 +65,8 @@ def spectral_newton_steps(
     *,
     layouts: Sequence[Layout],
     alphas: Sequence[float | Array | tuple[float, ...]],
-    weight_decays: Sequence[float | Array],
-    **options: Any,
+    options: StepOptions,
+    weight_decays: Sequence[float | Array] | None = None,
 ) -> tuple[list[Array], list[Array]]:
     """Return the step of each parameter, and its new momentum (Theory 9.9).
 
@@ -75,11 +76,13 @@ def spectral_newton_steps(
         One of each for every parameter, of its shape. Nothing is written to.
     layouts : sequence of Layout
         The matrices of each.
-    alphas, weight_decays : sequence of float or 0-d array
-        As of `spectral_newton_step`, for each. An α may be a tuple with one number for each slice
-        of the parameter's stack.
-    **options
-        The others of `spectral_newton_step`, for all.
+    alphas : sequence of float or 0-d array
+        The exponent of each. It may be a tuple with one number for each slice of the parameter's
+        stack.
+    options : StepOptions
+        The options of all.
+    weight_decays : sequence of float or array, optional
+        The weight decay of each, where it is not that of the options.
 
     Returns
     -------
@@ -93,13 +96,14 @@ def spectral_newton_steps(
     InputError
         As `spectral_newton_step`, or if a shape is not that of its layout.
     """
+    decays = [options.weight_decay] * len(layouts) if weight_decays is None else weight_decays
     parts: list[_Part] = []
     for i, layout in enumerate(layouts):
         split = [layout.split(array) for array in (weights[i], gradients[i], momenta[i])]
         for j, arrays in enumerate(zip(*split, strict=True)):
             for alpha, own in _runs(alphas[i], layout, j):
                 held = [array if own is None else array[own, :, :] for array in arrays]
-                parts.append(_Part(i, j, alpha, weight_decays[i], *held))
+                parts.append(_Part(i, j, alpha, decays[i], *held))
     results: dict[int, tuple[Array, Array]] = {}
     previous = None
     for batch in _batches(parts):
@@ -151,19 +155,18 @@ def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:
 
 
 def _update(
-    batch: Sequence[_Part], options: dict[str, Any], previous: Array | None
+    batch: Sequence[_Part], options: StepOptions, previous: Array | None
 ) -> Iterable[tuple[_Part, tuple[Array, Array]]]:
     """Return the step and the new momentum of each part of a batch, after a previous step."""
     gradient = _joined([part.gradient for part in batch])
     if previous is not None:
         gradient = after(array_api_compat.array_namespace(gradient), gradient, previous)
-    step, momentum = spectral_newton_step(
+    step, momentum = newton_step(
         _joined([part.weight for part in batch]),
         gradient,
         _joined([part.momentum for part in batch]),
-        alpha=batch[0].alpha,
-        weight_decay=batch[0].weight_decay,
-        **options,
+        batch[0].alpha,
+        replace(options, weight_decay=batch[0].weight_decay),
     )
     start = 0
     for part in batch:

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from spectral_core.arrays.namespace import Array, as_like, floating
 from spectral_core.errors import InputError
 from spectral_core.matrices.layout import MatrixLayout, MatrixSpec, matrices_of
-from spectral_core.preconditioning.function import check_number_or_array, is_number
-from spectral_core.preconditioning.preconditioner import NORMALIZATIONS, precondition
+from spectral_core.newton.options import StepOptions
+from spectral_core.preconditioning.function import is_number
+from spectral_core.preconditioning.preconditioner import apply_function
 
-__all__ = ["spectral_newton_step"]
+__all__ = ["newton_step", "spectral_newton_step"]
 
 
 def spectral_newton_step(
@@ -82,31 +81,44 @@ def spectral_newton_step(
         If an argument is out of range or no number, shapes do not fit, or more than three axes
         come without `matrices`.
     """
+    options = StepOptions(
+        lr, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance, precision
+    )
+    return newton_step(weight, gradient, momentum, alpha, options, matrices)
+
+
+def newton_step(
+    weight: Array,
+    gradient: Array,
+    momentum: Array,
+    alpha: float | Array,
+    options: StepOptions,
+    matrices: MatrixSpec | str | None = None,
+) -> tuple[Array, Array]:
+    """Return what `spectral_newton_step` does, with its options in one hand."""
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
     layout = matrices_of("weight", tuple(weight.shape), matrices)
-    _check_options(lr, beta, weight_decay, scale, tuple(weight.shape))
+    options.check(tuple(weight.shape))
     lr, beta, weight_decay = (
         value if is_number(value) else as_like(xp, value, momentum)
-        for value in (lr, beta, weight_decay)
+        for value in (options.lr, options.beta, options.weight_decay)
     )
 
     gradient = xp.astype(gradient, momentum.dtype, copy=False)
     finite = _for_each(xp, xp.all, xp.isfinite(gradient), layout)
     fresh = (1 - beta) * xp.where(finite, gradient, xp.zeros_like(gradient))
     averaged = beta * momentum + fresh
-    direction = beta * averaged + fresh if nesterov else averaged
+    direction = beta * averaged + fresh if options.nesterov else averaged
     # T sees no scale: momentum that only decays would make full steps for ever.
     informed = _for_each(xp, xp.any, fresh != 0, layout)
-    update = precondition(
+    update = apply_function(
         xp.where(informed, direction, xp.zeros_like(direction)),
-        alpha,
-        damping,
-        damping_mode=damping_mode,
-        method=method,
-        tolerance=tolerance,
-        normalize=scale,
-        precision=precision,
+        options.function(alpha),
+        method=options.method,
+        tolerance=options.tolerance,
+        normalize=options.scale,
+        precision=options.precision,
         matrices=matrices,
     )
     step = -lr * (update + weight_decay * xp.astype(weight, momentum.dtype, copy=False))
@@ -132,39 +144,4 @@ def _check_shapes(weight: Array, gradient: Array, momentum: Array) -> None:
         raise InputError(
             f"weight, gradient and momentum have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; "
             "pass three of one shape, zeros as the first momentum."
-        )
-
-
-def _check_options(
-    lr: float | Array,
-    beta: float | Array,
-    weight_decay: float | Array,
-    scale: str,
-    shape: tuple[int, ...],
-) -> None:
-    for name, value in (("lr", lr), ("beta", beta), ("weight_decay", weight_decay)):
-        check_number_or_array(name, value)
-        _check_fits(name, tuple(getattr(value, "shape", ())), shape)
-    if scale not in NORMALIZATIONS:
-        raise InputError(f"scale: {scale!r} is none of {', '.join(NORMALIZATIONS)}.")
-    if is_number(lr) and not 0 <= lr < float("inf"):
-        raise InputError(f"lr: {lr} is not a learning rate of 0 or more; 1e-3 is usual.")
-    if is_number(beta) and not 0 <= beta < 1:
-        raise InputError(f"beta: {beta} is outside [0, 1); 0.95 is the default.")
-    if is_number(weight_decay) and not 0 <= weight_decay < float("inf"):
-        raise InputError(
-            f"weight_decay: {weight_decay} is not a number of 0 or more; 0.01 is usual."
-        )
-
-
-def _check_fits(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Raise `InputError` unless an option broadcasts against the weight."""
-    try:
-        fits = np.broadcast_shapes(given, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputError(
-            f"{name}: has shape {given}, the weight {shape}; pass a number, or an array that "
-            "broadcasts against it."
         )

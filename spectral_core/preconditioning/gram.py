@@ -6,9 +6,8 @@ from typing import Any
 
 from spectral_core.arrays.namespace import Array
 from spectral_core.preconditioning.extreme_value import STEPS, largest_eigenvalue
-from spectral_core.preconditioning.function import log_damping, power
 
-__all__ = ["Coefficients", "Gram", "ScaledMatrix", "smallest_shift"]
+__all__ = ["Gram", "ScaledMatrix", "smallest_shift"]
 
 
 @dataclass(frozen=True)
@@ -101,32 +100,3 @@ def smallest_shift(size: int, epsilon: float) -> float:
     are for its factorisation. A smaller shift is not seen.
     """
     return (4 + math.sqrt(size)) * epsilon
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """T as ``factor · r / (slope r^α + offset)`` with ``r = σ/σ_max`` in [0, 1] (Theory 9.4).
-
-    Slope and offset are at most 1 with absolute damping, whatever the scale of the gradient.
-    """
-
-    slope: float | Array
-    offset: float | Array
-    factor: Array
-
-    @classmethod
-    def of(
-        cls, xp: Any, alpha: float | Array, damping: float | Array, mode: str, sigma_max: Array
-    ) -> "Coefficients":
-        """Return them for largest singular values ``(..., 1, 1)``, positive or NaN."""
-        if mode == "spectral":
-            return cls(1.0, damping, power(xp, sigma_max, 1 - alpha))
-        log_sigma = xp.log(sigma_max)
-        log_d = log_damping(xp, sigma_max, damping)
-        excess = alpha * log_sigma - log_d  # log(σ_max^α / d)
-        zero = xp.zeros_like(excess)
-        return cls(
-            xp.exp(xp.minimum(excess, zero)),
-            xp.exp(xp.minimum(-excess, zero)),
-            xp.exp(log_sigma - xp.maximum(alpha * log_sigma, zero + log_d)),
-        )

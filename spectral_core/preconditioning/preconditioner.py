@@ -1,6 +1,5 @@
 """T on the singular values of a matrix, by the cheapest method that reaches the tolerance."""
 
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -9,24 +8,15 @@ from spectral_core.arrays.namespace import Array, floating, linear_algebra
 from spectral_core.arrays.products import exact_products
 from spectral_core.errors import InputError
 from spectral_core.matrices.layout import MatrixSpec, matrices_of
-from spectral_core.preconditioning.choice import METHODS, POLAR_MARGIN, PRECISIONS, Request, choose
-from spectral_core.preconditioning.function import check_exponent, damped_ratio, peak
-from spectral_core.preconditioning.gram import Coefficients, Gram, ScaledMatrix
-from spectral_core.preconditioning.gram_functions import (
-    Product,
-    by_eigenvalues,
-    by_factor,
-    by_shifts,
-    eigen_ratios,
-)
-from spectral_core.preconditioning.methods.polar import polar_factor
-from spectral_core.preconditioning.methods.polynomial import by_polynomial
+from spectral_core.preconditioning.choice import choose
+from spectral_core.preconditioning.damped_power import DampedPower
+from spectral_core.preconditioning.gram import ScaledMatrix
+from spectral_core.preconditioning.methods.base import NORMALIZATIONS
+from spectral_core.preconditioning.methods.table import METHODS
+from spectral_core.preconditioning.request import PRECISIONS, Request
+from spectral_core.preconditioning.spectral_function import SpectralFunction
 
-__all__ = ["precondition"]
-
-NORMALIZATIONS = ("none", "spectral", "rms")
-UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
-LOW_STEPS = 8  # of Lanczos in bfloat16: more would take longer than the products
+__all__ = ["apply_function", "check_arguments", "precondition"]
 
 
 def precondition(
@@ -91,17 +81,18 @@ def precondition(
     -----
     With ``B = G Gᵀ / σ_max²`` on the small side, of k rows:
 
-    ======== =================== =============================== ===============================
-    method   serves              computes                        error
-    ======== =================== =============================== ===============================
-    closed   α = 0, 2, 4         Cholesky of ``B^(α/2) + δ I``   ρ + λ
-    shifts   0 < α < 2           ``w_0 + Σ w_j (B + p_j I)⁻¹``   tolerance + ρ + λ
-    eigh     any α               eigenvalues of B                ρ
-    svd      any α               singular values of G            ω
-    polar    α = 1, damping = 0  odd polynomials (Polar Express) tolerance + γ, σ ≥ 1e-3 σ_max
-    polyno-  α > 0, spectral     polynomial of degree 2 to 36 in tolerance + γ + λ
-    mial     damping             B, with 1 to 10 products
-    ======== =================== =============================== ===============================
+    ========== =================== ============================= ===============================
+    method     serves              computes                      error
+    ========== =================== ============================= ===============================
+    closed     α = 0, 2, 4         Cholesky of ``B^(α/2) + δ I`` ρ + λ
+    shifts     0 < α < 2           ``w_0 + Σ w_j (B + p_j I)⁻¹`` tolerance + ρ + λ
+    eigh       any α               eigenvalues of B              ρ
+    svd        any α               singular values of G          ω
+    polar      α = 1, damping = 0  odd polynomials (Polar        tolerance + γ, σ ≥ 1e-3 σ_max
+                                   Express)
+    polynomial α > 0, spectral     polynomial of degree 2 to 36  tolerance + γ + λ
+               damping             in B, with 1 to 10 products
+    ========== =================== ============================= ===============================
 
     Errors are ``‖T̂ − T‖₂ / ‖T‖₂``; those of single singular values are relative to
     ``T(max(σ, floor σ_max))``, with a floor of 5e-3 in float32 and 1e-3 in float64.
@@ -137,24 +128,56 @@ def precondition(
     by "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; on a CPU and
     up to 256 rows, where overhead decides, "eigh" comes before "shifts".
     """
+    return apply_function(
+        gradient,
+        DampedPower(alpha, damping, damping_mode),
+        method=method,
+        tolerance=tolerance,
+        normalize=normalize,
+        precision=precision,
+        matrices=matrices,
+    )
+
+
+def apply_function(
+    gradient: Array,
+    function: SpectralFunction,
+    *,
+    method: str = "auto",
+    tolerance: float | None = None,
+    normalize: str = "none",
+    precision: str = "working",
+    matrices: MatrixSpec | str | None = None,
+) -> Array:
+    """Return ``U T(Σ) Vᵀ`` of ``G = U Σ Vᵀ`` for any function T.
+
+    Parameters
+    ----------
+    gradient : array
+        G, as in `precondition`.
+    function : SpectralFunction
+        T, with its parameters.
+    method, tolerance, normalize, precision, matrices
+        As in `precondition`.
+    """
     xp, (gradient,) = floating(gradient=gradient)
     linear_algebra("gradient", gradient)
-    _check(alpha, damping, damping_mode, method, tolerance, normalize)
-    _check_precision(xp, precision)
+    check_arguments(function, method, tolerance, normalize, precision)
+    _check_bfloat16(xp, precision)
     layout = matrices_of("gradient", tuple(gradient.shape), matrices)
 
     def filtered(batch: Array) -> Array:
         solved = method != "polynomial" and precision == "working"
-        scaled = ScaledMatrix.of(xp, batch, solved)
-        wide = scaled.wide
-        rows, columns = wide.shape[-2:]
+        matrix = ScaledMatrix.of(xp, batch, solved)
+        rows, columns = matrix.wide.shape[-2:]
+        epsilon = float(xp.finfo(matrix.wide.dtype).eps)
         request = Request(
-            alpha, damping, damping_mode, method, tolerance, normalize, rows, columns,
-            float(xp.finfo(wide.dtype).eps), on_cpu(xp, wide), precision == "bfloat16",
+            function, method, tolerance, rows, columns, epsilon, on_cpu(xp, matrix.wide),
+            precision == "bfloat16",
         )  # fmt: skip
         with exact_products(xp, batch):
-            found = _METHODS[choose(request)](xp, scaled, request)
-            result = scaled.restore(xp, found.normalized(xp, normalize))
+            found = METHODS[choose(request)].run(xp, matrix, request)
+            result = matrix.restore(xp, found.normalized(xp, normalize))
         return xp.astype(result, gradient.dtype, copy=False)
 
     if layout is None:
@@ -162,134 +185,32 @@ def precondition(
     return layout.merge(in_turn(xp, filtered, layout.split(gradient)))
 
 
-@dataclass(frozen=True)
-class _Filtered:
-    """``T(G) = product · size``, where T has its maximum ``peak · size`` over [0, σ_max]."""
-
-    product: Product
-    size: Array
-    peak: Array
-
-    def normalized(self, xp: Any, normalize: str) -> Array:
-        if normalize == "none":
-            return self.product.times(self.size)
-        if normalize == "spectral":
-            return self.product.times(1 / self.peak)
-        product = self.product.multiplied()
-        entries = xp.astype(product.wide, self.size.dtype, copy=False)  # from bfloat16
-        rms = xp.sqrt(xp.mean(entries**2, axis=(-2, -1), keepdims=True))
-        return product.times(UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
-
-
-def _closed(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    if request.alpha != 0:
-        return _by_gram(xp, scaled, request)
-    peak_size = xp.ones_like(scaled.scale)
-    if request.normalize == "spectral":  # otherwise nobody asks for σ_max
-        peak_size = xp.sqrt(Gram.of(xp, scaled).top)
-    return _Filtered(Product(scaled.wide, 1.0), scaled.scale / (1 + request.damping), peak_size)
-
-
-def _by_gram(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    """Run the methods that take σ_max from Lanczos steps."""
-    gram, alpha = Gram.of(xp, scaled), float(request.alpha)
-    root = xp.sqrt(gram.top)
-    terms = _coefficients(xp, scaled, request, root)
-    if alpha < 2:
-        product = by_shifts(xp, gram, scaled.wide, request.table())
-    else:
-        offset = terms.offset
-        if request.damping_mode == "absolute":
-            offset = xp.maximum(offset, request.shift * terms.slope)
-        product = by_factor(xp, gram, scaled.wide, alpha, terms.slope, offset)
-    return _filtered(xp, product, root, terms, alpha)
-
-
-def _eigh(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    gram = scaled.finite(xp, scaled.wide @ xp.matrix_transpose(scaled.wide))
-    undamped = request.known and request.damping == 0
-    vectors, ratios, root = eigen_ratios(xp, gram, undamped)
-    terms = _coefficients(xp, scaled, request, root)
-    product = by_eigenvalues(
-        xp, vectors, ratios, scaled.wide, request.alpha, terms.slope, terms.offset
-    )
-    return _filtered(xp, product, root, terms, request.alpha)
-
-
-def _svd(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    u, sigma, vh = xp.linalg.svd(scaled.finite(xp, scaled.wide), full_matrices=False)
-    sigma = sigma[..., None, :]
-    top = sigma[..., :1]
-    root = xp.where(top > 0, top, xp.ones_like(top))
-    ratios = sigma / root
-    if request.known and request.damping == 0:  # what is rounding of zero has no direction
-        kept = ratios > request.columns * request.epsilon
-        ratios = xp.where(kept, ratios, xp.zeros_like(ratios))
-    terms = _coefficients(xp, scaled, request, root)
-    values = damped_ratio(xp, ratios, request.alpha, terms.slope, terms.offset)
-    spoiled = scaled.scale / scaled.scale  # NaN for a matrix that is not finite, otherwise 1
-    product = Product((u * (values * spoiled)) @ vh, 1.0)
-    return _filtered(xp, product, xp.ones_like(root), terms, request.alpha)
-
-
-def _polar(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    # The spectral norm is brought below 1, with a margin for the error of the Lanczos steps.
-    gram = Gram.of(xp, scaled)
-    top = xp.sqrt(gram.top) * POLAR_MARGIN
-    matrix = polar_factor(xp, scaled.wide / top, gram.matrix / top**2, request.polar())
-    return _Filtered(Product(matrix, 1.0), xp.ones_like(top), xp.ones_like(top))
-
-
-def _polynomial(xp: Any, scaled: ScaledMatrix, request: Request) -> _Filtered:
-    if request.low:
-        scaled = scaled.lowered(xp)
-    gram = Gram.of(xp, scaled, *([LOW_STEPS] if request.low else []))
-    root = xp.sqrt(gram.top)
-    terms = _coefficients(xp, scaled, request, root)
-    filtered = by_polynomial(xp, gram.matrix, gram.top, scaled.wide, request.polynomial())
-    return _filtered(xp, Product(filtered, 1.0), root, terms, float(request.alpha))
-
-
-_METHODS = {
-    "closed": _closed, "shifts": _by_gram, "eigh": _eigh, "svd": _svd, "polar": _polar,
-    "polynomial": _polynomial,
-}  # fmt: skip
-
-
-def _coefficients(xp: Any, scaled: ScaledMatrix, request: Request, root: Array) -> Coefficients:
-    return Coefficients.of(
-        xp, request.alpha, request.damping, request.damping_mode, scaled.scale * root
-    )
-
-
-def _filtered(
-    xp: Any, product: Product, root: Array, terms: Coefficients, alpha: float | Array
-) -> _Filtered:
-    """Return the product, `root` times too large for singular values over σ_max, with its scale."""
-    top = peak(xp, alpha, terms.slope, terms.offset, root)
-    return _Filtered(product, terms.factor / root, top * root)
-
-
-def _check(
-    alpha: float | Array,
-    damping: float | Array,
-    damping_mode: str,
+def check_arguments(
+    function: SpectralFunction,
     method: str,
     tolerance: float | None,
     normalize: str,
+    precision: str,
 ) -> None:
-    check_exponent(alpha, damping, damping_mode)
-    if method not in METHODS:
-        raise InputError(f"method: {method!r} is none of {', '.join(METHODS)}.")
+    """Check what can be checked without a matrix.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range.
+    """
+    function.check()
+    if method not in ("auto", *METHODS):
+        raise InputError(f"method: {method!r} is none of {', '.join(('auto', *METHODS))}.")
     if normalize not in NORMALIZATIONS:
         raise InputError(f"normalize: {normalize!r} is none of {', '.join(NORMALIZATIONS)}.")
     if tolerance is not None and not (isinstance(tolerance, Real) and 0 < tolerance < 1):
         raise InputError(f"tolerance: {tolerance} is not between 0 and 1; 0.01 is the default.")
-
-
-def _check_precision(xp: Any, precision: str) -> None:
     if precision not in PRECISIONS:
         raise InputError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}.")
+
+
+def _check_bfloat16(xp: Any, precision: str) -> None:
     if precision == "bfloat16" and not hasattr(xp, "bfloat16"):
         raise InputError(
             f"precision: the arrays' library, {xp.__name__.removeprefix('array_api_compat.')}, "

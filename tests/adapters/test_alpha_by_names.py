@@ -298,11 +298,12 @@ def test_one_report_drives_all_three():
             assert routing_table(tree, alpha=report).rows()[0]["alpha"] == 0.7
 
 
-def test_a_stack_of_torch_has_the_mean_of_its_blocks():
+@pytest.mark.parametrize("block", ["{}", "group{}"])
+def test_a_stack_of_torch_has_the_mean_of_its_blocks(block):
     torch = pytest.importorskip("torch", reason="needs torch")
     from spectral_adapters.torch_optim import SpectralNewton as TorchSpectralNewton
 
-    report = report_of({"experts.group0": 1.0, "experts.group1": 2.0}, (8, 12))
+    report = report_of({f"experts.{block.format(i)}": 1.0 + i for i in (0, 1)}, (8, 12))
     model = torch.nn.ParameterDict({"experts": torch.as_tensor(array(2, 8, 12))})
     (row,) = TorchSpectralNewton(model, alpha=report).routing_table()
     assert row["alpha"] == 1.5 and "mean of 2 matrices" in row["reason"]

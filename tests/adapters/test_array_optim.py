@@ -106,13 +106,13 @@ def test_the_textbook_step():
 
 def test_matrices_of_one_shape_are_updated_together(monkeypatch):
     calls = []
-    step = batched.spectral_newton_step
+    step = batched.newton_step
 
     def counted(weight, *args, **kwargs):
         calls.append(tuple(weight.shape))
         return step(weight, *args, **kwargs)
 
-    monkeypatch.setattr(batched, "spectral_newton_step", counted)
+    monkeypatch.setattr(batched, "newton_step", counted)
     params = NETWORK.init(0)
     optimizer = SpectralNewton()
     together, _ = optimizer.update(params, NETWORK.gradient(params, BATCH), optimizer.init(params))

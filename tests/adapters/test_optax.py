@@ -16,6 +16,7 @@ optax = pytest.importorskip("optax", reason="needs the extra optax: nox -s 'test
 jnp = jax.numpy
 
 import spectral_core as sc  # noqa: E402
+from spectral_adapters.jax_updates.step_options import StepOptions  # noqa: E402
 from spectral_adapters.optax import (  # noqa: E402
     SpectralDimensionNumbers,
     default_dimension_numbers,
@@ -25,6 +26,7 @@ from spectral_adapters.optax import (  # noqa: E402
 )
 from spectral_core.arrays.factorize import after  # noqa: E402
 from spectral_core.newton import batched  # noqa: E402
+from spectral_core.newton.step import newton_step  # noqa: E402
 
 STATIC = ("alpha", "damping", "weight_dimension_numbers", "weight_decay_mask")
 
@@ -265,11 +267,11 @@ def test_dimension_numbers_of_muon_serve():
 def test_leaves_of_one_shape_are_one_call(monkeypatch):
     seen = []
 
-    def spy(weight, *args, **options):
-        seen.append((tuple(weight.shape), options["alpha"]))
-        return sc.spectral_newton_step(weight, *args, **options)
+    def spy(weight, gradient, momentum, alpha, *args):
+        seen.append((tuple(weight.shape), alpha))
+        return newton_step(weight, gradient, momentum, alpha, *args)
 
-    monkeypatch.setattr(batched, "spectral_newton_step", spy)
+    monkeypatch.setattr(batched, "newton_step", spy)
     shapes = {"a": (4, 6), "b": (3, 4, 6), "c": (4, 6), "d": (6, 4)}
     alpha = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 1.0}
     axes = dict.fromkeys(shapes, "stack")
@@ -799,3 +801,35 @@ def test_without_optax_the_extra_is_named(tmp_path):
         env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert "pip install 'spectral-core[optax]'" in done.stderr
+
+
+def test_options_are_a_tree_of_their_numbers_and_steps_are_traced_once():
+    options = StepOptions(jnp.asarray(0.1), damping=jnp.asarray(0.2), method="eigh")
+    assert len(jax.tree.leaves(options)) == 4
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, options)
+    assert (float(doubled.damping), doubled.beta, doubled.method) == (
+        pytest.approx(0.4),
+        1.9,
+        "eigh",
+    )
+
+    traced = []
+    schedule = optax.inject_hyperparams(
+        spectral_newton, static_args=("alpha", "weight_dimension_numbers", "weight_decay_mask")
+    )
+    optimizer = schedule(
+        optax.linear_schedule(0.1, 0.01, 5), 2.0, damping=optax.linear_schedule(0.1, 0.2, 5)
+    )
+    params = arrays(PAIR)
+
+    @jax.jit
+    def step(gradients, state, params):
+        traced.append(1)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for seed in range(4):
+        params, state = step(arrays(PAIR, seed), state, params)
+    # The first state of inject_hyperparams has weak types, so that it is traced once more.
+    assert len(traced) <= 2

@@ -6,89 +6,23 @@ Hidden layers may share their weights over positions, as dense layers on tokens 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from network_registry import PIECEWISE_LINEAR, problem_of
 from networks_in_numpy import Flow
 from properties import holds
-from strategies import PIECEWISE_LINEAR, networks, seeds
+from strategies import networks, seeds
 
 SHARINGS = ("expand", "reduce")
-
-
-def torch_problem(net, dtype, batches):
-    torch = pytest.importorskip("torch")
-    from spectral_backends.torch import CurvatureProblem
-
-    functional = torch.nn.functional
-    activate = {
-        "relu": torch.relu, "identity": lambda z: z, "tanh": torch.tanh,
-        "gelu-tanh": lambda z: functional.gelu(z, approximate="tanh"),
-    }[net.activation]  # fmt: skip
-
-    def forward(params, x):
-        for name, kind in zip(net.layers, net.kinds, strict=False):
-            w = params[name]
-            if kind == "convolution":
-                x = functional.conv1d(x.transpose(1, 2), w, padding=1).transpose(1, 2)
-            else:
-                x = functional.linear(x, w)
-            x = activate(x)
-        return functional.linear(x.mean(1), params["head"])
-
-    def squared(z, t):
-        return 0.5 * (z - t).square().sum(1).mean()
-
-    loss = functional.cross_entropy if net.loss == "cross-entropy" else squared
-    dtype = getattr(torch, np.dtype(dtype).name)
-    params = {name: torch.asarray(w, dtype=dtype) for name, w in net.weights.items()}
-    data = [tuple(map(torch.asarray, batch)) for batch in batches]
-    return CurvatureProblem(forward, loss, data, params=params, weight=samples_of), torch.asarray
-
-
-def jax_problem(net, dtype, batches):
-    jax = pytest.importorskip("jax")
-    from spectral_backends.jax import CurvatureProblem
-
-    jnp = jax.numpy
-    activate = {
-        "relu": jax.nn.relu, "identity": lambda z: z, "tanh": jnp.tanh,
-        "gelu-tanh": lambda z: jax.nn.gelu(z, approximate=True),
-    }[net.activation]  # fmt: skip
-
-    def forward(params, x):
-        for name, kind in zip(net.layers, net.kinds, strict=False):
-            w = params[name]
-            if kind == "convolution":
-                x = jax.lax.conv_general_dilated(
-                    x, w, (1,), "SAME", dimension_numbers=("NWC", "OIW", "NWC")
-                )
-            else:
-                x = x @ w.T
-            x = activate(x)
-        return x.mean(1) @ params["head"].T
-
-    def loss(z, t):
-        if net.loss == "squared":
-            return 0.5 * jnp.mean(jnp.sum((z - t) ** 2, axis=-1))
-        return -jnp.take_along_axis(jax.nn.log_softmax(z), t[:, None], axis=-1).mean()
-
-    params = {name: jnp.asarray(w, dtype) for name, w in net.weights.items()}
-    return CurvatureProblem((forward, loss), params, batches, weight=samples_of), jnp.asarray
-
-
-def samples_of(batch):
-    return batch[0].shape[0]
 
 
 class Measured:
     """A backend's problem of a drawn network, its results in NumPy."""
 
     def __init__(self, xp, net, batches=None):
-        makers = {"torch": torch_problem, "jax": jax_problem}
-        if xp.library not in makers or xp.variant.startswith("jit"):
+        if xp.library not in ("torch", "jax") or xp.variant.startswith("jit"):
             pytest.skip("a test of the backends of PyTorch and JAX, which compile by themselves")
-        whole = [(net.inputs.astype(xp.dtype), precise_targets(xp, net))]
         self.xp, self.net = xp, net
         self.flow = Flow(net, xp.precise, xp.eps)
-        self.problem, self.array = makers[xp.library](net, xp.dtype, batches or whole)
+        self.problem = problem_of(xp.library, net, xp.dtype, batches)
         # Names as the backend gives them; they follow the forward pass.
         self.names = dict(
             zip(net.layers, (layer.name for layer in self.problem.layers()), strict=True)
@@ -104,15 +38,11 @@ class Measured:
         return self.numpy(self.problem.gradients([name])[name])
 
     def curvatures(self, layer, u, v, kind):
-        u, v = (self.array(d.astype(self.xp.dtype)) for d in (u, v))
+        u, v = (self.xp.array(d) for d in (u, v))
         return self.numpy(self.problem.curvatures(self.names[layer], u, v, kind))
 
     def numpy(self, array):
         return np.asarray(array.cpu() if hasattr(array, "cpu") else array, dtype=np.float64)
-
-
-def precise_targets(xp, net):
-    return net.targets if net.loss == "cross-entropy" else net.targets.astype(xp.dtype)
 
 
 @st.composite
@@ -149,7 +79,7 @@ def test_4_1_terms_are_not_reduced(xp, case, cut):
     """C_δ is (1/N) Σ δ δᵀ of un-reduced δ, however the data are cut into means."""
     net, layer = case
     cut = min(cut, net.samples - 1)
-    data = net.inputs.astype(xp.dtype), precise_targets(xp, net)
+    (data,) = net.batches(xp.dtype)
     parts = [tuple(d[p] for d in data) for p in (slice(None, cut), slice(cut, None))]
     m = Measured(xp, net, parts)
     c_delta, _ = m.factors(layer, delta="empirical")
@@ -195,7 +125,7 @@ def test_4_4_ggn_is_the_mean_over_targets_of_the_model(xp, case):
 @holds(case=lambda few: directions(shared_layers(few)), times=repeats, share=0.1)
 def test_4_5_repeated_samples_change_nothing(xp, case, times):
     net, layer, u, v = case
-    data = net.inputs.astype(xp.dtype), precise_targets(xp, net)
+    (data,) = net.batches(xp.dtype)
     once, often = Measured(xp, net), Measured(xp, net, [data] * times)
     flow = once.flow
     close(often.gradient(layer), once.gradient(layer), 2 * flow.error_of_gradient(layer))

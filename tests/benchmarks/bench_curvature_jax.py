@@ -49,7 +49,7 @@ from spectral_core.curvature.certificate import Engine, LayerCurvature
 kfac_jax, matfree = peer_library("kfac_jax"), peer_library("matfree.decomp")
 
 TESTS = Path(__file__).parents[1]
-sys.path.append(str(TESTS / "backends" / "parity"))  # the network
+sys.path.append(str(TESTS / "networks"))  # the network
 sys.path.append(str(TESTS.parent / "docs" / "examples"))  # the shared data
 
 Tree = Any

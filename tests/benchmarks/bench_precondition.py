@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 import spectral_core as sc
-from spectral_core.preconditioning.choice import METHODS
+from spectral_core.preconditioning.methods.table import METHODS
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -73,7 +73,7 @@ def contenders(g: Tensor) -> dict[str, Callable[[], Tensor]]:
         "ours polar": partial(sc.precondition, g, 1.0, 0.0, method="polar"),
     }
     for alpha in ALPHAS:
-        for method in METHODS:
+        for method in ("auto", *METHODS):
             run = partial(sc.precondition, g, alpha, 0.1, method=method)
             try:
                 run()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from spectral_adapters.torch_optim import SpectralNewton
 from spectral_backends.torch import CurvatureProblem
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "adapters"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "networks"))
 from trained_networks import GPT, ResNet
 
 Case = tuple[nn.Module, Callable[[], Tensor], Callable[[], CurvatureProblem]]

@@ -8,7 +8,7 @@ jnp = jax.numpy
 
 import spectral_core as sc  # noqa: E402
 from spectral_backends.jax import CurvatureProblem  # noqa: E402
-from spectral_core.preconditioning.choice import gram_rounding  # noqa: E402
+from spectral_core.preconditioning.damped_power import gram_rounding  # noqa: E402
 from spectral_core.preconditioning.gram import smallest_shift  # noqa: E402
 
 pytestmark = pytest.mark.framework("jax")

@@ -16,7 +16,7 @@ from trained_networks import GPT, ResNet  # noqa: E402
 import spectral_core as sc  # noqa: E402
 from spectral_adapters.torch_optim import SpectralNewton  # noqa: E402
 from spectral_backends.torch import CurvatureProblem  # noqa: E402
-from spectral_core.preconditioning.choice import gram_rounding  # noqa: E402
+from spectral_core.preconditioning.damped_power import gram_rounding  # noqa: E402
 from spectral_core.preconditioning.gram import smallest_shift  # noqa: E402
 
 pytestmark = pytest.mark.framework("torch")

@@ -12,7 +12,7 @@ MODULES = [
     "spectral_core", "spectral_core.testing", "spectral_backends.numpy", "spectral_backends.torch",
     "spectral_backends.jax", "spectral_adapters.torch_optim", "spectral_adapters.array_optim",
     "spectral_adapters.optax", "spectral_adapters.plots", "spectral_adapters.tables",
-    "spectral_adapters.cli", "spectral_adapters.demo.run",
+    "spectral_adapters.cli", "spectral_adapters.demo",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ __all__ = ["with_automatic_axes"]
 
 
 def with_automatic_axes(
-    function: Callable[..., Any], constants: list[Any], arrays: list[list[Any]]
+    function: Callable[..., Any], constants: Any, arrays: list[list[Any]]
 ) -> Any:
     """Call ``function(constants, *arrays)``, whatever mesh the arrays are on.
 
@@ -25,7 +25,7 @@ def with_automatic_axes(
     ----------
     function : callable
         Returns two lists of arrays, of the shapes of the last two in `arrays`.
-    constants : list
+    constants : pytree
         Numbers and arrays. One object there is one object for the function.
     arrays : list of list of array
         Further arguments.
@@ -34,11 +34,12 @@ def with_automatic_axes(
     if mesh is None:
         return function(constants, *arrays)
     # Arrays of an enclosing scope would still have explicit axes: all are passed as arguments.
-    captured = {id(value): value for value in constants if hasattr(value, "dtype")}
+    leaves = jax.tree.leaves(constants)
+    captured = {id(value): value for value in leaves if hasattr(value, "dtype")}
 
     def inside(values: list[Any], *own: list[Any]) -> Any:
         moved = dict(zip(captured, values, strict=True))
-        return function([moved.get(id(value), value) for value in constants], *own)
+        return function(jax.tree.map(lambda leaf: moved.get(id(leaf), leaf), constants), *own)
 
     shardings = tuple([jax.typeof(array).sharding for array in group] for group in arrays[-2:])
     with jax.sharding.use_abstract_mesh(mesh):

@@ -12,7 +12,7 @@ from typing import Any
 
 from spectral_adapters.routing.names import TYPE_ALPHAS
 from spectral_adapters.routing.table import Route
-from spectral_core import InputError, SpectralReport
+from spectral_core import InputError, SpectralReport, as_matrices
 from spectral_core.matrices.names import MatchedLayer, match_layers
 from spectral_core.reporting import LayerSpectrum
 
@@ -34,7 +34,11 @@ class SliceAlphas(tuple[float, ...]):
 
 
 def choose_alphas(
-    alpha: Alpha, routes: Sequence[Route], stacks: Sequence[Sequence[int]] | None = None
+    alpha: Alpha,
+    routes: Sequence[Route],
+    *,
+    each_slice: bool = False,
+    stacks: Sequence[Sequence[int]] | None = None,
 ) -> list[Route]:
     """Return the routes with α and where it comes from; AdamW's are as they were.
 
@@ -47,9 +51,12 @@ def choose_alphas(
         layer, and its type's where a layer is missing or its interval is wider than ± 1.
     routes : sequence of Route
         An α that `route=` has set stays.
+    each_slice : bool
+        Whether each slice of a stack has the α that a report has of it; they have the mean of all
+        otherwise.
     stacks : sequence of sequence of int, optional
-        Lengths of the axes of each parameter that count independent matrices. Each of their slices
-        has the α that a report has of it. Without, a parameter has one α.
+        Lengths of the axes of each parameter that count independent matrices; by default as its
+        spec says.
 
     Raises
     ------
@@ -63,8 +70,13 @@ def choose_alphas(
     UserWarning
         If no layer of a report is a parameter here.
     """
+    alpha = loaded(alpha)
+    if isinstance(alpha, SpectralReport):
+        choices = _from_report(alpha, routes, stacks or list(map(_stack, routes)), each_slice)
+    else:
+        choices = _choices(alpha, routes)
     chosen = []
-    for route, (value, reason) in zip(routes, _choices(alpha, routes, stacks), strict=True):
+    for route, (value, reason) in zip(routes, choices, strict=True):
         if route.rule == "spectral" and route.alpha is None:
             route = replace(route, alpha=value, alpha_reason=reason)
         if route.rule == "spectral" and not isinstance(route.alpha, tuple):
@@ -98,9 +110,7 @@ def measured_alphas(
     return {name: _mean(report, own, doubt) for name, own, doubt in pairs}
 
 
-def _choices(
-    alpha: Alpha, routes: Sequence[Route], stacks: Sequence[Sequence[int]] | None
-) -> Sequence[tuple[float | SliceAlphas, str]]:
+def _choices(alpha: Alpha, routes: Sequence[Route]) -> Sequence[_Found]:
     """Return α of each route and where it comes from, as if all were T's."""
     if isinstance(alpha, Real) and not isinstance(alpha, bool):
         return [(_check(alpha, "alpha"), "")] * len(routes)
@@ -108,9 +118,6 @@ def _choices(
         return list(map(_per_type, routes))
     if isinstance(alpha, str) and alpha == "auto":
         return [(_per_type(route)[0], "α of its type until measured") for route in routes]
-    alpha = loaded(alpha)
-    if isinstance(alpha, SpectralReport):
-        return _from_report(alpha, routes, stacks or [()] * len(routes))
     if isinstance(alpha, Mapping):
         return _from_mapping(dict(alpha), routes)
     raise InputError(
@@ -146,7 +153,10 @@ def _from_mapping(alphas: dict[str, Any], routes: Sequence[Route]) -> list[_Foun
 
 
 def _from_report(
-    report: SpectralReport, routes: Sequence[Route], stacks: Sequence[Sequence[int]]
+    report: SpectralReport,
+    routes: Sequence[Route],
+    stacks: Sequence[Sequence[int]],
+    each_slice: bool,
 ) -> Sequence[tuple[float | SliceAlphas, str]]:
     """Return α of each parameter by the layers that its name stands for; otherwise its type's."""
     wide = [i for i, route in enumerate(routes) if len(route.shape) >= 2]
@@ -154,7 +164,7 @@ def _from_report(
     types = list(map(_per_type, routes))
     found: list[tuple[float | SliceAlphas, str]] = [*types]
     for i, own, doubt in zip(wide, matches.layers, matches.doubts, strict=True):
-        if any(match.index is not None for match in own):
+        if each_slice and any(match.index is not None for match in own):
             found[i] = _each_slice(report, own, stacks[i], types[i])
             continue
         value, reason = _mean(report, own, doubt)
@@ -165,6 +175,10 @@ def _from_report(
     if not any(matches.layers) and any(route.rule == "spectral" and route.name for route in routes):
         _warn_of_another_model(report, routes)
     return found
+
+
+def _stack(route: Route) -> Sequence[int]:
+    return as_matrices(route.shape, route.matrices).stack if route.matrices else ()
 
 
 def _mean(

@@ -48,8 +48,7 @@ def route_arrays(
     for name, shape in shapes.items():
         route, said = _natural(name, shape, named), first_override(overrides, [name])
         routes.append(route if said is None else _overridden(route, said, named))
-    stacks = [as_matrices(r.shape, r.matrices).stack if r.matrices else () for r in routes]
-    return choose_alphas(alpha, routes, stacks)
+    return choose_alphas(alpha, routes, each_slice=True)
 
 
 def _natural(name: str, shape: tuple[int, ...], named: bool) -> Route:

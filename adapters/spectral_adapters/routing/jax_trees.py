@@ -340,7 +340,7 @@ def _with_alphas(
             () if rule.axes is None else layout_of(route.shape, rule.axes).stack
             for route, rule in zip(routes, rules, strict=True)
         ]
-        return choose_alphas(alpha, routes, stacks)
+        return choose_alphas(alpha, routes, each_slice=True, stacks=stacks)
     if isinstance(alpha, str):
         raise InputError(
             f"alpha: {alpha!r} is unknown; pass a number in [0, 4], 'per-type', a SpectralReport "

@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from spectral_core import InputError, MatrixLayout, as_matrices
+from spectral_core.newton import StepOptions
 from spectral_core.newton.batched import spectral_newton_steps
 
 __all__ = ["Update", "layout_of", "step_options"]
-
-_OPTIONS = ("lr", "damping", "damping_mode", "nesterov", "scale", "method", "tolerance")
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Update:
             self.momenta,
             layouts=self.layouts,
             alphas=self.alphas,
-            weight_decays=[self.group["weight_decay"]] * len(self.parameters),
-            **step_options(self.group) | {"lr": lr},
+            options=step_options(self.group, lr),
         )
 
     def apply(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
@@ -61,16 +59,21 @@ class Update:
             self.momenta[i].copy_(moved[i])
 
 
-def step_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a parameter group as those of `spectral_newton_step`.
-
-    α and weight decay are left out, which parameters may have of their own.
-    """
-    precision = group.get("precision", "working")  # absent from states saved before it was there
-    return {name: group[name] for name in _OPTIONS} | {
-        "beta": group["momentum"],
-        "precision": precision,
-    }
+def step_options(group: Mapping[str, Any], lr: float | Tensor) -> StepOptions:
+    """Return the options of a parameter group, whose keys are those of torch's optimizers."""
+    return StepOptions(
+        lr=lr,
+        damping=group["damping"],
+        damping_mode=group["damping_mode"],
+        beta=group["momentum"],
+        nesterov=group["nesterov"],
+        weight_decay=group["weight_decay"],
+        scale=group["scale"],
+        method=group["method"],
+        tolerance=group["tolerance"],
+        # Absent from states saved before it was there.
+        precision=group.get("precision", "working"),
+    )
 
 
 @lru_cache(maxsize=4096)

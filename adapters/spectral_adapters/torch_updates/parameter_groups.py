@@ -13,7 +13,7 @@ from spectral_adapters.routing.alphas import Alpha, choose_alphas
 from spectral_adapters.routing.torch_parameters import FLAT_SHARD, Route, route_parameter
 from spectral_adapters.torch_updates.batched_step import step_options
 from spectral_backends.torch.distributed.shards import is_distributed
-from spectral_core import InputError, spectral_newton_step
+from spectral_core import InputError
 
 __all__ = [
     "check_gradient",
@@ -166,12 +166,9 @@ def check_options(group: Mapping[str, Any]) -> None:
                 "(0.9, 0.999) and an eps of 1e-8."
             ) from error
         return
-    matrix = torch.zeros(1, 2, 2)
+    epsilon = torch.finfo(torch.get_default_dtype()).eps
     for alpha in set(each_value(group, "alpha")):
-        spectral_newton_step(
-            matrix, matrix, matrix, alpha=alpha, weight_decay=group["weight_decay"],
-            **step_options(group) | {"lr": lr},
-        )  # fmt: skip
+        step_options(group, lr).check_all(alpha, epsilon)
 
 
 def check_parameter(parameter: Tensor) -> None:

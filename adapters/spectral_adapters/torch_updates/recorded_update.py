@@ -62,13 +62,12 @@ class RecordedUpdate:
 
 def update_key(update: Update, gradients: Sequence[Tensor]) -> Hashable:
     """Return what a recording holds for good: where the tensors lie, and every option but lr."""
-    options = step_options(update.group)
-    del options["lr"]
+    options = step_options(update.group, lr=0.0)
     places = [(p.data_ptr(), m.data_ptr()) for p, m in _pairs(update)]
     kinds = [(tuple(g.shape), g.stride(), g.dtype) for g in gradients]
-    others = (update.group["weight_decay"], update.group["maximize"], *update.alphas)
+    others = (update.group["maximize"], *update.alphas)
     layouts = tuple(map(id, update.layouts))  # made once for each shape and spec
-    return tuple(places), tuple(kinds), layouts, others, tuple(options.items())
+    return tuple(places), tuple(kinds), layouts, others, options
 
 
 def _pairs(update: Update) -> list[tuple[Tensor, Tensor]]:

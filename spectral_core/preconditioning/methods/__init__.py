@@ -1,1 +1,1 @@
-"""Methods that apply T to a matrix."""
+"""Methods that apply T to a matrix: `base` says what one is, `table` which there are."""

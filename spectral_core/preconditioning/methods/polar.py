@@ -1,77 +1,67 @@
-"""The polar factor by odd polynomials of degree five, each the best on the interval left to it."""
+"""α = 1 without damping: the polar factor by products alone."""
 
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from spectral_core.arrays.host import host_constant
 from spectral_core.arrays.namespace import Array
+from spectral_core.preconditioning.damped_power import DampedPower
+from spectral_core.preconditioning.gram import Gram, ScaledMatrix
+from spectral_core.preconditioning.methods.base import DampedPowerMethod, Filtered, Product
+from spectral_core.preconditioning.request import Request
+from spectral_core.preconditioning.tables.polar import PolarSchedule, polar_schedule
 
-__all__ = ["PolarSchedule", "polar_factor", "polar_schedule"]
+__all__ = ["POLAR_FLOOR", "POLAR_MARGIN", "Polar", "polar_factor"]
 
-Vector = NDArray[np.float64]
-Quintic = tuple[float, float, float]
-
-MOST_STEPS = 40
-
-
-@dataclass(frozen=True)
-class PolarSchedule:
-    """Steps ``p(σ) = a σ + b σ³ + c σ⁵``; together they map [lowest, 1] to [1 − error, 1 + error].
-
-    Parameters
-    ----------
-    steps : tuple of (float, float, float)
-        a, b, c in the order of use.
-    lowest, error : float
-    gain : float
-        Where each step errs by u times the sum of its terms' sizes, the result errs by at most
-        ``gain · u`` in the spectral norm, to first order (Theory 9.6).
-    """
-
-    steps: tuple[Quintic, ...]
-    lowest: float
-    error: float
-    gain: float
-
-    def __call__(self, sigma: Vector) -> Vector:
-        """Evaluate the composition."""
-        for a, b, c in self.steps:
-            square = sigma * sigma
-            sigma = sigma * (a + square * (b + square * c))
-        return sigma
+# The least σ/σ_max that comes out as 1, and by what σ_max is raised for the error of the Lanczos
+# steps.
+POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
+_PRICE = 20.0  # on a GPU, where products are cheap: less than any decomposition
 
 
-@host_constant
-def polar_schedule(lowest: float, tolerance: float) -> PolarSchedule:
-    """Return the shortest schedule that maps [lowest, 1] to 1 within a tolerance.
+class Polar(DampedPowerMethod):
+    """The polynomials of Polar Express."""
 
-    Each step is the odd quintic closest to 1 in the maximum norm on the interval ``[l, u]`` that
-    the one before left, by Remez exchange; it maps ``[l, u]`` onto ``[1 − e, 1 + e]``. Taking the
-    best at every step is the best composition (Amsel et al. 2025).
+    name = "polar"
+    serves = "α = 1, damping = 0"
+    computes = "odd polynomials (Polar Express)"
+    stated_error = "tolerance + γ, σ ≥ 1e-3 σ_max"
 
-    Parameters
-    ----------
-    lowest : float
-        In (0, 1): smallest ratio σ/σ_max that must come out as 1.
-    tolerance : float
-        Largest distance from 1; at least 1e-15.
+    def unsuited_for(self, function: DampedPower, request: Request) -> str:
+        """Say that it is for the polar factor."""
+        alpha, damping = function.alpha, function.damping
+        if alpha == 1 and damping == 0:
+            return ""
+        return (
+            f"is for alpha = 1 and damping = 0, not alpha = {alpha} and damping = {damping}; "
+            "use 'auto'."
+        )
 
-    Returns
-    -------
-    PolarSchedule
-    """
-    low, high, error, gain = lowest, 1.0, 1.0, 0.0
-    steps: list[Quintic] = []
-    while error > tolerance and len(steps) < MOST_STEPS:
-        (a, b, c), error = _best_quintic(low, high)
-        steps.append((a, b, c))
-        size = abs(a) * high + abs(b) * high**3 + abs(c) * high**5
-        low, high = 1 - error, 1 + error
-        gain += size / low
-    return PolarSchedule(tuple(steps), lowest, error, gain)
+    def price(self, request: Request) -> float:
+        """Return that of some ten products."""
+        return _PRICE
+
+    def left_by_auto(self, request: Request) -> str:
+        """Say where products are not cheap enough."""
+        return "takes as long as 'svd' on a CPU." if request.on_cpu else ""
+
+    def approximation(self, request: Request) -> float:
+        """Return the error of the schedule, which is below any tolerance."""
+        return _schedule(request).error
+
+    def rounding(self, request: Request) -> float:
+        """Return γ."""
+        return _schedule(request).gain * request.epsilon
+
+    def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
+        """Bring the spectral norm below 1, and run the schedule."""
+        gram = Gram.of(xp, matrix)
+        top = xp.sqrt(gram.top) * POLAR_MARGIN
+        unit = polar_factor(xp, matrix.wide / top, gram.matrix / top**2, _schedule(request))
+        one = xp.ones_like(top)
+        return Filtered(Product(unit, 1.0), one, lambda: one)
+
+
+def _schedule(request: Request) -> PolarSchedule:
+    return polar_schedule(POLAR_FLOOR / POLAR_MARGIN, request.target)
 
 
 def polar_factor(xp: Any, unit: Array, gram: Array, schedule: PolarSchedule) -> Array:
@@ -84,39 +74,3 @@ def polar_factor(xp: Any, unit: Array, gram: Array, schedule: PolarSchedule) -> 
             gram = unit @ xp.matrix_transpose(unit)
         unit = a * unit + (b * gram + c * (gram @ gram)) @ unit
     return unit
-
-
-def _best_quintic(low: float, high: float) -> tuple[Quintic, float]:
-    """Return the odd quintic nearest to 1 on [low, high] and its largest distance from 1.
-
-    Four points of equal error with alternating signs characterise it: both ends and the two
-    stationary points between, which are exchanged until they stay.
-    """
-    if high - low < 1e-3 * high:
-        return _flat(0.5 * (low + high)), _flat_error(low, high)
-    points = low + (high - low) * np.asarray([0.0, 0.25, 0.75, 1.0])
-    a = b = c = 0.0
-    for _ in range(60):
-        signs = np.asarray([1.0, -1.0, 1.0, -1.0])
-        system = np.stack([points, points**3, points**5, signs], axis=1)
-        a, b, c, _ = np.linalg.solve(system, np.ones(4))
-        squares = np.sort(np.roots([5 * c, 3 * b, a]).real)
-        inner = np.clip(np.sqrt(np.maximum(squares, 0.0)), low, high)
-        moved = np.asarray([low, inner[0], inner[1], high])
-        if np.max(np.abs(moved - points)) < 1e-14 * high:
-            break
-        points = moved
-    grid = np.concatenate([np.geomspace(low, high, 2000), points])
-    largest = float(np.max(np.abs(1 - (a * grid + b * grid**3 + c * grid**5))))
-    return (float(a), float(b), float(c)), largest
-
-
-def _flat(centre: float) -> Quintic:
-    """Return the quintic that is 1 to third order at a point: the limit of a short interval."""
-    return 15 / (8 * centre), -10 / (8 * centre**3), 3 / (8 * centre**5)
-
-
-def _flat_error(low: float, high: float) -> float:
-    """Return its largest distance from 1: ``5/2 x³`` at relative distance x, and rounding."""
-    half = (high - low) / (high + low)
-    return max(4 * half**3, 2 * float(np.finfo(np.float64).eps))

@@ -1,14 +1,79 @@
-"""``p(B) X`` of ``B = A / λ_max(A)`` by products alone, in the dtype of the operands."""
+"""α > 0 with spectral damping: a polynomial in the Gram matrix, by products alone."""
 
 from typing import Any
 
 import array_api_compat
 
 from spectral_core.arrays.namespace import Array
+from spectral_core.preconditioning.damped_power import DampedPower
+from spectral_core.preconditioning.gram import Gram, ScaledMatrix
+from spectral_core.preconditioning.methods.base import DampedPowerMethod, Filtered, Product
+from spectral_core.preconditioning.request import Request
 from spectral_core.preconditioning.tables.chebyshev import Add, Multiply, evaluate
-from spectral_core.preconditioning.tables.polynomials import REACH, PolynomialTable
+from spectral_core.preconditioning.tables.polynomials import (
+    REACH,
+    PolynomialTable,
+    polynomial_table,
+)
 
-__all__ = ["by_polynomial"]
+__all__ = ["Polynomial", "by_polynomial", "polynomial_of"]
+
+_LOW_STEPS = 8  # of Lanczos in bfloat16: more would take longer than the products
+_LOW_EPSILON = 2.0**-7
+
+
+class Polynomial(DampedPowerMethod):
+    """A Chebyshev expansion."""
+
+    name = "polynomial"
+    serves = "α > 0, spectral damping"
+    computes = "polynomial of degree 2 to 36 in B, with 1 to 10 products"
+    stated_error = "tolerance + γ + λ"
+    remedy = "raise the tolerance or the damping, or use 'auto' in working precision"
+    low = True
+
+    def unsuited_for(self, function: DampedPower, request: Request) -> str:
+        """Say which α and which damping it is for."""
+        alpha, damping = function.alpha, function.damping
+        if alpha > 0 and damping > 0 and function.scale_free:
+            return ""
+        return (
+            f"is for alpha above 0 and spectral damping above 0, not alpha = {alpha} and "
+            f"{function.damping_mode} damping {damping}; use 'auto' in working precision."
+        )
+
+    def price(self, request: Request) -> float:
+        """Return that of its products, each three factorisations and more."""
+        return 6.0 * polynomial_of(request).products
+
+    def left_by_auto(self, request: Request) -> str:
+        """Say that its products pay in bfloat16."""
+        return "" if request.low else "is taken with precision='bfloat16' alone."
+
+    def approximation(self, request: Request) -> float:
+        """Return the error of the table."""
+        return polynomial_of(request).error
+
+    def error(self, request: Request) -> float:
+        """Return the error of the table and γ, as all roundings at their worst would add up."""
+        unit = (_LOW_EPSILON if request.low else request.epsilon) / 2
+        return self.approximation(request) + polynomial_of(request).gain * unit
+
+    def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
+        """Evaluate it, in bfloat16 if that was asked for."""
+        if request.low:
+            matrix = matrix.lowered(xp)
+        gram = Gram.of(xp, matrix, *([_LOW_STEPS] if request.low else []))
+        root = xp.sqrt(gram.top)
+        scaled = self.scaled(xp, matrix, root, request)
+        product = by_polynomial(xp, gram.matrix, gram.top, matrix.wide, polynomial_of(request))
+        return Filtered.of(xp, Product(product, 1.0), root, scaled)
+
+
+def polynomial_of(request: Request) -> PolynomialTable:
+    """Return the table of a request."""
+    function = request.damped_power
+    return polynomial_table(float(function.alpha), float(function.damping), request.target)
 
 
 def by_polynomial(xp: Any, gram: Array, top: Array, wide: Array, table: PolynomialTable) -> Array:

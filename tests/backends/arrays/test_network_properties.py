@@ -3,14 +3,16 @@
 from functools import cache
 
 import array_api_compat
+import networks_in_arrays
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from network_registry import PIECEWISE_LINEAR, Network
 from networks_in_numpy import Flow
 from properties import holds
-from strategies import PIECEWISE_LINEAR, Network, networks, seeds
+from strategies import networks, seeds
 
-from spectral_backends.arrays import DenseNetwork, Rows
+from spectral_backends.arrays import Rows
 from spectral_backends.arrays.rows import RowSums
 
 
@@ -24,9 +26,8 @@ class Built:
     def __init__(self, xp, net, take=slice(None)):
         self.xp, self.net = xp, net
         self.flow = Flow(net, xp.precise, xp.eps)
-        self.network = DenseNetwork(net.widths, net.activation, net.loss)
-        zero = {f"{name}.bias": np.zeros(len(w)) for name, w in net.weights.items()}
-        held = {f"{name}.weight": w for name, w in net.weights.items()} | zero
+        self.network = networks_in_arrays.network(net)
+        held = networks_in_arrays.parameters(net)
         self.params = {name: xp.array(value) for name, value in held.items()}
         self.x, self.targets = net.inputs[take, 0], net.targets[take]
 

@@ -321,3 +321,17 @@ def test_layers_of_names_that_agree_are_not_lost():
         "a": ("a", 0), "a.weight": ("a.weight", 0), "e.part0": ("e.weight", 0),
         "e.part1_": ("e.weight", 1), "e.part1": ("e.part1", 0),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "own"),
+        ({"method": "differences"}, "differences"),
+        ({"method": "complex-step"}, "complex-step"),
+    ],
+)
+def test_what_certificates_call_the_way_to_one_layer(options, way):
+    """Where it is chosen layer by layer, no one name is right."""
+    problem = CurvatureProblem(lambda params: dict(params), {"w": np.eye(3)}, **options)
+    assert problem.curvature_engine == way

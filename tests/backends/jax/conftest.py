@@ -1,7 +1,6 @@
 """The JAX tests measure in double precision, and are left out where there is no JAX."""
 
 import os
-from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -14,10 +13,5 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    import jax
-
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
+def double_precision(double_jax: None) -> None:
+    """Every test of this folder."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spectral_backends.jax.jaxprs.interpreter import Site
 from spectral_backends.jax.jaxprs.linearity import find_curvature
 from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
@@ -72,15 +73,9 @@ class Setting:
         """Return the parameters in which the outputs are curved, with the operation."""
         return find_curvature(self.program.model, len(self.program.parameters.names))
 
-    def behind(self, layer: Layer) -> float:
-        """Return the multiply-adds of a batch in the layers from this one on."""
-        first = layer.family.uses[0].site
-        others = (other for other in self.layers.values() if other.family.uses[-1].site >= first)
-        return sum(other.work for other in others)
-
     def passes(self, count: float, layer: Layer) -> float:
         """Return the price, in forward passes of the model, of passes from a layer on."""
-        return count * self.behind(layer) / self._work
+        return count * self._behind[layer.family.uses[0].site] / self._work
 
     def of_one_batch(self, work: float) -> float:
         """Return multiply-adds of all batches as a number of forward passes of the model."""
@@ -100,6 +95,13 @@ class Setting:
     def mean(self, total: Any) -> jax.Array:
         """Return the mean of a sum over all terms, in the problem's dtype."""
         return jnp.asarray(total / self.objective.n_terms, self.objective.parameters.dtype)
+
+    @cached_property
+    def _behind(self) -> Mapping[Site, float]:
+        """Return the multiply-adds of a batch in the layers from an equation on."""
+        ends = [(layer.family.uses[-1].site, layer.work) for layer in self.layers.values()]
+        starts = {layer.family.uses[0].site for layer in self.layers.values()}
+        return {first: sum(work for end, work in ends if end >= first) for first in starts}
 
     @cached_property
     def _work(self) -> float:

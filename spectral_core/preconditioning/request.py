@@ -1,0 +1,72 @@
+"""What a method is asked to do: a function, the matrices, and the error that it may bring."""
+
+from dataclasses import dataclass
+
+from spectral_core.preconditioning.damped_power import DampedPower
+from spectral_core.preconditioning.gram import smallest_shift
+from spectral_core.preconditioning.spectral_function import SpectralFunction
+
+__all__ = ["PRECISIONS", "Request"]
+
+PRECISIONS = ("working", "bfloat16")
+TOLERANCE = 1e-2
+LOW_TOLERANCE = 5e-2  # about what rounding to bfloat16 adds
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `precondition` was asked for one matrix of a batch.
+
+    Parameters
+    ----------
+    function : SpectralFunction
+        T, with its parameters.
+    method : str
+        The name of a method, or "auto".
+    tolerance : float or None
+        As given.
+    rows, columns : int
+        The lengths of the wide matrix.
+    epsilon : float
+        That of the dtype that is computed in.
+    on_cpu : bool
+        Whether eigendecompositions are cheap.
+    low : bool
+        Whether products are in bfloat16.
+    """
+
+    function: SpectralFunction
+    method: str
+    tolerance: float | None
+    rows: int
+    columns: int
+    epsilon: float
+    on_cpu: bool = True
+    low: bool = False
+
+    @property
+    def damped_power(self) -> DampedPower:
+        """The function, for methods of this one alone."""
+        assert isinstance(self.function, DampedPower)
+        return self.function
+
+    @property
+    def target(self) -> float:
+        """The tolerance, or its default."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return LOW_TOLERANCE if self.low else TOLERANCE
+
+    @property
+    def shift(self) -> float:
+        """The smallest shift that the rounding of the Gram matrix leaves visible."""
+        return smallest_shift(self.rows, self.epsilon)
+
+    @property
+    def predictable(self) -> bool:
+        """Whether an error can be told without the matrix."""
+        return self.function.known and self.function.scale_free
+
+    def rounding(self) -> float:
+        """Return the error that squaring brings; 0 where it is not known."""
+        return self.function.rounding(self.shift) if self.predictable else 0.0

@@ -1,0 +1,95 @@
+"""A pytest plugin: which combinations of parameters run in which array library.
+
+All of them run in NumPy's float64, where they take least. Another library or variant runs the same
+lines with arrays of its own, so there every row of a table is met once, and properties draw fewer
+examples. ``--combinations=all`` runs all of them everywhere, as ``nox -s properties`` does.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+EVERYTHING = ("numpy", "float64")
+
+# What the session of NumPy runs; other libraries run of it what is about them.
+OF_THE_HOST = ("unit", "golden", "backends/arrays", "adapters/test_array_optim.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--combinations",
+        choices=("few", "numpy", "all"),
+        default="numpy",
+        help="of parameters: few, where a library meets each row of a table once; all of them in"
+        " NumPy's float64 (the default); all of them everywhere",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    combinations = config.getoption("--combinations")
+    kept = {id(item) for item in covering(items, combinations)}
+    asked = {name for name in config.getoption("--namespaces").split(",") if name}
+    if asked and "numpy" not in asked and combinations != "all":
+        kept -= {id(item) for item in items if is_of_the_host(item, asked)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
+
+
+def is_whole(variant: tuple[str, str], combinations: str) -> bool:
+    """Say whether every combination of parameters is tested in a variant."""
+    return combinations == "all" or (combinations == "numpy" and variant == EVERYTHING)
+
+
+def covering(items: Iterable[pytest.Item], combinations: str) -> Iterator[pytest.Item]:
+    """Yield all tests of the variants that are tested whole, and of others those that cover."""
+    tables = defaultdict(list)
+    for item in items:
+        variant = getattr(getattr(item, "callspec", None), "params", {}).get("xp")
+        if variant is None or is_whole(variant, combinations):
+            yield item
+        else:
+            tables[item.nodeid.partition("[")[0], variant[0]].append(item)
+    for table in tables.values():
+        yield from covering_of(table)
+
+
+def covering_of(table: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
+    """Yield of one test in one library what holds a row or a variant that none before it held.
+
+    The first combination of rows runs in every variant, the others take turns with the variants.
+    """
+    combinations = defaultdict(list)
+    for item in table:
+        numbers = {name: n for name, n in item.callspec.indices.items() if name != "xp"}
+        combinations[tuple(sorted(numbers.items()))].append(item)
+    seen: set[object] = set()
+    for turn, (rows, variants) in enumerate(combinations.items()):
+        first = turn % len(variants)
+        for item in variants[first:] + variants[:first]:
+            holds = {item.callspec.params["xp"], *rows}
+            if not holds <= seen:
+                seen |= holds
+                yield item
+
+
+def is_of_the_host(item: pytest.Item, libraries: set[str]) -> bool:
+    """Say whether NumPy's own session runs a test, and none of the libraries makes it differ.
+
+    Such a test takes no `xp`, and nothing in its file speaks of the libraries.
+    """
+    if "xp" in getattr(item, "fixturenames", ()):
+        return False
+    if not any(item.path.is_relative_to(TESTS / place) for place in OF_THE_HOST):
+        return False
+    names = libraries | {name.replace("-", "_") for name in libraries}
+    return not any(name in _text(item.path) for name in names)
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

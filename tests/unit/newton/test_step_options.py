@@ -1,0 +1,63 @@
+"""The options of a step: what is refused at the door of an optimizer is what a step refuses."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+import spectral_core as sc
+from spectral_core.newton import StepOptions
+
+DOUBLE = 2.0**-52
+
+
+def step(alpha, options):
+    g = np.eye(2)
+    own = {field.name: getattr(options, field.name) for field in fields(options)}
+    return sc.spectral_newton_step(g, g, g, alpha=alpha, **own)
+
+
+def test_the_options_are_those_of_a_step_with_its_defaults():
+    named = sc.spectral_newton_step.__kwdefaults__
+    for field in fields(StepOptions):
+        if field.name != "lr":  # which has no default
+            assert getattr(StepOptions(0.1), field.name) == named[field.name]
+    apart = {"alpha", "matrices"} | {field.name for field in fields(StepOptions)}
+    assert apart == set(sc.spectral_newton_step.__annotations__) - {
+        "weight",
+        "gradient",
+        "momentum",
+        "return",
+    }
+
+
+@pytest.mark.parametrize(
+    ("alpha", "wrong"),
+    [
+        (2.0, {"lr": -1.0}), (2.0, {"lr": None}), (2.0, {"beta": 1.0}), (2.0, {"weight_decay": -0.1}),
+        (2.0, {"scale": "max"}), (5.0, {}), (2.0, {"damping": 0.0}), (2.0, {"damping": "x"}),
+        (2.0, {"damping_mode": "x"}), (2.0, {"method": "qr"}), (1.0, {"method": "closed"}),
+        (2.0, {"tolerance": 0}), (2.0, {"tolerance": 1e-15, "method": "svd"}), (2.0, {"precision": "x"}),
+        (np.asarray(1.0), {"method": "shifts"}), (1.0, {"damping": 1e-4, "method": "shifts", "tolerance": 1e-11}),
+    ],
+)  # fmt: skip
+def test_the_door_refuses_in_the_words_of_the_step(alpha, wrong):
+    options = replace(StepOptions(0.1), **wrong)
+    with pytest.raises(sc.InputError) as inside:
+        step(alpha, options)
+    with pytest.raises(sc.InputError) as door:
+        options.check_all(alpha, DOUBLE)
+    assert str(door.value) == str(inside.value)
+
+
+def test_what_a_step_takes_passes_the_door():
+    for alpha, given in [
+        (2.0, {}),
+        (1.0, {"damping": 0.0}),
+        (np.asarray(1.0), {"method": "eigh"}),
+        (0.5, {"lr": np.asarray(0.1)}),
+    ]:
+        options = replace(StepOptions(0.1), **given)
+        step(alpha, options)
+        options.check_all(alpha, DOUBLE)
+    StepOptions(0.1, damping=0.1, precision="bfloat16").check_all(2.0, 2.0**-23)
