@@ -26,6 +26,9 @@ VARIANTS = (
 # The precision that each lacks, where a statement of the theory is checked; see `properties.holds`.
 OTHER_PRECISIONS = (("array-api-strict", "float32"), ("jax", "jit-x32"), ("cupy", "float32"))
 
+# Of four variants that compile, two have both precisions, traced and not.
+TRACED, BETWEEN = ("jax", "jit-x32"), (("jax", "x32"), ("jax", "jit"))
+
 # For `nox -s mutants`: the same examples for each mutant, and none is shrunk.
 settings.register_profile(
     "mutants", phases=(Phase.explicit, Phase.generate), database=None, derandomize=True
@@ -161,6 +164,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             variants = [v for v in variants if v[1] not in without.args]
         if only := marker("only_in"):
             variants = [v for v in variants if v[1] in only.args]
+        if TRACED in variants and metafunc.config.getoption("--combinations") != "all":
+            variants = [v for v in variants if v not in BETWEEN]
         chosen = [v for v in variants if not asked or v[0] in asked]
         metafunc.parametrize("xp", chosen, ids="-".join, indirect=True)
 

@@ -12,14 +12,15 @@ from properties import holds
 from strategies import networks, seeds
 
 SHARINGS = ("expand", "reduce")
+pytestmark = pytest.mark.not_in("jit", "jit-x32")  # the backends compile by themselves
 
 
 class Measured:
     """A backend's problem of a drawn network, its results in NumPy."""
 
     def __init__(self, xp, net, batches=None):
-        if xp.library not in ("torch", "jax") or xp.variant.startswith("jit"):
-            pytest.skip("a test of the backends of PyTorch and JAX, which compile by themselves")
+        if xp.library not in ("torch", "jax"):
+            pytest.skip("a test of the backends of PyTorch and JAX")
         self.xp, self.net = xp, net
         self.flow = Flow(net, xp.precise, xp.eps)
         self.problem = problem_of(xp.library, net, xp.dtype, batches)

@@ -65,8 +65,7 @@ def covering_of(table: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
     """
     combinations = defaultdict(list)
     for item in table:
-        numbers = {name: n for name, n in item.callspec.indices.items() if name != "xp"}
-        combinations[tuple(sorted(numbers.items()))].append(item)
+        combinations[rows_of(item)].append(item)
     seen: set[object] = set()
     for turn, (rows, variants) in enumerate(combinations.items()):
         first = turn % len(variants)
@@ -75,6 +74,15 @@ def covering_of(table: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
             if not holds <= seen:
                 seen |= holds
                 yield item
+
+
+def rows_of(item: pytest.Item) -> tuple[tuple[int, str], ...]:
+    """Return the row that a test has of each table of parameters: which table, and the row's id."""
+    # `callspec.indices` counts combinations. Without this list every combination is a row of its
+    # own, and all of them run.
+    ids = getattr(item.callspec, "_idlist", [item.callspec.id])
+    own = "-".join(item.callspec.params["xp"])
+    return tuple((table, row) for table, row in enumerate(ids) if row != own)
 
 
 def is_of_the_host(item: pytest.Item, libraries: set[str]) -> bool:

@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
-from item_selection import covering, covering_of
+from item_selection import covering, covering_of, rows_of
 
 VARIANTS = [("jax", name) for name in ("x64", "x32", "jit")]
 
 
 def item(variant, **rows):
-    callspec = SimpleNamespace(params={"xp": variant}, indices={"xp": 0, **rows})
+    ids = ["-".join(variant), *map(str, rows.values())]
+    callspec = SimpleNamespace(params={"xp": variant, **rows}, _idlist=ids, id="-".join(ids))
     return SimpleNamespace(nodeid="test_a.py::test_b[]", callspec=callspec)
 
 
@@ -24,7 +25,7 @@ def test_every_row_and_every_variant_is_met(rows, columns):
     found = list(covering_of(table))
     assert {each.callspec.params["xp"] for each in found} == set(VARIANTS)
     for name, count in (("row", rows), ("column", columns)):
-        assert {each.callspec.indices[name] for each in found} == set(range(count))
+        assert {each.callspec.params[name] for each in found} == set(range(count))
     assert len(found) <= len(VARIANTS) + rows + columns
 
 
@@ -33,3 +34,9 @@ def test_in_float64_of_numpy_all_run():
     assert len(list(covering(whole, "numpy"))) == 8
     assert len(list(covering(whole, "all"))) == 8
     assert len(list(covering(whole, "few"))) < 8 + 1
+
+
+@pytest.mark.parametrize("letter", ["a", "b"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_pytest_tells_the_rows(request, xp, letter, number):
+    assert sorted(row for _, row in rows_of(request.node)) == [str(number), letter]
