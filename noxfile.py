@@ -114,7 +114,7 @@ def tests(session: nox.Session, backend: str) -> None:
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
         suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
-        suites += ["tests/robustness/soak"]
+        suites += ["tests/networks", "tests/robustness/soak"]
     elif backend == "cupy":
         if shutil.which("nvidia-smi") is None:
             session.skip("no NVIDIA driver on this machine; the GPU gate runs these tests with one")
@@ -128,7 +128,7 @@ def tests(session: nox.Session, backend: str) -> None:
         suites += ["--combinations=few"]
     else:
         session.install(*TEST, ".")
-        suites += [*arrays, "tests/robustness/soak"]
+        suites += [*arrays, "tests/networks", "tests/robustness/soak"]
     namespace = "numpy" if backend == "oldest" else backend
     # The arrays are small: threads only wait for each other, on shared cores for long.
     env = {"OMP_NUM_THREADS": "1"}

@@ -53,7 +53,7 @@ def covering(items: Iterable[pytest.Item], combinations: str) -> Iterator[pytest
         # A test that is for another library has a mark in place of a variant, and is skipped.
         if not isinstance(variant, tuple) or is_whole(variant, combinations):
             yield item
-        else:
+        elif isinstance(variant, tuple):  # else it has a meaning in none of the variants asked for
             tables[item.nodeid.partition("[")[0], variant[0]].append(item)
     for table in tables.values():
         yield from covering_of(table)
