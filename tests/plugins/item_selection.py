@@ -50,10 +50,13 @@ def covering(items: Iterable[pytest.Item], combinations: str) -> Iterator[pytest
     tables = defaultdict(list)
     for item in items:
         variant = getattr(getattr(item, "callspec", None), "params", {}).get("xp")
-        # A test that is for another library has a mark in place of a variant, and is skipped.
-        if not isinstance(variant, tuple) or is_whole(variant, combinations):
+        if variant is None:
             yield item
-        elif isinstance(variant, tuple):  # else it has a meaning in none of the variants asked for
+        elif not isinstance(variant, tuple):
+            continue  # it has a meaning in none of the variants that were asked for
+        elif is_whole(variant, combinations):
+            yield item
+        else:
             tables[item.nodeid.partition("[")[0], variant[0]].append(item)
     for table in tables.values():
         yield from covering_of(table)
