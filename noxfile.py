@@ -53,12 +53,7 @@ EMBEDDING = [*TEST, *EMBEDDERS, ".[torch,optax]"]
 GATE = [*TEST, "array-api-strict>=2.3", ".[torch,optax]"]
 
 # What `quick` runs.
-QUICK = [
-    "tests/unit",
-    "tests/golden",
-    "tests/backends/arrays/test_problem.py",
-    "tests/networks",
-]
+QUICK = ["tests/unit", "tests/golden", "tests/networks"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
@@ -151,8 +146,8 @@ def quick(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
     session.run(
-        "pytest", "-q", "--namespaces=numpy", "--combinations=few", "--hypothesis-profile=quick",
-        "-m", "not slow", *TOGETHER, *QUICK, env={"OMP_NUM_THREADS": "1"},
+        "pytest", "-q", "--namespaces=numpy", "--combinations=few", *TOGETHER, *QUICK,
+        env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -83,14 +83,14 @@ class Namespace:
 
     @property
     def examples(self) -> int:
-        """How many examples of a property take about a second, or a third of it."""
+        """How many examples of a property take about a second, a third of it or a tenth."""
         if self.device == "cuda":
             return 15
         from item_selection import is_whole  # a plugin, which must be imported as such first
 
         whole = is_whole((self.library, self.variant), self.combinations)
         many = {"numpy": 100, "array-api-strict": 30, "torch": 50}.get(self.library, 10)
-        return many if whole else many // 3
+        return many if whole else many // (10 if self.combinations == "few" else 3)
 
     def precise(self, values: Any) -> Any:
         """Return in float64 what the dtype leaves of values."""
@@ -166,6 +166,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             variants = [v for v in variants if v[1] in only.args]
         if TRACED in variants and metafunc.config.getoption("--combinations") != "all":
             variants = [v for v in variants if v not in BETWEEN]
+        if metafunc.config.getoption("--combinations") == "few":
+            variants = [v for v in variants if v[1] != "read-only"]
         chosen = [v for v in variants if not asked or v[0] in asked]
         metafunc.parametrize("xp", chosen, ids="-".join, indirect=True)
 
