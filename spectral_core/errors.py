@@ -27,9 +27,9 @@ class LayerError(SpectralError):
     Parameters
     ----------
     layer : str
-        Name of the layer.
+        The name of the layer.
     reason : str
-        What was seen and the remedy, as a sentence without the layer's name.
+        The observation and the remedy, as a sentence without the layer's name.
     """
 
     def __init__(self, layer: str, reason: str) -> None:

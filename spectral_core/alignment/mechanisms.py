@@ -31,14 +31,14 @@ def layernorm_band(n: int, batch: int) -> float:
     Parameters
     ----------
     n : int
-        Number of features.
+        The number of features.
     batch : int
-        Number of samples (times positions) B.
+        The number of samples (times positions) B.
 
     Returns
     -------
     float
-        At least 1; infinite for B <= n.
+        The bound, at least 1. It is infinite for B <= n.
 
     Raises
     ------
@@ -63,15 +63,15 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
     Parameters
     ----------
     sigma : array, shape (K,)
-        Singular values, positive.
+        The singular values, positive.
     band : float
-        Largest ratio of two values, at least 1.
+        The largest ratio of two values, at least 1.
 
     Returns
     -------
     float
-        In units of an exponent. For ``ρ = uᵀ C u / λ`` with the condition number of C for the band
-        it is to be taken twice: quotient and eigenvalue each lie within the band.
+        The bound, in units of an exponent. For ``ρ = uᵀ C u / λ`` with the condition number of C as
+        the band, take it twice: quotient and eigenvalue each lie within the band.
 
     Raises
     ------
@@ -98,11 +98,12 @@ class ResidualPrediction:
     Parameters
     ----------
     quadratic : float
-        Of ``u_kᵀ C_δ u_k``: 0, as random directions all see ``tr C_δ / m``.
+        The slope of ``u_kᵀ C_δ u_k``. It is 0, as random directions all see ``tr C_δ / m``.
     quadratic_error : float
-        Standard deviation of that slope over random directions.
+        The standard deviation of that slope over random directions.
     rho_delta : float
-        Of ``ρ_k^δ``, which then is ``tr C_δ / (m λ_k)``: the eigenvalues' own slope, turned round.
+        The slope of ``ρ_k^δ``. As ``ρ_k^δ`` then is ``tr C_δ / (m λ_k)``, this is the slope of the
+        eigenvalues with its sign reversed.
     """
 
     quadratic: float
@@ -121,9 +122,9 @@ def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> Res
     Parameters
     ----------
     sigma : array, shape (K,)
-        Singular values of the gradient, positive.
+        The singular values of the gradient, positive.
     eigenvalues : array, shape (m,)
-        All eigenvalues of ``C_δ``, descending, m of at least K.
+        All eigenvalues of ``C_δ``, descending, with m of at least K.
 
     Raises
     ------

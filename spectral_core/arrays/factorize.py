@@ -92,11 +92,11 @@ def one_by_one(xp: Any, function: Callable[..., Any], *arrays: Array) -> Any:
     Parameters
     ----------
     xp : namespace
-        Of the arrays.
+        The namespace of the arrays.
     function : callable
-        Takes one matrix of each array; returns an array or a tuple of them.
+        A function that takes one matrix of each array and returns an array or a tuple of them.
     *arrays : array, shape (..., m, n)
-        Of equal batch shapes.
+        The arrays, all with the same batch shape.
     """
     batch = arrays[0].shape[:-2]
     if not batch or 0 in batch:

@@ -108,16 +108,16 @@ class BaseProblem(ABC, Generic[LayerT]):
         Parameters
         ----------
         layer : str
-            Name of the layer.
+            The name of the layer.
         u, v : array
-            Shapes ``(m, K)`` and ``(n, K)``.
+            The directions, of shapes ``(m, K)`` and ``(n, K)``.
         kind : {"hessian", "ggn"}
             The Hessian of L in this layer's weight, or its generalised Gauss-Newton part.
 
         Returns
         -------
         array
-            Shape ``(K,)``, in the problem's dtype and on its device.
+            The curvatures, of shape ``(K,)``, in the problem's dtype and on its device.
 
         Raises
         ------
@@ -151,23 +151,23 @@ class BaseProblem(ABC, Generic[LayerT]):
         Parameters
         ----------
         directions : mapping of str to (u, v)
-            By layer, shapes ``(m, K)`` and ``(n, K)``.
+            The directions of each layer, of shapes ``(m, K)`` and ``(n, K)``.
         kind : {"hessian", "ggn"}
-            As in `curvatures`.
+            The curvature that is computed, see `curvatures`.
         engine : str
             ``"auto"`` takes the cheapest engine that is exact for each layer. An engine's name, see
             `Engine`, makes it compute all layers; not every backend has every engine.
         draws : int
-            Random draws of ``"monte-carlo"`` for each batch, 2 or more.
+            The number of random draws of ``"monte-carlo"`` for each batch, 2 or more.
         done : collection of str
-            Layers that are not wanted. Skipping them leaves the others bit-identical.
+            The layers that are not wanted. Skipping them leaves the others bit-identical.
         tell : callable, optional
-            Hears, in a few words, what is being computed.
+            A function that is told, in a few words, what is being computed.
 
         Yields
         ------
         LayerCurvature or LayerError
-            For each layer, as soon as it is computed, in any order.
+            One result for each layer, as soon as it is computed, in any order.
 
         Raises
         ------
@@ -203,15 +203,18 @@ class BaseProblem(ABC, Generic[LayerT]):
         Parameters
         ----------
         layers : sequence of str
-            Names of layers.
+            The names of layers.
         delta : {"ggn", "fisher-mc", "empirical"}
-            Columns of the root of the loss's Hessian in the outputs; gradients for targets drawn
-            from the model; gradients for the true targets.
+            The output gradients that make ``C_δ``. ``"ggn"`` takes the columns of the root of the
+            loss's Hessian in the outputs, ``"fisher-mc"`` gradients for targets drawn from the
+            model, and ``"empirical"`` gradients for the true targets.
         sharing : {"expand", "reduce"}
-            Positions that share the weight each count, or inputs are averaged and output gradients
-            summed over them first (Theory 4.3; as in KFAC-expand and KFAC-reduce).
+            The treatment of positions that share the weight (Theory 4.3). ``"expand"`` counts each
+            position, as KFAC-expand does; ``"reduce"`` first averages the inputs and sums the
+            output gradients over them, as KFAC-reduce does.
         draws : int
-            Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
+            The number of Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be
+            exact.
         max_columns : int
             ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
             (less one) times positions of the outputs. Beyond it, or where samples of the outputs
@@ -222,7 +225,8 @@ class BaseProblem(ABC, Generic[LayerT]):
         Returns
         -------
         dict of str to KroneckerFactors
-            Arrays on the problem's device, in float64 where the framework has it enabled.
+            The factors by layer. Their arrays are on the problem's device, in float64 where the
+            framework has it enabled.
 
         Raises
         ------

@@ -32,30 +32,34 @@ class Certificate:
     Parameters
     ----------
     engine : str
-        One of `Engine`, but ``"auto"``; or the name that a problem has for its own way, such as
-        ``"complex-step"``. A problem that has `curvatures` alone names its way by an attribute
-        `curvature_engine`; without one, the certificate says ``"own"``.
+        The engine that was used: one of `Engine` other than ``"auto"``, or the name that a problem
+        has for its own way, such as ``"complex-step"``. A problem that has `curvatures` alone names
+        its way by an attribute `curvature_engine`; without one, the certificate says ``"own"``.
     piecewise_linear : bool
         Whether the outputs were found to be piecewise linear in the weight, so that ``h = h^GGN``
-        (Theory 5.8): no operation behind it is curved, on any batch, and the second-order part on
-        random directions is within the tolerance.
+        (Theory 5.8): no operation after the weight is nonlinear, on any batch, and the second-order
+        part on random directions is within the tolerance.
     reason : str
-        Where they are not: the operation that is curved, as autograd names it. Else, why a cheaper
-        engine was not taken. May be empty.
+        The nonlinear operation, as autograd names it, if the outputs are not piecewise linear;
+        otherwise the reason why a cheaper engine was not taken. It may be empty.
     second_order : float
-        Largest ``|h − h^GGN| / |h^GGN|``: over random directions and the first samples where
-        `piecewise_linear` was looked into, else over the measured ones. NaN where it is not known.
+        The largest ``|h − h^GGN| / |h^GGN|``. It is taken over random directions and the first
+        samples if `piecewise_linear` was examined, and over the measured ones otherwise. NaN means
+        that it is not known.
     tolerance : float
-        What `second_order` may be of a piecewise linear layer: rounding.
+        The largest `second_order` that counts as rounding, so that the layer passes for piecewise
+        linear.
     derivative_error : float
-        Largest ``|<∂L, D_k> − σ_k| / σ_1``, with the derivative along ``D_k`` as the engine saw it:
-        shows that no use of the weight was overlooked. NaN where it is not known.
+        The largest ``|<∂L, D_k> − σ_k| / σ_1``, with the derivative along ``D_k`` as the engine
+        computed it. A small value shows that no use of the weight was overlooked. NaN means that it
+        is not known.
     predicted_cost, cost : float
-        Per direction, in forward passes of the model: as planned, and as counted in multiply-adds,
-        on the first batch (PyTorch) or on all (JAX). NaN where it is not known.
+        The cost per direction, in forward passes of the model: the planned cost, and the cost
+        counted in multiply-adds on the first batch (PyTorch) or on all (JAX). NaN means that it is
+        not known.
     standard_error : ndarray of shape (K,), or None
-        Of the curvatures, where they are Monte-Carlo estimates; of extrapolated differences the
-        error estimate; None where they are exact.
+        The standard error of the curvatures if they are Monte-Carlo estimates, or the error
+        estimate of extrapolated differences. None means that the curvatures are exact.
     """
 
     engine: str
@@ -76,15 +80,15 @@ class LayerCurvature:
     Parameters
     ----------
     name : str
-        Of the layer.
+        The name of the layer.
     values : array, shape (K,)
-        ``h_k``, or ``h_k^GGN``, as asked for.
+        The curvatures ``h_k`` or ``h_k^GGN``, whichever was requested.
     certificate : Certificate
-        How they were computed.
+        The certificate of the curvatures.
     ggn : array of shape (K,), or None
-        ``h_k^GGN``, where the engine found it on the way.
+        The curvatures ``h_k^GGN``, if the engine computed them as well.
     derivative : array of shape (K,), or None
-        ``<∂L, D_k>`` as the engine saw it.
+        The derivatives ``<∂L, D_k>`` as the engine computed them.
     """
 
     name: str

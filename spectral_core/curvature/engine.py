@@ -50,9 +50,9 @@ class CurvatureRequest:
     Parameters
     ----------
     directions : mapping of str to (u, v)
-        By layer: u has shape ``(m, K)`` and v has shape ``(n, K)``.
+        The directions of each layer: u has shape ``(m, K)`` and v has shape ``(n, K)``.
     kind : {"hessian", "ggn"}
-        Which curvature.
+        The curvature that is wanted.
     engine : Engine
         ``"auto"``, or the name of the engine that must serve.
     options : mapping of str to object
@@ -61,7 +61,7 @@ class CurvatureRequest:
     done : collection of str
         Layers that are not wanted. Skipping them leaves the others bit-identical.
     tell : callable
-        Hears in a few words what is being computed.
+        A function that is told, in a few words, what is being computed.
     """
 
     directions: Mapping[str, tuple[Any, Any]]
@@ -91,9 +91,9 @@ class LayerFinding:
     values : array, shape (K,)
         The curvatures that were asked for.
     ggn, derivative : array of shape (K,), or None
-        As in `LayerCurvature`, where the engine found them on the way.
+        The values of the same names in `LayerCurvature`, if the engine computed them as well.
     standard_error : ndarray of shape (K,), or None
-        The error of the curvatures, where they are estimates.
+        The error of the curvatures, if they are estimates.
     reason, piecewise_linear, second_order, tolerance, predicted_cost, cost
         As in `Certificate`.
     """
@@ -118,9 +118,10 @@ class LayerFinding:
         engine : str
             The name of the engine that found them.
         kind : {"hessian", "ggn"}
-            What was asked for.
+            The curvature that was requested.
         reason : str
-            Why no earlier engine served. Where there is none, the finding's own reason stands.
+            The reason why no earlier engine served. If it is empty, the finding's own reason
+            stands.
         """
         certificate = Certificate(
             engine=engine,
@@ -145,10 +146,10 @@ class Declined:
     name : str
         The name of the layer.
     reason : str
-        What was seen. The certificate of the engine that takes the layer over cites it.
+        The observation. The certificate of the engine that takes the layer over cites it.
     refusal : str
-        What the user is told who asked for this engine by name, as a sentence. Where it is empty,
-        the next engine takes the layer over in this case, too.
+        The sentence for a user who asked for this engine by name. If it is empty, the next engine
+        takes the layer over in this case, too.
     """
 
     name: str
@@ -215,12 +216,13 @@ class CurvatureEngine(ABC, Generic[LayerT]):
         layers : sequence
             The layers that run together, those that are done among them.
         request : CurvatureRequest
-            What is wanted.
+            The request.
 
         Yields
         ------
         LayerFinding, Declined or LayerError
-            The curvatures; or why another engine must take over; or why there are none at all.
+            The curvatures, the reason why another engine must take over, or the reason why there
+            are none at all.
         """
 
 

@@ -56,9 +56,9 @@ def factor_notes(
     Parameters
     ----------
     options : FactorOptions
-        As asked for.
+        The options that were requested.
     exact : bool
-        Whether ``C_δ`` is no estimate.
+        Whether ``C_δ`` is exact rather than an estimate.
     complete : bool
         Whether all uses of the matrix are in the factors.
     even : bool

@@ -35,7 +35,7 @@ def curvatures_by(
     layers : sequence
         The layers of the request, as the backend knows them.
     request : CurvatureRequest
-        What is wanted. An engine that it names computes all layers.
+        The request. An engine that it names computes all layers.
     """
     chain = _chain(engines, request.engine)
     apart = all(engine.independent and not engine.shares_a_pass for engine in chain)

@@ -32,18 +32,18 @@ class LayerInfo:
     Parameters
     ----------
     name : str
-        Unique in its problem, chosen so that globs select it: ``"layer2.0.conv1"``.
+        The name, unique in its problem and chosen so that globs select it: ``"layer2.0.conv1"``.
     kind : str
         The operation that consumes the weight: ``"linear"``, ``"conv2d"``, ``"embedding"``, …
         Several uses of a tied weight are joined: ``"embedding+linear"``.
     shape : tuple of int
-        ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
+        The shape ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
     parameter : str
-        The parameter that holds the matrix; empty where that is not known. It does not count where
-        layers are compared.
+        The parameter that holds the matrix; empty if it is not known. Comparisons of layers ignore
+        it.
     index : int
-        Which of the parameter's matrices it is, counted from 0: by where they begin in the
-        parameter, or as `MatrixLayout.split` has them.
+        The number of the matrix within its parameter, counted from 0 in the order in which matrices
+        begin in the parameter or in which `MatrixLayout.split` returns them.
     """
 
     name: str
@@ -60,15 +60,15 @@ class KroneckerFactors:
     Parameters
     ----------
     output_covariance : array, shape (m, m)
-        ``C_δ = (1/N) Σ δ δᵀ`` of un-reduced terms, in units of loss² per output².
+        The factor ``C_δ = (1/N) Σ δ δᵀ`` of un-reduced terms, in units of loss² per output².
     input_covariance : array, shape (n, n)
-        ``C_A``, the mean of ``a aᵀ``, in units of input².
+        The factor ``C_A``, the mean of ``a aᵀ``, in units of input².
     output_noise : array of shape (m, m), or None
-        Half the difference of two independent estimates, where ``C_δ`` is a Monte-Carlo estimate:
-        the root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None where
+        Half the difference of two independent estimates, if ``C_δ`` is a Monte-Carlo estimate: the
+        root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None means that
         ``C_δ`` is exact.
     notes : tuple of str
-        What a reader must know of them.
+        The remarks that a reader of the factors needs.
     """
 
     output_covariance: Any

@@ -29,11 +29,11 @@ class Board:
     noun : str
         The word of a framework for a process: ``"rank"`` in PyTorch, ``"process"`` in JAX.
     rank, size : int
-        The number of this process, and of how many.
+        The number of this process, and the number of processes.
     leave : callable
-        ``leave(key, note)`` writes a note; raises `RuntimeError` where that cannot be done.
+        A function: ``leave(key, note)`` writes a note, and raises `RuntimeError` if it cannot.
     read : callable
-        ``read(key)`` returns a note, or None as long as there is none.
+        A function: ``read(key)`` returns a note, or None as long as there is none.
     """
 
     noun: str
@@ -51,15 +51,15 @@ def gather(
     Parameters
     ----------
     board : Board
-        Where.
+        The board that holds the notes.
     key : str
-        Used once by each process.
+        The key of the notes. Each process uses a key once.
     note : str
         The note of this process.
     patience : float
-        Seconds to wait until all are there.
+        The number of seconds to wait until all notes are there.
     but : collection of int
-        Ranks that are not waited for.
+        The ranks that are not waited for.
     """
     board.leave(f"{key}/{board.rank}", note)
     deadline = time.monotonic() + patience
@@ -76,13 +76,13 @@ class OtherData:
     Parameters
     ----------
     board : Board or None
-        None where there is one process only.
+        The board of the run, or None if there is one process only.
     model : callable
-        Returns what identifies the parameters of the model, to the bit.
+        A function that returns what identifies the parameters of the model, to the bit.
     loss : float
         The mean loss of this process's data.
     n_terms : float or None
-        The number of its terms, where it is known.
+        The number of terms of that loss, if it is known.
     """
 
     def __init__(

@@ -43,21 +43,22 @@ class PowerLawFit:
     Parameters
     ----------
     exponent : array
-        Slope of log y on log x.
+        The slope of log y on log x.
     log_prefactor : array
-        Natural logarithm of C.
+        The natural logarithm of C.
     r_squared : array
-        Share of the (weighted) variance of log y that is explained; NaN if log y is constant.
+        The share of the (weighted) variance of log y that is explained. It is NaN if log y is
+        constant.
     stderr : array
-        Standard error of the exponent, on n − 2 degrees of freedom.
+        The standard error of the exponent, on n − 2 degrees of freedom.
     interval : tuple of two arrays
-        Student t confidence interval of the exponent, low and high.
+        The Student t confidence interval of the exponent, low and high.
     n, n_dropped : array of int
-        Points used, and points left out (masked, not positive or not finite).
+        The number of points used, and of points left out (masked, not positive or not finite).
     status : array of int
-        0 where the fit stands; otherwise `reason` says why the numbers are NaN.
+        The code 0 for a fit that stands; otherwise `reason` says why the numbers are NaN.
     confidence : float
-        Of the interval.
+        The confidence level of the interval.
     """
 
     exponent: Array
@@ -97,19 +98,21 @@ def fit_power_law(
     Parameters
     ----------
     x, y : array, shape (..., K)
-        Abscissa and ordinate; broadcast against each other. Floating point, any scale.
+        The abscissas and ordinates, which broadcast against each other. They are floating point, of
+        any scale.
     where : array of bool, shape (..., K), optional
-        Points to use.
+        The points to use.
     weights : array, shape (..., K), optional
-        Relative weights of the squared residuals; points whose weight is not positive are dropped.
+        The relative weights of the squared residuals. Points whose weight is not positive are
+        dropped.
     confidence : float
-        Of the interval, in (0, 1).
+        The confidence level of the interval, in (0, 1).
 
     Returns
     -------
     PowerLawFit
-        In the dtype of the data. Fewer than 3 usable points, or an x that does not vary, give NaN
-        with a reason.
+        The fit, in the dtype of the data. With fewer than 3 usable points, or with an x that does
+        not vary, its numbers are NaN and it has a reason.
 
     Raises
     ------

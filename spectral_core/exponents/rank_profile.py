@@ -30,13 +30,14 @@ class RankProfile:
     Parameters
     ----------
     parameters : mapping of str to array
-        ``gamma``, ``beta``, or ``a`` and ``b``, with ``log_prefactor``.
+        The parameters by name: ``gamma``, ``beta``, or ``a`` and ``b``, with ``log_prefactor``.
     rss : array
-        Residual sum of squares of log σ, not below the rounding of the data.
+        The residual sum of squares of log σ, not below the rounding of the data.
     bic, aic : array
-        ``n ln(RSS/n) + p ln n`` and ``n ln(RSS/n) + 2p`` with p parameters; NaN below p + 1 points.
+        The criteria ``n ln(RSS/n) + p ln n`` and ``n ln(RSS/n) + 2p`` with p parameters. They are
+        NaN below p + 1 points.
     n : array of int
-        Points used.
+        The number of points used.
     """
 
     parameters: Mapping[str, Array]
@@ -57,15 +58,16 @@ class RankProfileFits:
     Parameters
     ----------
     power_law : RankProfile
-        ``log σ = c − γ log k`` (2 parameters).
+        The form ``log σ = c − γ log k`` (2 parameters).
     exponential : RankProfile
-        ``log σ = c − β k`` (2 parameters).
+        The form ``log σ = c − β k`` (2 parameters).
     log_normal : RankProfile
-        ``log σ = c + a log k + b log² k`` (3 parameters).
+        The form ``log σ = c + a log k + b log² k`` (3 parameters).
     winner_code : array of int
-        0 power law, 1 exponential, 2 log-normal, 3 undecided (fewer than 4 points).
+        The code of the winner: 0 power law, 1 exponential, 2 log-normal, 3 undecided (fewer than 4
+        points).
     delta_bic : array
-        BIC of the second best less that of the best.
+        The BIC of the second best form less that of the best.
     """
 
     power_law: RankProfile
@@ -95,14 +97,14 @@ def fit_rank_profiles(sigma: ArrayLike, *, where: Array | None = None) -> RankPr
     Parameters
     ----------
     sigma : array, shape (..., K)
-        Singular values, descending; those not positive and finite are left out.
+        The singular values, descending. Those not positive and finite are left out.
     where : array of bool, shape (..., K), optional
-        Values to use; ranks are positions, not counts.
+        The values to use. Ranks are positions, not counts.
 
     Returns
     -------
     RankProfileFits
-        In the dtype of the data, of shape ``(...)``. Runs under `jax.jit`.
+        The fits, in the dtype of the data, of shape ``(...)``. The function runs under `jax.jit`.
 
     Raises
     ------

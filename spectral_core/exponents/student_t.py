@@ -20,9 +20,9 @@ def student_t_quantile(probability: float, dof: int) -> float:
     Parameters
     ----------
     probability : float
-        In [0.5, 1).
+        The probability, in [0.5, 1).
     dof : int
-        Degrees of freedom, at least 1.
+        The degrees of freedom, at least 1.
     """
     if dof == 1:
         return math.tan(math.pi * (probability - 0.5))
