@@ -95,7 +95,7 @@ class LayerFinding:
     standard_error : ndarray of shape (K,), or None
         The error of the curvatures, if they are estimates.
     reason, piecewise_linear, second_order, tolerance, predicted_cost, cost
-        As in `Certificate`.
+        The values of the same names in `Certificate`.
     """
 
     name: str

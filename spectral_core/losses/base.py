@@ -35,9 +35,10 @@ class OutputCurvature(ABC):
     loss : OutputLoss
         The loss at the outputs.
     count : float or array
-        The number of terms of the batch; of no matter for `column`, `mixture`, `sampled` and `fit`.
+        The number of terms of the batch. `column`, `mixture`, `sampled` and `fit` do not depend on
+        it.
     axis : int
-        The axis of the classes, of a form that has classes.
+        The axis of the classes, for a form that has classes.
     """
 
     def __init__(self, loss: OutputLoss, count: Any, axis: int = -1) -> None:

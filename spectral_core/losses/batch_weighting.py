@@ -25,9 +25,9 @@ class Weighting:
     Parameters
     ----------
     place : (int, int)
-        Index of the reading that counts their terms, and of its variant.
+        The index of the reading that counts the terms, and the index of its variant.
     reduction : {"mean", "sum"} or None
-        The way in which a loss reduces its terms; None for what the reading says.
+        The way in which a loss reduces its terms. None stands for the way that the reading tells.
     """
 
     place: Place = (0, 0)
@@ -62,11 +62,11 @@ def settled(
     Parameters
     ----------
     batches : sequence of BatchLoss
-        All of them.
+        The losses of all batches.
     cuts : sequence of Cut
-        Cuts of one of them along its axes, the likeliest axis first.
+        The cuts of one of them along its axes, the likeliest axis first.
     eps : float
-        Relative precision of the losses.
+        The relative precision of the losses.
     reduction : {"mean", "sum"} or None
         The reduction that the user gave.
     strict : bool
@@ -111,13 +111,13 @@ class _Evidence:
     Parameters
     ----------
     certain : list of (int, int)
-        Readings, by index and that of the variant, the likeliest first.
+        The readings that are certain, by index and that of the variant, the likeliest first.
     borne_out : list of (int, int)
-        These, and other variants that add up just as well.
+        These readings, and other variants that add up just as well.
     problem : str
         The reason that speaks against the likeliest.
     example : BatchLoss or None
-        A batch.
+        A batch, if there is one.
     """
 
     certain: list[Place]

@@ -31,8 +31,8 @@ class OutputForm:
     Parameters
     ----------
     kind : str
-        One of `FORMS`. ``"dense"`` is any convex loss of few outputs; ``"gradient"`` has no root
-        vectors, only the gradients of terms.
+        One of the names in `FORMS`. ``"dense"`` is any convex loss of few outputs; ``"gradient"``
+        has no root vectors, only the gradients of terms.
     axis : int
         The axis of the classes.
     """
@@ -59,7 +59,7 @@ def output_curvature(form: OutputForm, loss: OutputLoss, count: Any = 1.0) -> Ou
     Parameters
     ----------
     form : OutputForm
-        The form of the loss; whether it has it, `OutputCurvature.fit` says.
+        The presumed form of the loss. `OutputCurvature.fit` tells whether the loss has it.
     loss : OutputLoss
         The loss at the outputs of the network.
     count : float or array

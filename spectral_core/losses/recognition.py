@@ -28,14 +28,14 @@ def find_form(
     Parameters
     ----------
     shape : sequence of int
-        Of the outputs.
+        The shape of the outputs.
     eps : float
-        Of their dtype.
+        The machine precision of their dtype.
     fits : callable
-        Returns `OutputCurvature.fit` for each of several forms, or yields them: the first that fits
-        is taken.
+        A function that returns or yields `OutputCurvature.fit` for each of several forms. The first
+        that fits is taken.
     most : int
-        Largest number of outputs of a sample for which a dense block is made.
+        The largest number of outputs of a sample for which a dense block is made.
     convex : bool
         Whether the root vectors will be used, and not only the gradients of terms.
 

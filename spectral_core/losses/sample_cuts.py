@@ -28,9 +28,9 @@ class Cut:
     varies : bool
         Whether the batches differ in size along the axis.
     pieces : tuple of BatchLoss, or None
-        The batch and its parts; None if no cut could be made.
+        The batch and its parts, or None if no cut could be made.
     failure : str
-        Why not.
+        The reason why no cut could be made.
     """
 
     varies: bool
@@ -45,12 +45,12 @@ class SampleAxis:
     Parameters
     ----------
     axes : tuple of (int or None)
-        Axis of each array; None for those that belong whole to each part.
+        The axis of each array, or None for an array that belongs whole to each part.
     each : tuple of tuple of int
-        Number of indices that one sample has, of each array, by batch; it is above one where tokens
-        are flattened.
+        The number of indices that one sample has, for each array, by batch. It is above one where
+        tokens are flattened.
     sizes : tuple of int
-        Number of samples in each batch.
+        The number of samples in each batch.
     """
 
     axes: tuple[int | None, ...]
@@ -80,14 +80,14 @@ class Cutter(Generic[Data]):
     Parameters
     ----------
     data : callable
-        ``data(index)`` returns those of a batch.
+        A function: ``data(index)`` returns the data of a batch.
     part : callable
-        ``part(data, axis, start, stop)`` returns those of some of its samples.
+        A function: ``part(data, axis, start, stop)`` returns the data of some of its samples.
     joined : callable
-        ``joined(data, data, axis)`` returns those of the samples of two batches, other axes cropped
-        to the shorter.
+        A function: ``joined(data, data, axis)`` returns the data of the samples of two batches,
+        with other axes cropped to the shorter.
     loss : callable
-        Returns the loss of data.
+        A function that returns the loss of data.
     """
 
     data: Callable[[int], Data]
@@ -102,9 +102,9 @@ def cut_batches(batches: Sequence[BatchLoss], cutter: Cutter[Data]) -> list[Cut]
     Parameters
     ----------
     batches : sequence of BatchLoss
-        All of them.
+        The losses of all batches.
     cutter : Cutter
-        Takes batches apart and computes their losses.
+        The object that takes batches apart and computes their losses.
     """
     usable = [i for i, batch in enumerate(batches) if not batch.empty]
     if not usable or not batches[usable[0]].readings:
@@ -150,11 +150,11 @@ def _way(
     lengths : sequence
         The length of each axis of each array, by batch.
     sizes : tuple of int
-        Number of samples by batch.
+        The number of samples by batch.
     anywhere : bool
         Whether the axis need not be the first one.
     flattened : bool
-        Whether a sample may have several indices of it.
+        Whether a sample may have several indices of the axis.
     """
     axes: list[int | None] = []
     each = []

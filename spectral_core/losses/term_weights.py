@@ -36,9 +36,9 @@ def term_weights(
     Parameters
     ----------
     loss : OutputLoss
-        At the outputs of a batch.
+        The loss at the outputs of a batch.
     n_terms : int
-        Terms of a sample, each of which has a gradient of its own.
+        The number of terms of a sample, each of which has a gradient of its own.
     count : float or array
         The number of terms of the batch.
     elementwise : bool
@@ -70,9 +70,9 @@ def counted_weights(xp: Any, weights: Array, n_terms: int, count: Any) -> TermWe
     Parameters
     ----------
     weights : array, shaped like z
-        ω of each output.
+        The weight ω of each output.
     n_terms, count
-        As above.
+        The numbers of terms of a sample and of the batch, see `term_weights`.
     """
     tolerance = float(xp.finfo(weights.dtype).eps) ** 0.5
     total = xp.sum(weights)

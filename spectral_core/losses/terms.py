@@ -22,17 +22,17 @@ class LossTerms:
     Parameters
     ----------
     count : float
-        Number of the terms, or their total class weight; NaN where the loss does not tell.
+        The number of the terms, or their total class weight. NaN means that the loss does not tell.
     reduction : {"mean", "sum"}
         The way in which the loss reduces them.
     inside : float or None
-        Number of terms that each of the counted values is a mean of; NaN where they differ in it,
-        None where the values are no means as far as can be seen.
+        The number of terms of which each of the counted values is a mean. NaN means that they
+        differ in it, and None that the values are no means as far as can be seen.
     stacked : bool
-        Whether the counted values were put together one by one, as those of a loop are: nothing
-        tells if it ran over samples.
+        Whether the counted values were put together one by one, as those of a loop are. In that
+        case nothing tells if the loop ran over samples.
     known : bool
-        False where the loss did not tell and one batch stands for itself.
+        False if the loss did not tell and one batch stands for itself.
     """
 
     count: float
@@ -73,11 +73,11 @@ class BatchLoss:
     Parameters
     ----------
     loss : float
-        Its value.
+        The value of the loss.
     readings : tuple of LossTerms
         The ways in which it may reduce its terms, the likeliest first.
     weight : float or None
-        Number of terms that the user says it has.
+        The number of terms that the batch has according to the user.
     shapes : sequence of tuple
         The shapes of the arrays that the loss is computed from.
     """

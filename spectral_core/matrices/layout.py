@@ -38,13 +38,14 @@ class MatrixSpec:
         ``"conv-last"``      (kernel …, in / groups, out)    (out / groups, kernel · in / groups)
         ==================== =============================== ===================================
     stack : int
-        Leading axes that count independent layers: experts, scanned blocks.
+        The number of leading axes that count independent layers: experts, scanned blocks.
     groups : int
-        Of a convolution: each group is a matrix.
+        The number of groups of a convolution. Each group is a matrix.
     rows, columns : int or tuple of int
-        Blocks into which rows and columns are cut: how many of one size, or their sizes. Fused
-        queries, keys and values are ``rows=3``, for grouped queries ``rows=(q, k, v)``, with the
-        heads apart ``rows=3 * heads``; heads of the output projection are ``columns=heads``.
+        The blocks into which rows and columns are cut: their number if all have one size, or their
+        sizes. Fused queries, keys and values are ``rows=3``, for grouped queries
+        ``rows=(q, k, v)``, with the heads apart ``rows=3 * heads``; heads of the output projection
+        are ``columns=heads``.
 
     Raises
     ------
@@ -130,9 +131,9 @@ class MatrixLayout:
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     spec : MatrixSpec
-        How it is made of matrices.
+        The rule by which the parameter is made of matrices.
     """
 
     shape: tuple[int, ...]
@@ -185,18 +186,18 @@ class MatrixLayout:
         Parameters
         ----------
         array : array
-            Of any Array API library and dtype; may be traced.
+            An array of any Array API library and dtype, which may be traced.
 
         Returns
         -------
         list of array, each of shape (B, m, n)
-            Blocks of one shape share an array: block by block, rows first, each with all its
-            layers and groups. Shapes come in the order in which they are met.
+            The matrices. Blocks of one shape share an array: block by block, rows first, each with
+            all its layers and groups. Shapes come in the order in which they are met.
 
         Raises
         ------
         InputError
-            If it is no array, or has another shape.
+            If `array` is no array, or has another shape.
         """
         array = _checked("array", array)
         if tuple(array.shape) != self.shape:
@@ -219,7 +220,7 @@ class MatrixLayout:
         Parameters
         ----------
         matrices : list of array
-            As from `split`.
+            The matrices in the order and the shapes of `split`.
 
         Raises
         ------
@@ -307,14 +308,15 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     spec : MatrixSpec or str
-        A text is read by `MatrixSpec.parse`; ``"stack"`` has all axes but the last two as layers.
+        The rule by which the parameter is made of matrices. A text is read by `MatrixSpec.parse`;
+        ``"stack"`` takes all axes but the last two as layers.
 
     Returns
     -------
     MatrixLayout
-        ``merge(split(x))`` is x, bit for bit.
+        The layout, for which ``merge(split(x))`` is x, bit for bit.
 
     Raises
     ------

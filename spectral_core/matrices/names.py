@@ -63,11 +63,12 @@ def layer_names(
     Parameters
     ----------
     parameters : sequence of str
-        Dotted names.
+        The dotted names of the parameters.
     ending : Pattern
-        What is dropped, such as `TREE_ENDING`.
+        The ending that is dropped, such as `TREE_ENDING`.
     matrices : sequence of bool, optional
-        Which parameters have two axes or more; the names of others are not compared.
+        A truth value for each parameter: True if it has two axes or more. The names of others are
+        not compared.
     """
     short = [ending.sub("", name) for name in parameters]
     counted = [n for i, n in enumerate(short) if matrices is None or matrices[i]]
@@ -83,11 +84,12 @@ def block_name(base: str, block: int, together: Iterable[str]) -> str:
     Parameters
     ----------
     base : str
-        Name of the parameter's layer.
+        The name of the parameter's layer.
     block : int
-        Which block it is.
+        The number of the block.
     together : iterable of str
-        Names of all that is stacked with it; the number stands behind what they have in common.
+        The names of all parameters that are stacked with it. The number stands behind what they
+        have in common.
     """
     shared = _common([name.split(".") for name in together])
     within = base.split(".")[len(shared) :]
@@ -108,10 +110,10 @@ class MatchedLayer:
     Parameters
     ----------
     name : str
-        Name of the layer.
+        The name of the layer.
     index : int or None
-        Which slice of the parameter's stack holds it, counted along all stacked axes; None where
-        the parameter is no stack, or where the name does not tell.
+        The slice of the parameter's stack that holds the layer, counted along all stacked axes. It
+        is None if the parameter is no stack, or if the name does not tell.
     """
 
     name: str
@@ -127,8 +129,8 @@ class LayerMatches:
     layers : list of list of MatchedLayer
         The layers of each parameter, in the order in which they were given.
     doubts : list of str
-        For each parameter a layer that may as well be another's, or that stands beside another
-        of one meaning; empty for none.
+        One entry for each parameter: a layer that may as well belong to another parameter, or that
+        stands beside another of one meaning. The entry is empty if there is no such layer.
     """
 
     layers: list[list[MatchedLayer]]
@@ -147,11 +149,11 @@ def match_layers(
     Parameters
     ----------
     parameters : sequence of str
-        Dotted names of all that hold matrices.
+        The dotted names of all parameters that hold matrices.
     layers : iterable of str
-        Names of layers.
+        The names of layers.
     stacks : sequence of sequence of int
-        Lengths of the axes of each parameter that count independent matrices; empty for none.
+        The lengths of the axes of each parameter that count independent matrices; empty for none.
     """
     found: list[list[MatchedLayer]] = [[] for _ in parameters]
     doubts = ["" for _ in parameters]

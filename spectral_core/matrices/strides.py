@@ -22,11 +22,11 @@ class ParameterSlice:
     Parameters
     ----------
     size, stride : tuple of int
-        Lengths and steps of its axes, any number of them.
+        The lengths and steps of its axes, any number of them.
     offset : int
-        Where its first element is.
+        The offset of its first element.
     out_axes : int
-        Number of leading axes that make up m.
+        The number of leading axes that make up m.
     """
 
     size: tuple[int, ...]

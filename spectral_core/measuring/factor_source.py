@@ -32,9 +32,9 @@ class Aligned:
     Parameters
     ----------
     alignment : SpectralAlignment
-        With NumPy arrays.
+        The alignment, with NumPy arrays.
     notes : tuple of str
-        On the factors.
+        The remarks on the factors.
     """
 
     alignment: SpectralAlignment
@@ -47,13 +47,13 @@ class FactorSource:
     Parameters
     ----------
     problem : CurvatureProblem
-        Where they come from.
+        The problem that computes the factors.
     layers : sequence of LayerInfo
-        In the order in which they will be asked for.
+        The layers in the order in which they will be asked for.
     directions : mapping of str to (u, v)
-        By layer, shapes (m, K) and (n, K).
+        The directions of each layer, of shapes (m, K) and (n, K).
     delta, sharing
-        As in `CurvatureProblem.kronecker_factors`.
+        The options of `CurvatureProblem.kronecker_factors`.
     """
 
     def __init__(

@@ -31,9 +31,9 @@ class Journal:
     Parameters
     ----------
     path : path or None
-        The file; created with its folder. None keeps the layers in memory only.
+        The file, which is created with its folder. None keeps the layers in memory only.
     provenance : Provenance
-        What is measured.
+        The description of the measurement.
     shapes : dict of str to tuple of int
         The selected layers and the shapes of their matrices.
 

@@ -25,11 +25,12 @@ def select_layers(
     Parameters
     ----------
     layers : sequence of LayerInfo
-        What there is to select from.
+        The layers to select from.
     selection : str, iterable of str, or callable
         A glob such as ``"layer2.*.conv*"``, several of them, or a function of a `LayerInfo`.
     skipped : mapping of str to str
-        Parameters that are no layer, with the reason: said of what is asked for and is not there.
+        The parameters that are no layer, with the reason. An error message cites the reason if one
+        of them is asked for.
 
     Raises
     ------

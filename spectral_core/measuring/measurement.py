@@ -67,38 +67,41 @@ def measure(
     Parameters
     ----------
     problem : CurvatureProblem
-        From a backend, for instance ``spectral_backends.torch.CurvatureProblem``.
+        A problem of a backend, for instance ``spectral_backends.torch.CurvatureProblem``.
     layers : str, iterable of str, or callable
-        A glob (``"layer2.*.conv*"``), several, or a predicate of a `LayerInfo`.
+        A glob (``"layer2.*.conv*"``), several globs, or a predicate of a `LayerInfo`.
     top_k : int
-        The window K: how many directions, at most. Cut at the numerical rank of the gradient, and
-        said so in the layer's notes.
+        The window K, the largest number of directions. It is cut at the numerical rank of the
+        gradient, and the layer's notes then say so.
     curvature : {"hessian", "ggn"}
         The exact Hessian of the loss, or its Gauss-Newton part.
     engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
-        How curvatures are computed: see `Engine`. ``"auto"`` takes, layer by layer, the cheapest
-        that is exact; each layer's `Certificate` says which and what shows that it is right.
+        The way in which curvatures are computed: by GGN columns, in forward mode, by Hessian-vector
+        products, or by random estimates, see `Engine`. ``"auto"`` takes, layer by layer, the
+        cheapest that is exact; each layer's `Certificate` names the engine and the evidence that
+        its result is right.
     draws : int
-        Of ``engine="monte-carlo"``, for each batch.
+        The number of random draws of ``engine="monte-carlo"`` for each batch.
     svd : {"exact", "randomized"}
-        How the directions are found. The randomized one is for layers thousands wide on both
-        sides; its error is stated in the layer's notes.
+        The algorithm that finds the directions. The randomized one is for layers thousands wide on
+        both sides; its error is stated in the layer's notes.
     decompose : bool
-        Measure also the Gauss-Newton curvatures and the Kronecker factors, and split α into
-        ``β + φ + κ + ν`` (Theory 5). About twice the time. A layer whose factors cannot be had
-        keeps its spectrum, with the reason among its notes.
+        Whether to measure also the Gauss-Newton curvatures and the Kronecker factors, and to split
+        α into ``β + φ + κ + ν`` (Theory 5). This takes about twice the time. A layer whose factors
+        cannot be had keeps its spectrum, with the reason among its notes.
     delta : {"ggn", "fisher-mc", "empirical"}
-        Which output gradients make ``C_δ`` (Theory 4.4).
+        The output gradients that make ``C_δ`` (Theory 4.4).
     sharing : {"expand", "reduce"}
-        How positions that share a weight enter the factors (Theory 4.3).
+        The treatment of positions that share a weight in the factors (Theory 4.3).
     confidence : float
-        Of the intervals, in (0, 1).
+        The confidence level of every interval, in (0, 1).
     progress : callable, bool or None
-        ``progress(done, total, name)``; None shows a bar on a terminal and nothing in a pipe.
+        A function that is called as ``progress(done, total, name)``. True shows a bar and False
+        shows nothing. None shows a bar on a terminal and nothing in a pipe.
     resume : path, optional
         A journal to which each finished layer is appended. If it holds layers of the same
-        measurement they are not measured again, and the report is the same to the byte. One
-        process at a time: each process or rank needs a file of its own.
+        measurement they are not measured again, and the report is the same to the byte. Only one
+        process at a time can use it: each process or rank needs a file of its own.
 
     Returns
     -------

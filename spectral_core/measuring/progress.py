@@ -21,7 +21,7 @@ def reporting(progress: ProgressCallback | bool | None, total: int) -> Iterator[
         The caller's own function; True for a bar, False for silence, None for a bar where standard
         error is a terminal.
     total : int
-        Number of layers.
+        The number of layers.
     """
     if callable(progress):
         yield progress

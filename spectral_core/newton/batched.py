@@ -73,16 +73,16 @@ def spectral_newton_steps(
     Parameters
     ----------
     weights, gradients, momenta : sequence of array
-        One of each for every parameter, of its shape. Nothing is written to.
+        One array of each kind for every parameter, of its shape. Nothing is written to.
     layouts : sequence of Layout
-        The matrices of each.
+        The matrices of each parameter.
     alphas : sequence of float or 0-d array
-        The exponent of each. It may be a tuple with one number for each slice of the parameter's
-        stack.
+        The exponent of each parameter. It may be a tuple with one number for each slice of the
+        parameter's stack.
     options : StepOptions
-        The options of all.
+        The options, which all parameters share.
     weight_decays : sequence of float or array, optional
-        The weight decay of each, where it is not that of the options.
+        The weight decay of each parameter, if it is not that of the options.
 
     Returns
     -------

@@ -23,7 +23,8 @@ class StepOptions:
     Parameters
     ----------
     lr, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance, precision
-        As there. `lr`, `damping`, `beta` and `weight_decay` may be arrays, traced ones too.
+        The arguments of the same names of `spectral_newton_step`. `lr`, `damping`, `beta` and
+        `weight_decay` may be arrays, traced ones too.
     """
 
     lr: float | Array
@@ -71,9 +72,9 @@ class StepOptions:
         Parameters
         ----------
         alpha : float or 0-d array
-            The exponent of its matrices.
+            The exponent of the matrices.
         epsilon : float
-            That of the dtype that is likely computed in.
+            The machine precision of the dtype in which the step will likely be computed.
 
         Raises
         ------

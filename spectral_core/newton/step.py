@@ -42,31 +42,31 @@ def spectral_newton_step(
     Parameters
     ----------
     weight, gradient : array, shape (m, n) or (B, m, n)
-        One matrix, or a batch of independent ones; of any shape with `matrices`.
+        One matrix, or a batch of independent ones. With `matrices`, any shape is allowed.
     momentum : array, of the same shape
         m of the step before, zeros at first. All is computed in its dtype: keep it in float32 for
         weights of half precision.
     lr : float or array
-        Learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so do
-        those of `beta` and `weight_decay`. Their values are not checked.
+        The learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so
+        do those of `beta` and `weight_decay`. Their values are not checked.
     alpha, damping, damping_mode, method, tolerance, precision, matrices
-        As in `precondition`.
+        The arguments of `precondition`.
     beta : float or array
-        Coefficient of the exponential moving average, in [0, 1).
+        The coefficient of the exponential moving average, in [0, 1).
     nesterov : bool
-        Whether to look ahead.
+        Whether to use Nesterov momentum.
     weight_decay : float or array
-        Decoupled, as in AdamW; not negative.
+        The coefficient of decoupled weight decay, as in AdamW; not negative.
     scale : {"rms", "spectral", "none"}
-        Of ``T(d)``. ``"rms"``: the root mean square of the entries is 0.2, the usual size of
-        AdamW's updates, so that its learning rates serve. ``"spectral"``: divided by the closed
-        bound of T, so that a step without weight decay has a spectral norm of at most `lr`
-        (Theory 9.5). ``"none"``: T as it is.
+        The scaling of ``T(d)``. ``"rms"`` makes the root mean square of the entries 0.2, the usual
+        size of AdamW's updates, so that its learning rates serve. ``"spectral"`` divides by the
+        closed bound of T, so that a step without weight decay has a spectral norm of at most `lr`
+        (Theory 9.5). ``"none"`` leaves T as it is.
 
     Returns
     -------
     step : array, of the same shape
-        In the dtype of the weight.
+        The step, in the dtype of the weight.
     momentum : array, of the same shape
         m', in the dtype of the momentum.
 

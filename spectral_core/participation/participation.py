@@ -38,12 +38,13 @@ def participation_ratio(h: ArrayLike) -> Array:
     Parameters
     ----------
     h : array, shape (..., K)
-        Curvatures in any order and scale; values that are not positive and finite are left out.
+        The curvatures, in any order and scale. Values that are not positive and finite are left
+        out.
 
     Returns
     -------
     array, shape (...)
-        Between 1 and the number of positive values; NaN if there is none.
+        The ratio, between 1 and the number of positive values. It is NaN if there is none.
 
     Raises
     ------
@@ -74,14 +75,14 @@ def window_bound(s: ArrayLike, k: int) -> Array:
     Parameters
     ----------
     s : array, any shape
-        Exponent; any real number. Infinity, the limit, gives 1.
+        The exponent, any real number. Infinity, the limit, gives 1.
     k : int
-        Window K, at least 1.
+        The window K, at least 1.
 
     Returns
     -------
     array
-        Shape and dtype of `s`.
+        The bound, in the shape and dtype of `s`.
 
     Raises
     ------
@@ -101,12 +102,12 @@ def zeta_bound(s: ArrayLike) -> Array:
     Parameters
     ----------
     s : array, any shape
-        Exponent. For s <= 1 there is no bound without a window: the result is infinite.
+        The exponent. For s <= 1 there is no bound without a window, and the result is infinite.
 
     Returns
     -------
     array
-        Shape and dtype of `s`; 2.5 at s = 2.
+        The bound, in the shape and dtype of `s`. It is 2.5 at s = 2.
 
     Raises
     ------
@@ -130,12 +131,13 @@ def certified_exponent(h: ArrayLike) -> Array:
     Parameters
     ----------
     h : array, shape (..., K)
-        Curvatures in any order; values that are not positive and finite are left out.
+        The curvatures, in any order. Values that are not positive and finite are left out.
 
     Returns
     -------
     array, shape (...)
-        ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0; NaN for fewer than two values.
+        The exponent ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0. It is NaN for fewer than
+        two values.
 
     Raises
     ------
@@ -168,14 +170,14 @@ def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     Parameters
     ----------
     b : array, any shape
-        Rate, positive.
+        The rate, positive.
     k : int, optional
-        Window K.
+        The window K. By default there is no window.
 
     Returns
     -------
     array
-        Shape and dtype of `b`; NaN where b is not positive.
+        The ratio, in the shape and dtype of `b`. It is NaN where b is not positive.
 
     Raises
     ------
@@ -198,9 +200,10 @@ def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
     Parameters
     ----------
     a, b : array
-        As in the log-normal `fit_rank_profiles`; broadcast against each other.
+        The parameters of the log-normal form of `fit_rank_profiles`, which broadcast against each
+        other.
     k : int
-        Window K.
+        The window K.
 
     Raises
     ------

@@ -23,13 +23,14 @@ def zeta(s: ArrayLike) -> Array:
     Parameters
     ----------
     s : array, any shape
-        Floating point. NaN below 1, where the series diverges (this is not the analytic
-        continuation), and infinity at 1.
+        The argument, floating point. The result is NaN below 1, where the series diverges (this is
+        not the analytic continuation), and infinity at 1.
 
     Returns
     -------
     array
-        Shape and dtype of `s`; relative error at most 1e-13 in float64. Runs under `jax.jit`.
+        The value, in the shape and dtype of `s`. Its relative error is at most 1e-13 in float64.
+        The function runs under `jax.jit`.
 
     Raises
     ------

@@ -27,9 +27,9 @@ class DampedPower(SpectralFunction):
     Parameters
     ----------
     alpha, damping : float or 0-d array
-        As in `precondition`; the values of arrays count as unknown.
+        The arguments of `precondition`. The values of arrays count as unknown.
     damping_mode : {"spectral", "absolute"}
-        As there.
+        The argument of `precondition`.
     """
 
     formula: ClassVar[str] = "T(σ) = σ / (σ^α + d)"

@@ -29,14 +29,15 @@ def largest_eigenvalue(xp: Any, gram: Array, steps: int = STEPS) -> Array:
     Parameters
     ----------
     gram : array, shape (..., k, k)
-        Entries must not overflow when squared.
+        The matrices. Their entries must not overflow when squared.
     steps : int
-        Matrix-vector products.
+        The number of matrix-vector products.
 
     Returns
     -------
     array, shape (..., 1, 1)
-        Zero for a matrix that is zero or not finite. Runs under `jax.jit`.
+        The eigenvalue. It is zero for a matrix that is zero or not finite. The function runs under
+        `jax.jit`.
     """
     size = gram.shape[-1]
     if size <= DIRECT_SIZE:

@@ -32,22 +32,24 @@ def transfer(
     Parameters
     ----------
     sigma : array, shape (..., K)
-        Singular values, in any order.
+        The singular values, in any order.
     alpha : float or 0-d array
-        In [0, 4]. The values of an array are not checked: it may be traced.
+        The exponent α, in [0, 4]. The values of an array are not checked, since it may be traced.
     damping : float or 0-d array
-        δ for ``damping_mode="spectral"``, d for ``"absolute"``. Not negative; positive if α > 1.
+        The damping: δ for ``damping_mode="spectral"``, d for ``"absolute"``. It is not negative,
+        and it is positive if α > 1.
     damping_mode : {"spectral", "absolute"}
-        What `damping` is relative to: the largest of the K values to the power α, or nothing.
+        The reference of the damping. ``"spectral"`` makes it relative to the largest of the K
+        values to the power α; ``"absolute"`` takes it as it is.
 
     Returns
     -------
     array, shape (..., K)
-        In the dtype of `sigma`. ``T(0) = 0``, also without damping. A σ that is negative or not
-        finite gives NaN, with spectral damping for all that share its σ_max. No intermediate value
-        over- or underflows where T itself does not; where T does, it is infinite or 0. Relative
-        error a few roundings, with absolute damping ``1 + 4 |log σ| + |log d|`` of them. Runs under
-        `jax.jit`.
+        The values T(σ), in the dtype of `sigma`. ``T(0) = 0``, also without damping. A σ that is
+        negative or not finite gives NaN, with spectral damping for all that share its σ_max. No
+        intermediate value over- or underflows where T itself does not; where T does, it is infinite
+        or 0. The relative error is a few roundings, with absolute damping
+        ``1 + 4 |log σ| + |log d|`` of them. The function runs under `jax.jit`.
 
     Raises
     ------
@@ -86,18 +88,18 @@ def transfer_bound(
     Parameters
     ----------
     alpha : float
-        In [0, 4].
+        The exponent α, in [0, 4].
     damping : float
-        δ or d, as in `transfer`.
+        The damping δ or d, see `transfer`.
     damping_mode : {"spectral", "absolute"}
-        With ``"spectral"``, ``d = δ σ_max^α``.
+        The reference of the damping, see `transfer`. With ``"spectral"``, ``d = δ σ_max^α``.
     sigma_max : float
-        Positive.
+        The largest singular value, positive.
 
     Returns
     -------
     float
-        Infinite or 0 where it leaves the range of a float.
+        The maximum. It is infinite or 0 where it leaves the range of a float.
 
     Raises
     ------

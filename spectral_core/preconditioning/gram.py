@@ -17,10 +17,11 @@ class ScaledMatrix:
     Parameters
     ----------
     wide : array, shape (..., k, n) with k ≤ n
-        In float32 or wider, so that squares neither over- nor underflow. NaN where G is not finite.
+        The matrix in float32 or wider, so that squares neither over- nor underflow. It is NaN where
+        G is not finite.
     scale : array, shape (..., 1, 1)
-        Largest magnitude in G; 1 for a zero matrix; NaN where G is not finite: it spoils the
-        result of that matrix and of no other.
+        The largest magnitude in G, or 1 for a zero matrix. It is NaN where G is not finite: it
+        spoils the result of that matrix and of no other.
     transposed : bool
         Whether `wide` is the transpose.
     """
@@ -75,9 +76,9 @@ class Gram:
     Parameters
     ----------
     matrix : array, shape (..., k, k)
-        ``A = X Xᵀ`` of the wide matrix X.
+        The Gram matrix ``A = X Xᵀ`` of the wide matrix X.
     top : array, shape (..., 1, 1)
-        Its largest eigenvalue by Lanczos steps; 1 for a matrix that is zero or not finite.
+        The largest eigenvalue by Lanczos steps, or 1 for a matrix that is zero or not finite.
     """
 
     matrix: Array

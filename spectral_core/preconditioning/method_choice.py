@@ -27,13 +27,14 @@ class MethodChoice:
     Parameters
     ----------
     name : str
-        The method.
+        The name of the method.
     error : float
         The predicted ``‖T̂ − T‖₂ / ‖T‖₂``, as the notes of `precondition` bound it to first order,
         without λ. NaN where it depends on the matrix: with absolute damping, with arrays for α or
         the damping, and for "svd" without damping.
     reasons : mapping of str to str
-        Why each other method was not taken, as the rest of a sentence that begins with its name.
+        The reason why each other method was not taken, as the rest of a sentence that begins with
+        its name.
     """
 
     name: str
@@ -77,20 +78,21 @@ def precondition_method(
     dtype : dtype or str
         The dtype of the gradient, of any library, or its name such as ``"float32"``.
     alpha, damping, damping_mode, method, tolerance, precision, matrices
-        As in `precondition`.
+        The arguments of `precondition`.
     device : str or device
-        Where the gradient is: ``"cpu"`` or anything else, such as ``"cuda"``. Decompositions are
-        slow elsewhere, and "auto" avoids them there.
+        The device of the gradient: ``"cpu"`` or anything else, such as ``"cuda"``. Decompositions
+        are slow elsewhere, and "auto" avoids them there.
 
     Returns
     -------
     MethodChoice
-        If `matrices` cuts the gradient into matrices of several shapes, that of the largest.
+        The choice. If `matrices` cuts the gradient into matrices of several shapes, it is that of
+        the largest.
 
     Raises
     ------
     InputError
-        Where `precondition` raises it for a gradient like that.
+        If `precondition` raises it for such a gradient.
 
     Examples
     --------

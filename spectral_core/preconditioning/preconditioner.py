@@ -36,40 +36,43 @@ def precondition(
     Parameters
     ----------
     gradient : array, shape (m, n) or (B, m, n)
-        G: one matrix, or a batch of independent ones; of any shape with `matrices`. Float16 and
-        bfloat16 are computed in float32.
+        The matrix G, or a batch of independent ones. With `matrices`, any shape is allowed. Float16
+        and bfloat16 are computed in float32.
     alpha : float or 0-d array
-        In [0, 4]. 0 leaves the direction of G, 1 without damping gives its polar factor, 2 is a
-        Newton step where curvature goes with σ².
+        The exponent α, in [0, 4]. 0 leaves the direction of G, 1 without damping gives its polar
+        factor, 2 is a Newton step where curvature goes with σ².
     damping : float or 0-d array
-        δ or d, not negative; positive if α > 1. Arrays, traced ones too, are for methods "eigh" and
-        "svd", and their values are not checked.
+        The damping δ or d, not negative, and positive if α > 1. Arrays, traced ones too, are for
+        methods "eigh" and "svd", and their values are not checked.
     damping_mode : {"spectral", "absolute"}
-        ``d = δ σ_max^α`` with the largest singular value of each matrix, or d itself.
+        The reference of the damping. ``"spectral"`` sets ``d = δ σ_max^α`` with the largest
+        singular value of each matrix; ``"absolute"`` takes d itself.
     method : {"auto", "closed", "shifts", "eigh", "svd", "polar", "polynomial"}
-        See the notes.
+        The method, see the notes.
     tolerance : float, optional
-        Largest error that the method may bring; 0.01 by default, 0.05 with products in bfloat16,
-        whose rounding comes on top.
+        The largest error that the method may bring. The default is 0.01, or 0.05 with products in
+        bfloat16, whose rounding comes on top.
     normalize : {"none", "spectral", "rms"}
-        ``"spectral"`` divides by ``max T`` over [0, σ_max] (Theory 9.5): the spectral norm is at
-        most 1. ``"rms"`` gives ``√(mean T²) = 0.2`` over the entries, as AdamW's updates have; a
-        zero matrix stays zero.
+        The normalisation of the result. ``"spectral"`` divides by ``max T`` over [0, σ_max] (Theory
+        9.5), so that the spectral norm is at most 1. ``"rms"`` gives ``√(mean T²) = 0.2`` over the
+        entries, as AdamW's updates have; a zero matrix stays zero. ``"none"`` leaves T as it is.
     precision : {"working", "bfloat16"}
-        ``"bfloat16"`` has method "polynomial" multiply in bfloat16, for hardware that does so
-        several times as fast as in float32; "auto" then takes that method, or "closed" for α = 0.
-        An error of several per cent, see the notes. For PyTorch and JAX.
+        The precision of products. ``"bfloat16"`` lets method "polynomial" multiply in bfloat16, for
+        hardware that does so several times as fast as in float32; "auto" then takes that method, or
+        "closed" for α = 0. The error is several per cent, see the notes. The option is for PyTorch
+        and JAX.
     matrices : MatrixSpec or str, optional
-        How G is made of matrices, in the words of `as_matrices`: ``"conv"`` takes a kernel (out,
+        The rule by which G is made of matrices, see `as_matrices`. ``"conv"`` takes a kernel (out,
         in, height, width) as one matrix (out, in · height · width), ``"stack"`` takes all axes but
-        the last two for those of a batch. More than three axes need it, and so does the kernel of
-        a convolution in one dimension, whose three axes are a batch otherwise.
+        the last two for those of a batch. More than three axes need it, and so does the kernel of a
+        convolution in one dimension, whose three axes are a batch otherwise.
 
     Returns
     -------
     array, shape of the gradient
-        In the dtype of the gradient. Exactly zero for a zero matrix; a matrix that holds a NaN or
-        an infinity gives NaN throughout and leaves the others of the batch alone.
+        The result, in the dtype of the gradient. It is exactly zero for a zero matrix. A matrix
+        that holds a NaN or an infinity gives NaN throughout and leaves the others of the batch
+        alone.
 
     Raises
     ------
@@ -154,11 +157,11 @@ def apply_function(
     Parameters
     ----------
     gradient : array
-        G, as in `precondition`.
+        The gradient G, see `precondition`.
     function : SpectralFunction
-        T, with its parameters.
+        The function T, with its parameters.
     method, tolerance, normalize, precision, matrices
-        As in `precondition`.
+        The arguments of `precondition`.
     """
     xp, (gradient,) = floating(gradient=gradient)
     linear_algebra("gradient", gradient)

@@ -20,15 +20,15 @@ class Request:
     Parameters
     ----------
     function : SpectralFunction
-        T, with its parameters.
+        The function T, with its parameters.
     method : str
         The name of a method, or "auto".
     tolerance : float or None
-        As given.
+        The tolerance that was given, if any.
     rows, columns : int
         The lengths of the wide matrix.
     epsilon : float
-        That of the dtype that is computed in.
+        The machine precision of the dtype in which the method computes.
     on_cpu : bool
         Whether eigendecompositions are cheap.
     low : bool

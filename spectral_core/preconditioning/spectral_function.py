@@ -92,13 +92,13 @@ def squaring_error(
     Parameters
     ----------
     quotient : callable
-        T(σ)/σ as a function of σ², on [0, 1].
+        The function T(σ)/σ of σ², on [0, 1].
     shift : float
         The error of the Gram matrix, for σ_max = 1.
     floor : float, optional
-        With it the change counts relative to ``T(max(σ, floor))``.
+        A singular value; if it is given, the change counts relative to ``T(max(σ, floor))``.
     power : int
-        The power of the Gram matrix that is formed; a second product errs as the first does.
+        The power of the Gram matrix that is formed. A second product errs as the first does.
     """
     x = np.concatenate([[0.0], np.geomspace(1e-3 * shift, 1, 2000)])
     middle = quotient(x)

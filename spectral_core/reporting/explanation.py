@@ -28,13 +28,13 @@ class Term:
     Parameters
     ----------
     value : float
-        What it adds to α.
+        The contribution of the term to α.
     interval : tuple of float
-        Confidence interval of the value.
+        The confidence interval of the value.
     share : float
-        ``|value|`` of the sum of all terms' absolute values.
+        The share ``|value|`` of the sum of all terms' absolute values.
     share_interval : tuple of float
-        Of the share, by the joint covariance of the slopes, within [0, 1].
+        The confidence interval of the share, by the joint covariance of the slopes, within [0, 1].
     """
 
     value: float
@@ -50,15 +50,15 @@ class Explanation:
     Parameters
     ----------
     sentence : str
-        In plain words; ``str()`` gives it.
+        The explanation in plain words, which ``str()`` gives.
     alpha : float
-        Over the common window.
+        The exponent over the common window.
     dominating : str or None
         ``"beta"``, ``"phi"``, ``"kappa"`` or ``"nu"``, where the intervals support it: the term
         has the sign of ``α − 2``, its interval excludes zero, and so do those of its lead over
         each other term (Bonferroni over the three).
     terms : mapping of str to Term
-        All four.
+        All four terms by name.
     """
 
     sentence: str
@@ -81,12 +81,12 @@ def explain(layer: LayerSpectrum) -> Explanation:
     Parameters
     ----------
     layer : LayerSpectrum
-        Measured with ``decompose=True``.
+        A layer of a report that was measured with ``decompose=True``.
 
     Raises
     ------
     InputError
-        If it is no layer of a report, or has no decomposition.
+        If `layer` is no layer of a report, or has no decomposition.
     """
     if not isinstance(layer, LayerSpectrum):
         raise InputError(

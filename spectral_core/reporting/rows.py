@@ -26,9 +26,10 @@ class Column:
     header : str
         The column's header in a table.
     cell : callable
-        Returns the text in the table.
+        A function that returns the text in the table.
     figures : callable
-        Returns what a row holds of it, by name and in full precision; nothing by default.
+        A function that returns the figures of a flat row, by name and in full precision. By default
+        there are none.
     """
 
     header: str

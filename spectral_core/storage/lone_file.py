@@ -30,7 +30,7 @@ class LoneFile:
     Attributes
     ----------
     handle : int
-        Its descriptor; -1 once it is closed.
+        The file descriptor, or -1 once the file is closed.
 
     Raises
     ------

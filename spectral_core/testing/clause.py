@@ -44,11 +44,11 @@ class Clause:
     Parameters
     ----------
     name : str
-        Short; also ``str(clause)``.
+        A short name, which is also ``str(clause)``.
     statement : str
-        What must hold, in a sentence.
+        The requirement, in a sentence.
     run : callable
-        Looks at it.
+        A function that checks it.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Clause:
             leave alone (parameters, gradients, mode, the framework's random state) as arrays and
             plain values; or do not.
         tolerance : float, optional
-            Largest error of a value relative to the largest of its kind. By default 10⁴ roundings
-            of ``describe()["dtype"]``.
+            The largest error of a value relative to the largest of its kind. The default is 10⁴
+            roundings of ``describe()["dtype"]``.
 
         Returns
         -------
         tuple of str
-            What the backend refused with a `LayerError` and was not looked at; empty where
-            everything is offered.
+            The things that the backend refused with a `LayerError` and that were not checked; empty
+            if everything is offered.
 
         Raises
         ------

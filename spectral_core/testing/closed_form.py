@@ -26,11 +26,11 @@ class Batch:
     Parameters
     ----------
     inputs : ndarray, shape (B, n) or (B, S, n), float64
-        x; S positions share the weights.
+        The inputs x. With an axis S, the S positions share the weights.
     targets : ndarray, shape (B, C), float64, or (B,), int64
-        t of a squared error, or labels.
+        The targets t of a squared error, or labels.
     weights : ndarray, shape (B,), float64
-        ω, how many terms each sample is; 0 leaves it out.
+        The number ω of terms that each sample is. A weight of 0 leaves the sample out.
     """
 
     inputs: Array
@@ -49,17 +49,18 @@ class ClosedForm:
     Parameters
     ----------
     name : str
-        For messages.
+        The name, for messages.
     matrices : tuple of ndarray, float64
-        ``W_1 … W_L`` in the order of the forward pass, outputs × inputs.
+        The matrices ``W_1 … W_L`` in the order of the forward pass, outputs × inputs.
     batches : tuple of Batch
         The data, batch by batch.
     loss : {"squared", "cross-entropy"}
-        l.
+        The loss l.
     metric : ndarray of shape (C, C), or None
-        M of a squared error, symmetric and positive definite; None for the identity.
+        The matrix M of a squared error, symmetric and positive definite; None for the identity.
     activation : {"identity", "square"}
-        φ: nothing, or ``φ(y) = y²``, with which the Hessian is not its Gauss-Newton part.
+        The activation φ: nothing, or ``φ(y) = y²``, with which the Hessian is not its Gauss-Newton
+        part.
     """
 
     name: str

@@ -82,11 +82,11 @@ def by_polynomial(xp: Any, gram: Array, top: Array, wide: Array, table: Polynomi
     Parameters
     ----------
     gram : array, shape (..., k, k)
-        A, in float32 or wider.
+        The Gram matrix A, in float32 or wider.
     top : array, shape (..., 1, 1)
-        In the dtype of A.
+        The largest eigenvalue of A, in the dtype of A.
     wide : array, shape (..., k, n)
-        X.
+        The wide matrix X.
     table : PolynomialTable
     """
     first = xp.astype(gram * (2 / REACH / top), wide.dtype, copy=False)

@@ -22,10 +22,10 @@ def evaluate(first: Any, rows: Rows, add: Add, multiply: Multiply) -> tuple[floa
     Parameters
     ----------
     first : matrix or numbers
-        ``2 B / h``; Chebyshev polynomials are those of ``x' = 2 B / h − 1``.
+        The matrix ``2 B / h``. Chebyshev polynomials are those of ``x' = 2 B / h − 1``.
     rows : sequence of s + 1 coefficients each
-        Of ``S_i = Σ_j rows[i][j] T_j``, from the lowest i. Takes ``s − 1`` products, and one for
-        every row but the last.
+        The coefficients of ``S_i = Σ_j rows[i][j] T_j``, from the lowest i. They take ``s − 1``
+        products, and one more for every row but the last.
     add, multiply : callable
         The arithmetic of whatever `first` is. All sums are made by them, so that what is rounded is
         seen.

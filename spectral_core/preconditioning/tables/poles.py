@@ -25,11 +25,11 @@ class PoleTable:
     Parameters
     ----------
     poles, weights : tuple of float
-        ``p_j`` and ``w_j``, all positive.
+        The numbers ``p_j`` and ``w_j``, all positive.
     constant : float
-        ``w_0 ≥ 0``.
+        The constant ``w_0 ≥ 0``.
     error : float
-        Largest relative error of T over σ/σ_max in [0, 1], relative to ``T(max(σ, floor))``.
+        The largest error of T over σ/σ_max in [0, 1], relative to ``T(max(σ, floor))``.
     """
 
     poles: tuple[float, ...]
@@ -57,15 +57,15 @@ def pole_table(
     Parameters
     ----------
     alpha : float
-        In (0, 2).
+        The exponent α, in (0, 2).
     damping : float
-        Spectral damping δ > 0.
+        The spectral damping δ > 0.
     tolerance : float
-        Largest relative error of T, as in `PoleTable.error`.
+        The largest relative error of T, see `PoleTable.error`.
     floor : float
-        Ratio σ/σ_max below which errors count relative to T at the floor.
+        The ratio σ/σ_max below which errors count relative to T at the floor.
     smallest : float
-        Lower bound of the poles: a shift must stand out of the rounding of the matrix.
+        The lower bound of the poles, as a shift must stand out of the rounding of the matrix.
 
     Returns
     -------
@@ -149,11 +149,12 @@ def lawson(
     Parameters
     ----------
     evaluate : callable
-        Takes parameters, shape ``(P,)``; returns residuals ``(R,)`` and derivatives ``(R, P)``.
+        A function that takes parameters, shape ``(P,)``, and returns residuals ``(R,)`` and
+        derivatives ``(R, P)``.
     start : array, shape (P,)
-        Where to begin.
+        The parameters to begin with.
     rounds : int
-        Number of steps.
+        The number of steps.
 
     Returns
     -------

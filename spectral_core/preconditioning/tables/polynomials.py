@@ -30,13 +30,13 @@ class PolynomialTable:
     Parameters
     ----------
     rows : tuple of tuples of s + 1 floats
-        Coefficients.
+        The coefficients.
     error : float
-        Largest ``|σ p(σ²) − T(σ)| / max T`` over ``0 ≤ σ² ≤ 1.2``: an estimate of σ_max² that is
-        a sixth too small is covered.
+        The largest ``|σ p(σ²) − T(σ)| / max T`` over ``0 ≤ σ² ≤ 1.2``, which covers an estimate of
+        σ_max² that is a sixth too small.
     gain : float
-        What rounding does: where every matrix that is stored errs by at most u times its own
-        spectral norm, T errs by at most ``gain · u`` of its maximum, to first order.
+        The growth of rounding errors: if every matrix that is stored errs by at most u times its
+        own spectral norm, T errs by at most ``gain · u`` of its maximum, to first order.
     """
 
     rows: tuple[tuple[float, ...], ...]
@@ -63,11 +63,11 @@ def polynomial_table(alpha: float, damping: float, tolerance: float) -> Polynomi
     Parameters
     ----------
     alpha : float
-        In (0, 4].
+        The exponent α, in (0, 4].
     damping : float
-        Spectral damping δ > 0.
+        The spectral damping δ > 0.
     tolerance : float
-        Largest error of T, as in `PolynomialTable.error`.
+        The largest error of T, see `PolynomialTable.error`.
 
     Returns
     -------
