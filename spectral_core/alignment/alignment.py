@@ -39,6 +39,16 @@ class FactorSpectrum:
         ``exp(−Σ p log p)`` with ``p = λ / Σ λ`` over all eigenvalues.
     condition : array
         ``λ_1 / λ_rank``, the condition number of the factor on its range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> u, v = np.eye(3)[:, :2], np.eye(4)[:, :2]
+    >>> c_delta, c_a = np.diag([3.0, 1.0, 0.5]), np.diag([4.0, 2.0, 1.0, 1.0])
+    >>> factor = sc.spectral_alignment(u, v, c_delta, c_a).delta
+    >>> factor.eigenvalues, factor.rho
+    (array([3., 1.]), array([1., 1.]))
     """
 
     eigenvalues: Array
@@ -66,6 +76,16 @@ class SpectralAlignment:
         The spectrum of ``C_A`` along the right singular vectors.
     kron : array, shape (..., K)
         ``h_k^Kron = (u_kᵀ C_δ u_k)(v_kᵀ C_A v_k) = Φ_k Λ_k``, computed without eigenvalues.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> u, v = np.eye(3)[:, :2], np.eye(4)[:, :2]
+    >>> c_delta, c_a = np.diag([3.0, 1.0, 0.5]), np.diag([4.0, 2.0, 1.0, 1.0])
+    >>> alignment = sc.spectral_alignment(u, v, c_delta, c_a)
+    >>> alignment.kron, alignment.phi * alignment.lam
+    (array([12.,  2.]), array([12.,  2.]))
     """
 
     delta: FactorSpectrum
@@ -133,6 +153,15 @@ def spectral_alignment(
     InputError
         If an array is not real floating point, shapes do not fit each other, or a tolerance is
         outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> u, v = np.eye(3)[:, :2], np.eye(4)[:, :2]
+    >>> c_delta, c_a = np.diag([1.0, 3.0, 0.5]), np.diag([4.0, 2.0, 1.0, 1.0])
+    >>> sc.spectral_alignment(u, v, c_delta, c_a).rho_delta
+    array([0.33333333, 3.        ])
     """
     for name, tolerance in (
         ("rtol", 0.0 if rtol is None else rtol),
@@ -172,6 +201,13 @@ def effective_rank(covariance: Array) -> Array:
     ------
     InputError
         If `covariance` is not real floating point, or is no square matrix or batch of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> float(sc.effective_rank(np.diag([2.0, 2.0, 0.0])))
+    2.0
     """
     xp, (covariance,) = floating(covariance=covariance)
     _check_square("covariance", covariance)

@@ -42,6 +42,18 @@ class ExponentDecomposition:
         window.
     closure : array
         The remainder ``α − (β + φ + κ + ν)``, which is rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sigma = np.array([1.0, 0.5, 0.25, 0.125])
+    >>> alignment = sc.spectral_alignment(np.eye(4), np.eye(4), np.diag(sigma), np.diag(sigma))
+    >>> terms = sc.decompose_exponent(sigma, 2.0 * sigma**3, sigma**2, alignment).to_floats()
+    >>> round(terms.alpha.exponent, 6), round(terms.beta.exponent, 6), round(terms.nu.exponent, 6)
+    (3.0, 2.0, 1.0)
+    >>> abs(terms.closure) < 1e-12
+    True
     """
 
     alpha: PowerLawFit
@@ -94,6 +106,16 @@ def decompose_exponent(
     InputError
         If the arrays are not real floating point or their shapes do not fit, if `alignment` is
         none, or the confidence is outside (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sigma = np.array([1.0, 0.5, 0.25, 0.125])
+    >>> alignment = sc.spectral_alignment(np.eye(4), np.eye(4), np.diag(sigma), np.diag(sigma))
+    >>> terms = sc.decompose_exponent(sigma, sigma**3, sigma**2, alignment).to_floats()
+    >>> round(terms.alpha.exponent, 6), round(terms.beta.exponent, 6), round(terms.nu.exponent, 6)
+    (3.0, 2.0, 1.0)
     """
     check_confidence(confidence)
     if not isinstance(alignment, SpectralAlignment):

@@ -44,6 +44,12 @@ def layernorm_band(n: int, batch: int) -> float:
     ------
     InputError
         If a number is not positive and finite.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> round(sc.layernorm_band(n=64, batch=1024), 3)
+    2.778
     """
     if not all(is_real(number) and 1 <= number < inf for number in (n, batch)):
         raise InputError(f"n and batch: {n!r} and {batch!r}; pass positive numbers.")
@@ -77,6 +83,13 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
     ------
     InputError
         If `sigma` is not positive and finite or does not vary, or the band is below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(sc.slope_bound(1 / np.arange(1.0, 11.0), band=2.0), 3)
+    0.41
     """
     values = _on_the_host("sigma", sigma)
     if values.ndim != 1 or not _all_positive(values) or len(set(values.tolist())) < 2:
@@ -104,6 +117,15 @@ class ResidualPrediction:
     rho_delta : float
         The slope of ``ρ_k^δ``. As ``ρ_k^δ`` then is ``tr C_δ / (m λ_k)``, this is the slope of the
         eigenvalues with its sign reversed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> k = np.arange(1.0, 11.0)
+    >>> prediction = sc.residual_prediction(1 / k, 1 / k**2)
+    >>> prediction.quadratic, round(prediction.quadratic_error, 3), round(prediction.rho_delta, 3)
+    (0.0, 0.348, -2.0)
     """
 
     quadratic: float
@@ -130,6 +152,16 @@ def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> Res
     ------
     InputError
         If shapes do not fit, or values are not finite, or not positive where they must be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> k = np.arange(1.0, 11.0)
+    >>> round(sc.residual_prediction(1 / k, 1 / k**2).rho_delta, 3)
+    -2.0
+    >>> round(abs(sc.residual_prediction(1 / k, np.ones(10)).rho_delta), 3)
+    0.0
     """
     values, x = _on_the_host("eigenvalues", eigenvalues), _on_the_host("sigma", sigma)
     if x.ndim != 1 or values.ndim != 1 or len(values) < len(x) or not _all_positive(x):
@@ -164,6 +196,12 @@ def softmax_head_rank(classes: int) -> int:
     ------
     InputError
         If it is not a whole number of 2 or more.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> sc.softmax_head_rank(10)
+    9
     """
     if not isinstance(classes, Integral) or classes < 2:
         raise InputError(

@@ -60,6 +60,13 @@ class Certificate:
     standard_error : ndarray of shape (K,), or None
         The standard error of the curvatures if they are Monte-Carlo estimates, or the error
         estimate of extrapolated differences. None means that the curvatures are exact.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> certificate = sc.Certificate("columns", True, second_order=1e-7, tolerance=1e-5)
+    >>> certificate.engine, certificate.second_order <= certificate.tolerance
+    ('columns', True)
     """
 
     engine: str
@@ -89,6 +96,14 @@ class LayerCurvature:
         The curvatures ``h_k^GGN``, if the engine computed them as well.
     derivative : array of shape (K,), or None
         The derivatives ``<∂L, D_k>`` as the engine computed them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> found = sc.LayerCurvature("fc", np.array([2.0, 0.5]), sc.Certificate("own"))
+    >>> found.name, found.certificate.engine
+    ('fc', 'own')
     """
 
     name: str

@@ -44,6 +44,13 @@ class LayerInfo:
     index : int
         The number of the matrix within its parameter, counted from 0 in the order in which matrices
         begin in the parameter or in which `MatrixLayout.split` returns them.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> layer = sc.LayerInfo("layer2.0.conv1", "conv2d", (32, 144))
+    >>> layer.shape
+    (32, 144)
     """
 
     name: str
@@ -69,6 +76,16 @@ class KroneckerFactors:
         ``C_δ`` is exact.
     notes : tuple of str
         The remarks that a reader of the factors needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> x = np.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> factors = sc.KroneckerFactors(np.eye(3), x.T @ x / len(x))
+    >>> factors.input_covariance
+    array([[1., 1.],
+           [1., 2.]])
     """
 
     output_covariance: Any
@@ -82,6 +99,39 @@ class CurvatureProblem(Protocol):
     """A mean loss ``L = (1/N) Σ_i l_i`` as a function of its weight matrices.
 
     Any object with these members can be measured. Arrays may belong to any Array API library.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> class LeastSquares:  # L = Σ_i ‖W x_i − y_i‖² / 2N
+    ...     def __init__(self, w, x, y):
+    ...         self.w, self.x, self.y = w, x, y
+    ...
+    ...     def layers(self):
+    ...         return [sc.LayerInfo("w", "linear", self.w.shape)]
+    ...
+    ...     def skipped(self):
+    ...         return {}
+    ...
+    ...     def gradients(self, layers):
+    ...         return {"w": (self.x @ self.w.T - self.y).T @ self.x / len(self.x)}
+    ...
+    ...     def curvatures(self, layer, u, v, kind="hessian"):
+    ...         return np.sum(u**2, axis=0) * np.mean((self.x @ v) ** 2, axis=0)
+    ...
+    ...     def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
+    ...         c_a = self.x.T @ self.x / len(self.x)
+    ...         return {"w": sc.KroneckerFactors(np.eye(len(self.w)), c_a)}
+    ...
+    ...     def describe(self):
+    ...         return {"backend": "least squares"}
+    >>> rng = np.random.default_rng(0)
+    >>> problem = LeastSquares(np.zeros((5, 6)), rng.normal(size=(50, 6)), rng.normal(size=(50, 5)))
+    >>> isinstance(problem, sc.CurvatureProblem)
+    True
+    >>> len(sc.measure(problem, top_k=4, progress=False)["w"].curvature)
+    4
     """
 
     def layers(self) -> Sequence[LayerInfo]:

@@ -59,6 +59,15 @@ class PowerLawFit:
         The code 0 for a fit that stands; otherwise `reason` says why the numbers are NaN.
     confidence : float
         The confidence level of the interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> x = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> fit = sc.fit_power_law(x, np.array([1.0, 4.1, 8.9, 16.2, 24.8])).to_floats()
+    >>> round(fit.exponent, 3), [round(end, 3) for end in fit.interval], fit.n, fit.reason
+    (1.995, [1.953, 2.037], 5, None)
     """
 
     exponent: Array
@@ -119,6 +128,17 @@ def fit_power_law(
     InputError
         For integer or complex arrays, shapes that do not fit, a mask that is not boolean, or a
         confidence outside (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> x = np.array([1.0, 2.0, 3.0, 4.0])
+    >>> fit = sc.fit_power_law(x, 5.0 * x**2).to_floats()
+    >>> round(fit.exponent, 6), round(np.exp(fit.log_prefactor).item(), 6)
+    (2.0, 5.0)
+    >>> sc.fit_power_law(x[:2], x[:2]).reason
+    'fewer than 3 usable points; widen the window or use more data'
     """
     check_confidence(confidence)
     given = {"x": x, "y": y} | ({} if weights is None else {"weights": weights})

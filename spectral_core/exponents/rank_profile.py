@@ -38,6 +38,14 @@ class RankProfile:
         NaN below p + 1 points.
     n : array of int
         The number of points used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> profile = sc.fit_rank_profiles(1 / np.arange(1.0, 11.0)).power_law.to_floats()
+    >>> round(profile.parameters["gamma"], 6), profile.n
+    (1.0, 10)
     """
 
     parameters: Mapping[str, Array]
@@ -68,6 +76,14 @@ class RankProfileFits:
         points).
     delta_bic : array
         The BIC of the second best form less that of the best.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> fits = sc.fit_rank_profiles(np.exp(-np.arange(1.0, 11.0)))
+    >>> fits.winner, round(float(fits.exponential.parameters["beta"]), 6)
+    ('exponential', 1.0)
     """
 
     power_law: RankProfile
@@ -110,6 +126,16 @@ def fit_rank_profiles(sigma: ArrayLike, *, where: Array | None = None) -> RankPr
     ------
     InputError
         If `sigma` is not real floating point, or `where` no boolean array that fits it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> k = np.arange(1.0, 11.0)
+    >>> sc.fit_rank_profiles(1 / k).winner
+    'power_law'
+    >>> sc.fit_rank_profiles(np.stack([k**-2.0, np.exp(-k)])).winner
+    ['power_law', 'exponential']
     """
     xp, (sigma,) = spectra(sigma=sigma)
     usable = positive(xp, sigma)

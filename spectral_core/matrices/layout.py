@@ -56,6 +56,13 @@ class MatrixSpec:
     -----
     ``str(spec)`` is a short text, ``"conv groups=4"`` or ``"matrix stack=1 rows=512,128,128"``,
     which `parse` reads back.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> spec = sc.MatrixSpec.parse("conv groups=4")
+    >>> spec.kind, spec.groups, str(spec)
+    ('conv', 4, 'conv groups=4')
     """
 
     kind: str = "matrix"
@@ -134,6 +141,14 @@ class MatrixLayout:
         The shape of the parameter.
     spec : MatrixSpec
         The rule by which the parameter is made of matrices.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> sc.as_matrices((16, 3, 5, 5), "conv").matrices
+    ((1, 16, 75),)
+    >>> sc.as_matrices((12, 6, 4), "stack").stack
+    (12,)
     """
 
     shape: tuple[int, ...]
@@ -322,6 +337,17 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     ------
     InputError
         If the shape is no sequence of lengths, the spec is not understood, or they do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> layout = sc.as_matrices((6, 4), "qkv")
+    >>> parts = layout.split(np.arange(24.0).reshape(6, 4))
+    >>> [part.shape for part in parts]
+    [(3, 2, 4)]
+    >>> layout.merge(parts).shape
+    (6, 4)
     """
     lengths: tuple[Any, ...] = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not all(_is_count(length, 0) for length in lengths):

@@ -37,6 +37,15 @@ def select_layers(
     InputError
         If there is no layer, a pattern matches none, the predicate accepts none, or `selection` is
         none of these.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> layers = [sc.LayerInfo("conv1", "conv2d", (8, 27)), sc.LayerInfo("fc", "linear", (10, 8))]
+    >>> [layer.name for layer in sc.select_layers(layers, "conv*")]
+    ['conv1']
+    >>> [layer.name for layer in sc.select_layers(layers, lambda layer: layer.kind == "linear")]
+    ['fc']
     """
     if not layers:
         raise InputError(

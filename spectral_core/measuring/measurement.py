@@ -119,6 +119,19 @@ def measure(
     ReportError
         If `resume` cannot be written, belongs to another measurement, or another process is
         writing to it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, top_k=5, progress=False)
+    >>> list(report), report["head"].alpha.n
+    (['0', 'head'], 5)
     """
     check_problem(problem)
     _check_arguments(top_k, curvature, confidence, draws, progress)

@@ -80,6 +80,17 @@ def spectral_newton_step(
     InputError
         If an argument is out of range or no number, shapes do not fit, or more than three axes
         come without `matrices`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> weight, gradient = np.ones((2, 2)), np.array([[3.0, 0.0], [0.0, 1.0]])
+    >>> momentum = np.zeros((2, 2))
+    >>> step, momentum = sc.spectral_newton_step(weight, gradient, momentum, lr=0.1, alpha=2.0)
+    >>> (weight + step).round(3)
+    array([[0.98 , 1.   ],
+           [1.   , 0.965]])
     """
     options = StepOptions(
         lr, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance, precision

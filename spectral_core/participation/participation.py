@@ -50,6 +50,13 @@ def participation_ratio(h: ArrayLike) -> Array:
     ------
     InputError
         If `h` is not real floating point or has no value along its last axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> float(sc.participation_ratio(np.array([1.0, 1.0, 0.0, -2.0])))
+    2.0
     """
     xp, (h,) = spectra(h=h)
     p = _shares(xp, h)
@@ -62,6 +69,13 @@ def entropy_rank(h: ArrayLike) -> Array:
 
     Parameters and result as in `participation_ratio`, which it is never below; so are the
     reasons for which it raises `InputError`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(float(sc.entropy_rank(np.array([0.5, 0.25, 0.25]))), 3)
+    2.828
     """
     xp, (h,) = spectra(h=h)
     p = _shares(xp, h)
@@ -88,6 +102,13 @@ def window_bound(s: ArrayLike, k: int) -> Array:
     ------
     InputError
         If `k` is not a positive integer of at most 10 million, or `s` not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.window_bound(np.array([0.0, 1.0, 2.0]), 100).round(3)
+    array([100.   ,  16.458,   2.47 ])
     """
     xp, (s,) = floating(s=s)
     endless = xp.isinf(s)
@@ -113,6 +134,13 @@ def zeta_bound(s: ArrayLike) -> Array:
     ------
     InputError
         If `s` is not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.zeta_bound(np.array([1.0, 1.5, 2.0])).round(3)
+    array([  inf, 5.677, 2.5  ])
     """
     xp, (s,) = floating(s=s)
     safe = xp.where(s > 1, s, 2 * xp.ones_like(s))
@@ -143,6 +171,13 @@ def certified_exponent(h: ArrayLike) -> Array:
     ------
     InputError
         If `h` is not real floating point or has no value along its last axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(float(sc.certified_exponent(np.arange(1.0, 9.0) ** -1.5)), 6)
+    1.5
     """
     xp, (h,) = spectra(h=h)
     usable = positive(xp, h)
@@ -183,6 +218,14 @@ def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     ------
     InputError
         If `k` is not a positive integer of at most 10 million, or `b` not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> b = np.array([0.5, 1.0])
+    >>> sc.exponential_participation(b).round(3), sc.exponential_participation(b, k=2).round(3)
+    (array([4.083, 2.164]), array([1.887, 1.648]))
     """
     xp, (b,) = floating(b=b)
     # Below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
@@ -210,6 +253,13 @@ def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
     InputError
         If `k` is not a positive integer of at most 10 million, or `a` and `b` are not real
         floating point or do not broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(float(sc.log_normal_participation(np.array(-1.0), np.array(0.0), k=10)), 3)
+    5.536
     """
     xp, (a, b) = floating(a=a, b=b)
     check_broadcast(a=a, b=b)

@@ -36,6 +36,13 @@ def zeta(s: ArrayLike) -> Array:
     ------
     InputError
         If `s` is not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.zeta(np.array([0.5, 1.0, 2.0, 4.0])).round(4)
+    array([   nan,    inf, 1.6449, 1.0823])
     """
     xp, (s,) = floating(s=s)
     inside = s > 1

@@ -55,6 +55,13 @@ def transfer(
     ------
     InputError
         If an argument is out of range, or `sigma` is not real floating point or has no axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.transfer(np.array([2.0, 1.0, 0.0]), alpha=2.0, damping=0.1).round(3)
+    array([0.455, 0.714, 0.   ])
     """
     xp, (sigma,) = floating(sigma=sigma)
     check_exponent(alpha, damping, damping_mode)
@@ -105,6 +112,12 @@ def transfer_bound(
     ------
     InputError
         If an argument is out of range, or no number.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> round(sc.transfer_bound(alpha=2.0, damping=0.01), 6)
+    5.0
     """
     check_exponent(alpha, damping, damping_mode)
     for name, value in (("alpha", alpha), ("damping", damping), ("sigma_max", sigma_max)):

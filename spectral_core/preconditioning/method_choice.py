@@ -35,6 +35,13 @@ class MethodChoice:
     reasons : mapping of str to str
         The reason why each other method was not taken, as the rest of a sentence that begins with
         its name.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> choice = sc.precondition_method((64, 64), "float64", alpha=0.0)
+    >>> choice.name, "svd" in choice.reasons
+    ('closed', True)
     """
 
     name: str

@@ -130,6 +130,18 @@ def precondition(
     damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it goes
     by "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; on a CPU and
     up to 256 rows, where overhead decides, "eigh" comes before "shifts".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> gradient = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> sc.precondition(gradient, alpha=2.0, damping=0.1).round(3)
+    array([[0.455, 0.   , 0.   ],
+           [0.   , 0.714, 0.   ]])
+    >>> sc.precondition(gradient, alpha=1.0, damping=0.0).round(3)
+    array([[1., 0., 0.],
+           [0., 1., 0.]])
     """
     return apply_function(
         gradient,

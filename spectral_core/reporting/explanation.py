@@ -59,6 +59,19 @@ class Explanation:
         each other term (Bonferroni over the three).
     terms : mapping of str to Term
         All four terms by name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, "head", top_k=5, decompose=True, progress=False)
+    >>> list(sc.explain(report["head"]).terms)
+    ['beta', 'phi', 'kappa', 'nu']
     """
 
     sentence: str
@@ -87,6 +100,22 @@ def explain(layer: LayerSpectrum) -> Explanation:
     ------
     InputError
         If `layer` is no layer of a report, or has no decomposition.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, "head", top_k=5, decompose=True, progress=False)
+    >>> explanation = sc.explain(report["head"])
+    >>> str(explanation) == explanation.sentence
+    True
+    >>> abs(explanation.alpha - 2 - sum(term.value for term in explanation.terms.values())) < 1e-9
+    True
     """
     if not isinstance(layer, LayerSpectrum):
         raise InputError(

@@ -23,6 +23,21 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     """Every measured layer by name, what was skipped and why, and where the numbers come from.
 
     ``print(report)`` shows a table; ``report["layer2.0.conv1"].alpha`` is a fit with its interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, top_k=5, progress=False)
+    >>> len(report), report.skipped
+    (2, {})
+    >>> list(sc.SpectralReport.from_dict(report.to_dict()))
+    ['0', 'head']
     """
 
     provenance: Provenance

@@ -39,6 +39,19 @@ class ParticipationSummary:
         The largest exponent that the sorted curvatures respect at every rank (7.3).
     certified_bound : float
         The ratio ``PR_K`` of that exponent. It holds for these data without any fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> summary = sc.measure(problem, "head", top_k=5, progress=False)["head"].participation
+    >>> 1 <= summary.ratio <= summary.entropy_rank <= summary.count
+    True
     """
 
     ratio: float
@@ -89,6 +102,19 @@ class LayerSpectrum:
         caused by the gradient's own rounding (Theory 11.6): at most a tenth of σ_k. It is estimated
         from a few samples if they raise no doubt. None means that it is not known, as in float64
         itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> spectrum = sc.measure(problem, "head", top_k=5, progress=False)["head"]
+    >>> spectrum.name, spectrum.shape, spectrum.sigma.shape, spectrum.alpha.n
+    ('head', (5, 8), (5,), 5)
     """
 
     name: str
@@ -181,6 +207,13 @@ class Provenance:
         The engine that was asked for.
     svd : str
         The algorithm that found the directions.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> provenance = sc.Provenance({"backend": "numpy"}, {}, 20, "hessian", 0.95)
+    >>> provenance.engine, provenance.svd, provenance.factors
+    ('auto', 'exact', None)
     """
 
     problem: Mapping[str, Any]
