@@ -1,4 +1,4 @@
-"""Optional dependencies: imported when needed, missed with the command that installs them."""
+"""Optional dependencies: imported when needed; the error names the command that installs them."""
 
 import importlib
 from types import ModuleType

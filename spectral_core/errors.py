@@ -1,4 +1,4 @@
-"""What the library raises: messages name the layer or argument, the value and the remedy."""
+"""The errors of the library. Messages name the layer or argument, the value and the remedy."""
 
 __all__ = [
     "InputError",
@@ -65,7 +65,7 @@ class LayerError(SpectralError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["LayerError"], tuple[str, str]]:
-        # By default an exception is made again from its message alone.
+        # By default `pickle` makes an exception again from its message alone.
         return type(self), (self.layer, self.reason)
 
 
@@ -106,6 +106,6 @@ class MissingExtraError(SpectralError, ImportError):
 
 
 def first_line(error: Exception) -> str:
-    """Return type and first line of an error of the user's code, to be cited in a sentence."""
+    """Return the type and first line of an error of the user's code, to cite in a sentence."""
     first = (str(error).strip() or "without a word").splitlines()[0]
     return f"{type(error).__name__}: {first.rstrip('.')}"

@@ -1,4 +1,4 @@
-"""How a layer's gradient directions lie in its Kronecker factors."""
+"""The alignment of a layer's gradient directions with its Kronecker factors."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -127,7 +127,7 @@ def spectral_alignment(
     rtol: float | None = None,
     gap_tolerance: float = 1e-3,
 ) -> SpectralAlignment:
-    """Measure how singular directions lie in the eigenvalues of the Kronecker factors (Theory 5).
+    """Measure the alignment of singular directions with the Kronecker factors (Theory 5).
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def _eigenvalues(xp: Any, covariance: Array) -> Array:
     """Return all eigenvalues of the symmetric part, descending; NaN if one entry is not finite."""
     symmetric = covariance / 2 + xp.matrix_transpose(covariance) / 2
     finite = xp.all(xp.isfinite(symmetric), axis=(-2, -1))
-    # Some libraries raise on NaN and some do not return.
+    # On NaN, some libraries raise and some do not return.
     safe = xp.where(finite[..., None, None], symmetric, xp.zeros_like(symmetric))
     values = xp.flip(eigvalsh(xp, safe), axis=-1)
     return xp.where(finite[..., None], values, xp.full_like(values, float("nan")))

@@ -1,4 +1,4 @@
-"""Which term makes α what it is: slopes of the exact chain, which add up."""
+"""The decomposition of α into slopes of an exact product, which add up."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,7 +17,7 @@ __all__ = ["ExponentDecomposition", "decompose_exponent"]
 class ExponentDecomposition:
     """``α = β + φ + κ + ν``, slopes on log σ over one common window (Theory 5.3, 5.5, 5.6).
 
-    Each is a fit with its own interval; the sum is exact, whatever the data.
+    Each term is a fit with its own interval. The sum is exact, whatever the data.
 
     Parameters
     ----------

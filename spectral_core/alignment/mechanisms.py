@@ -1,4 +1,4 @@
-"""What architecture predicts of a layer's alignment, from sizes and spectra alone."""
+"""Predictions of a layer's alignment from its architecture: from sizes and spectra alone."""
 
 from dataclasses import dataclass
 from math import inf, log, sqrt
@@ -25,8 +25,9 @@ __all__ = [
 def layernorm_band(n: int, batch: int) -> float:
     """Return the bound on the condition number of normalised features (Theory 6.1).
 
-    ``((1 + √(n/B)) / (1 − √(n/B)))²``, the Bai-Yin limit for B isotropic sub-Gaussian samples of n
-    features. Trained features are rarely isotropic: compare with the measured condition number.
+    The bound is ``((1 + √(n/B)) / (1 − √(n/B)))²``, the Bai-Yin limit for B isotropic sub-Gaussian
+    samples of n features. Trained features are rarely isotropic: compare with the measured
+    condition number.
 
     Parameters
     ----------
@@ -63,8 +64,9 @@ def layernorm_band(n: int, batch: int) -> float:
 def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
     """Return the largest slope on log σ of values that lie within a band.
 
-    ``log(band) Σ|x − x̄| / (2 Σ(x − x̄)²)`` with ``x = log σ``: attained by values that jump at the
-    mean. (Dividing by the spread of x, as if the slope were a rise over a run, is no bound.)
+    The slope is ``log(band) Σ|x − x̄| / (2 Σ(x − x̄)²)`` with ``x = log σ``. Values that jump at
+    the mean attain it. (Dividing by the spread of x, as if the slope were a rise over a run, is no
+    bound.)
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
 
 @dataclass(frozen=True)
 class ResidualPrediction:
-    """Slopes on log σ where C_δ knows nothing of the layer's directions (Theory 6.2).
+    """Slopes on log σ if C_δ is independent of the layer's directions (Theory 6.2).
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> Res
     if not np.any(x):
         raise InputError("sigma: does not vary, so nothing has a slope on it.")
     m, total = len(values), values.sum()
-    # Variance of uᵀCu over the unit sphere, relative to its squared mean.
+    # This is the variance of uᵀCu over the unit sphere, relative to its squared mean.
     variance = 2 * (m * np.sum(values**2) / total**2 - 1) / (m + 2)
     slope = np.sum(x * np.log(values[: len(x)])) / np.sum(x * x)
     return ResidualPrediction(
@@ -195,7 +197,7 @@ def softmax_head_rank(classes: int) -> int:
     Raises
     ------
     InputError
-        If it is not a whole number of 2 or more.
+        If `classes` is not a whole number of 2 or more.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the problems of all backends have in common: what is asked, checked and documented once."""
+"""The common base of the problems of all backends: arguments are checked and documented once."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How a layer's curvatures were computed, and what shows that they are what they claim to be."""
+"""Certificates: the engine behind a layer's curvatures, and the evidence that they are right."""
 
 import math
 from dataclasses import dataclass
@@ -12,22 +12,24 @@ __all__ = ["OWN_WAY", "Certificate", "Engine", "LayerCurvature", "way_of"]
 Engine = Literal["auto", "columns", "tangents", "double-backward", "monte-carlo"]
 """Ways to compute curvatures; ``"auto"`` takes the cheapest that is exact.
 
-- ``"columns"``: the columns of the root of the loss's Hessian in the outputs, sent back once for
-  all layers and directions (Theory 5.4); h^GGN, and h where the outputs are piecewise linear.
-- ``"tangents"``: directions sent forward from their layer, with adjoints that all share; h and
-  h^GGN of any layer.
-- ``"double-backward"``: the graph of one layer's gradient, differentiated once a direction.
-- ``"monte-carlo"``: random combinations of the columns, with a standard error; never chosen by
-  itself.
+- ``"columns"`` (GGN columns) sends the columns of the root of the loss's Hessian in the outputs
+  back once for all layers and directions (Theory 5.4). It gives h^GGN, and h where the outputs are
+  piecewise linear.
+- ``"tangents"`` (forward mode) sends directions forward from their layer, with adjoints that all
+  share. It gives h and h^GGN of any layer.
+- ``"double-backward"`` (Hessian-vector products) differentiates the graph of one layer's gradient
+  once for each direction.
+- ``"monte-carlo"`` takes random combinations of the GGN columns and gives a standard error. It is
+  never chosen automatically.
 """
 
 OWN_WAY = "own"
-"""What certificates say of a problem that computes curvatures in a way of its own."""
+"""The engine in the certificates of a problem that computes curvatures in a way of its own."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """How a layer's curvatures were computed, and what shows that they are right.
+    """The way in which a layer's curvatures were computed, and the evidence that they are right.
 
     Parameters
     ----------
@@ -82,7 +84,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class LayerCurvature:
-    """What an engine returns for one layer.
+    """The result of an engine for one layer.
 
     Parameters
     ----------
@@ -114,6 +116,6 @@ class LayerCurvature:
 
 
 def way_of(problem: Any) -> str:
-    """Return what certificates call the way in which `problem.curvatures` computes."""
+    """Return the name that certificates give to the way in which `problem.curvatures` computes."""
     named = getattr(problem, "curvature_engine", None)
     return named if isinstance(named, str) and named else OWN_WAY

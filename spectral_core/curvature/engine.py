@@ -1,4 +1,4 @@
-"""What an engine is: one way to the curvatures of layers, what it is asked, and what it finds."""
+"""Engines: one way each to the curvatures of layers, with their requests and findings."""
 
 import math
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ class HasInfo(Protocol):
 
     @property
     def info(self) -> LayerInfo:
-        """Its name, kind and shape."""
+        """The layer's name, kind and shape."""
         ...
 
 
@@ -40,12 +40,12 @@ LayerT = TypeVar("LayerT", bound=HasInfo)
 
 
 def _silent(text: str) -> None:
-    """Hear what is being computed, and say nothing."""
+    """Take a progress text and do nothing with it."""
 
 
 @dataclass(frozen=True)
 class CurvatureRequest:
-    """Which curvatures are wanted, and how.
+    """A request for curvatures: the layers, the directions and the options.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class CurvatureRequest:
 
 @dataclass(frozen=True)
 class LayerFinding:
-    """What an engine found for one layer; `certified` is what the user gets of it.
+    """The finding of an engine for one layer; `certified` makes of it what the user gets.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class LayerFinding:
 
 @dataclass(frozen=True)
 class Declined:
-    """A layer for which an engine, having run, does not vouch.
+    """A layer whose curvature an engine, having run, does not certify.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ class CurvatureEngine(ABC, Generic[LayerT]):
     on_request: ClassVar[bool] = False
 
     def declines(self, layer: LayerT, request: CurvatureRequest) -> str:
-        """Say why the layer's curvature would not be exact, as far as it shows before a run.
+        """Return the reason why the layer's curvature would not be exact, as far as known now.
 
         An empty text means that the engine serves. An engine that is asked for by name is not
         asked this.
@@ -197,19 +197,19 @@ class CurvatureEngine(ABC, Generic[LayerT]):
     def price(self, layers: Sequence[LayerT], request: CurvatureRequest) -> float:
         """Return the price of some layers together, in forward passes of the model.
 
-        Infinity is for what is never chosen as long as something else serves.
+        Infinity means that the engine is never chosen as long as another one serves.
         """
         return math.inf
 
     def too_dear(self, request: CurvatureRequest) -> str:
-        """Return what certificates say where the engine was passed over for its price."""
+        """Return the reason in certificates if the engine was passed over for its price."""
         return ""
 
     @abstractmethod
     def run(
         self, layers: Sequence[LayerT], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined | LayerError]:
-        """Yield, for each of the layers that is not done, what was found.
+        """Yield a result for each of the layers that is not done.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What a backend supplies: the layers of a problem, their gradients and their curvatures."""
+"""The protocol of a backend: the layers of a problem, their gradients and their curvatures."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,8 +151,8 @@ class CurvatureProblem(Protocol):
 
         ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
         L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
-        cannot be differentiated twice. Certificates call this way of computing what an attribute
-        `curvature_engine`, a text, says, and ``"own"`` where there is none.
+        cannot be differentiated twice. Certificates name this way of computing by the text in an
+        attribute `curvature_engine`, and call it ``"own"`` if there is no such attribute.
         """
         ...
 
@@ -170,7 +170,7 @@ class CurvatureProblem(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what identifies the problem, as JSON values.
+        """Return a description that identifies the problem, as JSON values.
 
         Keys that reports show: ``backend``, ``versions``, ``dtype``, ``precision`` (where a model
         casts to a narrower type inside), ``device``, ``seed``, ``loss``, ``n_terms``,
@@ -182,7 +182,7 @@ class CurvatureProblem(Protocol):
 
 @runtime_checkable
 class ManyLayers(Protocol):
-    """What a `CurvatureProblem` may offer besides: curvatures of many layers computed together."""
+    """An optional part of a `CurvatureProblem`: curvatures of many layers computed together."""
 
     def layer_curvatures(
         self,
@@ -197,22 +197,22 @@ class ManyLayers(Protocol):
         """Yield the curvatures of each layer of `directions` that is not in `done`, in any order.
 
         `directions` are u (m, K) and v (n, K) by layer. Which layers are done must not change the
-        values of the others. `draws` is of the Monte-Carlo engine; `tell` hears in a few words
-        what is being computed.
+        values of the others. `draws` is an option of the Monte-Carlo engine. `tell` is called with
+        a few words on what is being computed.
         """
         ...
 
 
 @runtime_checkable
 class KnowsRounding(Protocol):
-    """What a `CurvatureProblem` may offer besides: the error of its gradients."""
+    """An optional part of a `CurvatureProblem`: the error of its gradients."""
 
     def gradient_errors(
         self, layers: Sequence[str], *, samples: int | None = None
     ) -> Mapping[str, Any]:
         """Return ``G − G'`` of shape ``(m, n)`` for named layers, with G' of a wider type.
 
-        Both are of the same terms: of all data, or of at most about `samples` of them that carry
-        the gradient. A layer of which nothing is known is left out.
+        Both are gradients of the same terms: of all data, or of at most about `samples` of them
+        that carry the gradient. A layer of which nothing is known is left out.
         """
         ...

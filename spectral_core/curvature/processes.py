@@ -1,4 +1,4 @@
-"""What processes of one run tell each other: whether they measure one model on different data.
+"""Notes between the processes of a run, to detect that they measure one model on different data.
 
 Nobody waits for a process that does not come: there are no collectives, only notes in a store that
 every process can write to and read. A measurement on one rank alone is a sane use.
@@ -22,7 +22,7 @@ LOSS_ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Board:
-    """Where the processes of a run leave notes for each other.
+    """A board on which the processes of a run leave notes for each other.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def gather(
 
 
 class OtherData:
-    """Whether other processes measure the same model on other data, each as if it were the whole.
+    """A check for other processes that measure the same model on other data as if it were all.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class OtherData:
             self._warn(f"it cannot be told whether others hold other data ({first_line(error)})")
 
     def look(self) -> None:
-        """Warn, once, if another process has left a note of other data; it may come later."""
+        """Warn, once, if another process has left a note of other data; notes may come later."""
         if self._board is None:
             return
         for rank, note in _present(self._board, self._key).items():

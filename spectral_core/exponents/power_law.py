@@ -82,7 +82,7 @@ class PowerLawFit:
 
     @property
     def reason(self) -> Any:
-        """Why there is no fit: None or a sentence, in nested lists of the batch shape."""
+        """The reason why there is no fit: None or a sentence, nested in lists for a batch."""
         return _explain(to_numpy(self.status).tolist())
 
     def to_floats(self) -> Self:
@@ -101,8 +101,8 @@ def fit_power_law(
 ) -> PowerLawFit:
     """Fit ``y = C x^exponent`` by least squares on natural logarithms (Theory 2).
 
-    Ordinary least squares with intercept, over the last axis, on the points where x and y are
-    positive and finite. Runs under `jax.jit` and on batches.
+    The fit is ordinary least squares with intercept, over the last axis, on the points where x and
+    y are positive and finite. The function runs under `jax.jit` and on batches.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def _plain(name: str, value: Any, per_direction: bool = False) -> Any:
 
 
 def _rounding(xp: Any, values: Array, mask: Array, weights: Array) -> Array:
-    """Return the weighted sum of squares that rounding alone gives to values that are all equal."""
+    """Return the weighted sum of squares that rounding alone gives if all values are equal."""
     scale = xp.max(xp.abs(values * mask), axis=-1)
     return xp.sum(weights, axis=-1) * (4 * float(xp.finfo(values.dtype).eps) * scale) ** 2
 

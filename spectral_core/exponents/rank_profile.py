@@ -1,4 +1,4 @@
-"""How singular values fall with rank: power law, exponential or log-normal, chosen by BIC."""
+"""The decay of singular values with rank: power law, exponential or log-normal, chosen by BIC."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class RankProfile:
 
 @dataclass(frozen=True)
 class RankProfileFits:
-    """The three forms and which of them the BIC prefers (Theory 8).
+    """The fits of the three forms, and the one that the BIC prefers (Theory 8).
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def _fit(
     floor = xp.where(level > 0, n_float * level**2, xp.zeros_like(level)) + tiny
     rss = xp.maximum(_dot(xp, residual, residual), floor)
     safe_n = xp.where(n > 0, n_float, xp.ones_like(n_float))
-    # Not the logarithm of the quotient: below the smallest normal number some libraries take 0.
+    # The logarithm of the quotient would not do: some libraries take a subnormal quotient for 0.
     misfit = n_float * (xp.log(rss) - xp.log(safe_n))
     named = {
         name: xp.where(enough, sign * value, nan)

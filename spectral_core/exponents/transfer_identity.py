@@ -14,7 +14,7 @@ __all__ = ["ExponentTriangle", "exponent_triangle"]
 
 @dataclass(frozen=True)
 class ExponentTriangle:
-    """``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s``, and how far s is from αγ, without remainder.
+    """``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s``, and the terms of ``s − αγ``, without remainder.
 
     ``s − αγ = defect + ordering_term + window_term`` holds to rounding for any positive data
     (Theory 3.3). Each field has the batch shape.
@@ -73,7 +73,7 @@ class ExponentTriangle:
 
     @property
     def closure(self) -> Array:
-        """What is left of ``s − αγ`` after its three terms: rounding."""
+        """The remainder of ``s − αγ`` after its three terms, which is rounding."""
         explained = self.defect + self.ordering_term + self.window_term
         return self.s.exponent - self.predicted_s - explained
 

@@ -1,4 +1,4 @@
-"""How batches are weighted: what is read off their losses, and borne out by cutting a batch in two.
+"""The weights of batches, which are read off their losses and checked by cutting a batch in two.
 
 A mean over c terms is additive: ``c L = c₁ L₁ + c₂ L₂`` for the parts of a batch that is cut
 between samples. A mean of batch means is not, nor is a loss that compares the samples of a batch
@@ -20,7 +20,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Weighting:
-    """How the losses of batches are put together.
+    """The rule by which the losses of batches are combined.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def settled(
     reduction: Reduction | None = None,
     strict: bool = True,
 ) -> Weighting:
-    """Return how to weight batches.
+    """Return the weighting of batches.
 
     A count is borne out if it adds up, with the loss, over the parts of a batch, and sees along
     every axis in which the batches differ that they do: a mean over eight losses of one time step
@@ -75,8 +75,8 @@ def settled(
     Raises
     ------
     InputError
-        If nothing tells how to weight several batches, or what the user says of them contradicts
-        what the loss itself says.
+        If nothing tells how to weight several batches, or the user's statement contradicts the
+        loss itself.
     """
     evidence = _examined([batch for batch in batches if not batch.empty], cuts, eps)
     several, weighted = len(batches) > 1, batches[0].weight is not None
@@ -106,7 +106,7 @@ def settled(
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Which readings are certain, and why there is none.
+    """The readings that are certain, or the reason why there is none.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def _read(piece: BatchLoss, like: BatchLoss, place: Place) -> tuple[LossTerms, f
 
 
 def _likeliest(batches: Sequence[BatchLoss], reduction: Reduction | None) -> Weighting:
-    """Return what is taken where nothing is certain: the first reading whose counts are numbers."""
+    """Return the choice if nothing is certain: the first reading whose counts are numbers."""
     counted = [batch for batch in batches if not batch.empty] or batches
     places = [
         (index, variant)

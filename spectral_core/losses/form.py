@@ -1,4 +1,4 @@
-"""Which forms a loss may have as a function of the network's outputs: the list, and one by name."""
+"""The forms that a loss may have as a function of the network's outputs, listed and by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ FORMS: dict[str, type[OutputCurvature]] = {
 
 @dataclass(frozen=True)
 class OutputForm:
-    """What a loss is as a function of the outputs z.
+    """The form of a loss as a function of the outputs z.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class OutputForm:
 
 
 def output_curvature(form: OutputForm, loss: OutputLoss, count: Any = 1.0) -> OutputCurvature:
-    """Return the root vectors of a batch's loss, were it of a form; may be traced.
+    """Return the root vectors of a batch's loss, presuming its form; the call may be traced.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ class Logistic(Elementwise):
         """Return how well weighted logistic losses describe the loss."""
         xp, probe = self._xp, self._loss.probe
         elementwise = super().fit()
-        # At the probe and at zero, where two losses that agree at the outputs do not.
+        # Two losses that agree at the outputs differ at the probe and at zero.
         here, weights = self._diagonal_at(probe), self._weights
         p = _sigmoid(xp, probe)
         off = self._relative(here, weights * p * (1 - p))

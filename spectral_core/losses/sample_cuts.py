@@ -1,4 +1,4 @@
-"""Where the samples of a batch lie, and its loss beside those of the two parts of a cut.
+"""The axes of samples in a batch, and its loss beside those of the two parts of a cut.
 
 Samples lie along the first axis, unless shapes say more: along an axis in which the batches differ
 in size, a loss can be cut as well, as time may come first. Arrays without such an axis, like a mask
@@ -21,7 +21,7 @@ Pieces = tuple[BatchLoss, BatchLoss, BatchLoss]
 
 @dataclass(frozen=True)
 class Cut:
-    """What cutting a batch along one axis showed.
+    """The result of cutting a batch along one axis.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class SampleAxis:
 
     @property
     def varies(self) -> bool:
-        """Say whether batches differ in size."""
+        """Whether batches differ in size."""
         return len(set(self.sizes)) > 1
 
     def of(self, batch: int) -> "SampleAxis":
@@ -75,7 +75,7 @@ class SampleAxis:
 
 @dataclass(frozen=True)
 class Cutter(Generic[Data]):
-    """What a backend does with the data of a loss.
+    """The operations of a backend on the data of a loss.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def _way(
     anywhere: bool,
     flattened: bool,
 ) -> SampleAxis:
-    """Return where arrays have axes of given sizes.
+    """Return the axes of arrays that have given sizes.
 
     Parameters
     ----------
@@ -209,6 +209,6 @@ def _cut(
 
 
 def _middles(size: int) -> Iterator[int]:
-    """Yield where to cut: in the middle, or nearby between pairs or groups of four."""
+    """Yield positions of a cut: in the middle, or nearby between pairs or groups of four."""
     middle = size // 2
     yield from dict.fromkeys(m for m in (middle, middle - middle % 2, middle - middle % 4) if m)

@@ -1,4 +1,4 @@
-"""How many terms each sample of a batch is, read off the loss's curvature in the outputs.
+"""The number of terms of each sample of a batch, read off the loss's curvature in the outputs.
 
 A loss may weigh its samples, leave elements out, or divide by a number of its own. At outputs that
 all samples share, the curvature of one that counts ω times is ω times that of one that counts once,
@@ -15,7 +15,7 @@ __all__ = ["TermWeights", "counted_weights", "term_weights"]
 
 
 class TermWeights(NamedTuple):
-    """What each sample counts."""
+    """The weight of each sample."""
 
     samples: Array
     """Number of terms of each sample, up to a common factor, shape ``(B,)``."""
@@ -63,9 +63,9 @@ def term_weights(
 
 
 def counted_weights(xp: Any, weights: Array, n_terms: int, count: Any) -> TermWeights:
-    """Return weights that are known, where their sum is the number of terms; else none.
+    """Return the known weights if their sum is the number of terms, and none otherwise.
 
-    Not so are those that a loss gives to classes without dividing by their sum.
+    The sum is another one if a loss weights classes without dividing by the sum of weights.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def counted_weights(xp: Any, weights: Array, n_terms: int, count: Any) -> TermWe
 
 
 def _size(xp: Any, weights: Array, is_per_element: Array, n_terms: int, count: Any) -> Array:
-    """Return what turns weights (B, outputs), the largest of them 1, into numbers of terms."""
+    """Return the factor from weights (B, outputs), the largest of them 1, to numbers of terms."""
     tolerance = float(xp.finfo(weights.dtype).eps) ** 0.5
     counts = weights > tolerance
     even = xp.all(~counts | (weights > 1 - tolerance))

@@ -1,4 +1,4 @@
-"""How many terms a batch's loss averages, as far as the loss itself tells.
+"""The number of terms that a batch's loss averages, as far as the loss itself tells.
 
 ``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). A backend
 reads off a loss how it reduces them; whether that is so, `batch_weighting` finds out.
@@ -43,18 +43,18 @@ class LossTerms:
 
     @property
     def scale(self) -> float:
-        """What turns the batch's loss into a sum over its terms."""
+        """The factor from the batch's loss to the sum over its terms."""
         return self.count if self.reduction == "mean" else 1.0
 
     @property
     def averaged(self) -> float | None:
-        """How many terms are averaged in all, by this reduction and inside; None if none are."""
+        """The number of terms averaged in all, by this reduction and inside; None if none are."""
         if self.reduction == "sum":
             return self.inside
         return self.count if self.inside is None else self.count * self.inside
 
     def variants(self) -> tuple["LossTerms", ...]:
-        """Return what a reduction of means may be one of: of all terms inside, or of the means.
+        """Return the readings of a reduction of means: of all terms inside, or of the means.
 
         A mean of means of c terms each is a mean of all terms, and a sum of such means is a mean
         over c terms, if these hold the samples; if the reduction runs over the samples itself, its

@@ -22,12 +22,12 @@ _SHORTHANDS = "'matrix', 'conv', 'conv-transpose', 'conv-last', 'qkv', 'stack'"
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """How a parameter is made of matrices.
+    """The rule by which a parameter is made of matrices.
 
     Parameters
     ----------
     kind : {"matrix", "conv", "conv-transpose", "conv-last"}
-        What is left of the parameter without its leading `stack` axes:
+        The layout of the parameter without its leading `stack` axes:
 
         ==================== =============================== ===================================
         kind                 parameter                       each matrix
@@ -110,7 +110,7 @@ class MatrixSpec:
         Raises
         ------
         InputError
-            If it is no such text.
+            If the text is not understood.
         """
         if not isinstance(text, str):
             raise InputError(f"spec: a {type(text).__name__} is no text; write for instance 'qkv'.")
@@ -180,7 +180,7 @@ class MatrixLayout:
 
     @property
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
-        """The shapes (B, m, n) of what `split` returns."""
+        """The shapes (B, m, n) of the arrays that `split` returns."""
         batch = self._whole[0]
         return tuple((batch * len(at), *shape) for shape, at in self._blocks().items())
 
@@ -191,7 +191,7 @@ class MatrixLayout:
 
     @property
     def slices(self) -> tuple[tuple[int, ...], ...]:
-        """Which slice of the stack holds each matrix of what `split` returns."""
+        """The slice of the stack for each of the matrices that `split` returns."""
         own = [index for index in range(prod(self.stack)) for _ in range(self.spec.groups)]
         return tuple(tuple(own * len(at)) for at in self._blocks().values())
 
@@ -240,7 +240,7 @@ class MatrixLayout:
         Raises
         ------
         InputError
-            If they are no arrays of one library, or their number or a shape is another.
+            If `matrices` are no arrays of one library, or have another number or shape.
         """
         if not isinstance(matrices, (list, tuple)):
             raise InputError(
@@ -336,7 +336,7 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     Raises
     ------
     InputError
-        If the shape is no sequence of lengths, the spec is not understood, or they do not fit.
+        If the shape is no sequence of lengths, the spec is not understood, or the two do not fit.
 
     Examples
     --------
@@ -364,7 +364,7 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
 def matrices_of(
     name: str, shape: tuple[int, ...], matrices: MatrixSpec | str | None
 ) -> MatrixLayout | None:
-    """Return the matrices of an argument as `matrices=` says; None for (m, n) and (B, m, n).
+    """Return the layout of an argument by its `matrices=`; None for (m, n) and (B, m, n).
 
     Raises
     ------

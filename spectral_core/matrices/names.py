@@ -1,4 +1,4 @@
-"""What layers are called: from the names of parameters to those of layers, and back.
+"""The names of layers: from the names of parameters to those of layers, and back.
 
 A backend names a layer after its parameter: ``up.kernel`` holds ``up``. Where a parameter holds
 several matrices, a block of a stack has its number in the path (``blocks.0.up`` of
@@ -58,7 +58,8 @@ def layer_names(
 ) -> list[str]:
     """Return the name of the layer that each parameter holds.
 
-    It is the parameter's without an ending that says nothing, unless two would then be the same.
+    It is the parameter's name without an ending that says nothing, unless two names would then be
+    the same.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def block_name(base: str, block: int, together: Iterable[str]) -> str:
 
 
 def distinct_name(name: str, *taken: Collection[str]) -> str:
-    """Return a name that is not taken: with lines under its end until it is free."""
+    """Return a name that is not taken: underscores are appended until it is free."""
     while any(name in names for names in taken):
         name += "_"
     return name
@@ -122,7 +123,7 @@ class MatchedLayer:
 
 @dataclass(frozen=True)
 class LayerMatches:
-    """What `match_layers` found.
+    """The result of `match_layers`.
 
     Parameters
     ----------
@@ -184,17 +185,17 @@ def match_layers(
 
 @dataclass(frozen=True)
 class _Place:
-    """What the name of a layer tells of its place in a parameter."""
+    """The part of a parameter that the name of a layer tells."""
 
     block: int | None = None
     group: int | None = None
 
     def fits(self, stack: Sequence[int]) -> bool:
-        """Say whether a stack has such a block."""
+        """Return whether a stack has such a block."""
         return self.block is None or (len(stack) > 0 and self.block < stack[0])
 
     def index(self, stack: Sequence[int]) -> int | None:
-        """Return the slice of a stack, or None where that is not told."""
+        """Return the slice of a stack, or None if the name does not tell."""
         within = prod(stack) if self.block is None else prod(stack[1:])
         inner = 0 if within == 1 else self.group
         if not stack or inner is None or inner >= within:
@@ -230,7 +231,7 @@ def _as_block(layer: str) -> Iterator[tuple[str, _Place]]:
 
 @dataclass(frozen=True)
 class _Spelling:
-    """How names are written before they are compared: `before` a layer is read, and after."""
+    """The normalisation of names for a comparison: `before` a layer is read, and after."""
 
     parameter: Callable[[str], str]
     layer: Callable[[str], str]

@@ -88,7 +88,7 @@ def top_directions(
         raise LayerError(
             layer.name, "its gradient is zero on these data; no direction can be measured."
         )
-    # Below this level a singular value is rounding of the largest (numpy's matrix_rank), and its
+    # A singular value below this level is rounding of the largest (numpy's matrix_rank), and its
     # direction means nothing.
     floor = float(sigma[0]) * max(layer.shape) * float(xp.finfo(gradient.dtype).eps)
     rank = int(np.sum(sigma > floor))

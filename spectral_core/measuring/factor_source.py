@@ -70,7 +70,7 @@ class FactorSource:
         self._found: dict[str, Aligned | LayerError] = {}
 
     def take(self, layer: LayerInfo) -> "Aligned":
-        """Return what the factors say of the layer's directions, on the host.
+        """Return the alignment of the layer's directions with its factors, on the host.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class FactorSource:
         return found
 
     def prepare(self) -> None:
-        """Fetch the first factors, so that what is wrong with the loss is said at once."""
+        """Fetch the first factors, so that an error of the loss is raised at once."""
         if self._groups:
             self._fetch(self._groups[0])
 

@@ -1,4 +1,4 @@
-"""Which layers of a problem to measure: by glob, by several, or by a predicate."""
+"""The selection of layers to measure: by glob, by several globs, or by a predicate."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -27,7 +27,7 @@ def select_layers(
     layers : sequence of LayerInfo
         The layers to select from.
     selection : str, iterable of str, or callable
-        A glob such as ``"layer2.*.conv*"``, several of them, or a function of a `LayerInfo`.
+        A glob such as ``"layer2.*.conv*"``, several globs, or a function of a `LayerInfo`.
     skipped : mapping of str to str
         The parameters that are no layer, with the reason. An error message cites the reason if one
         of them is asked for.

@@ -139,7 +139,7 @@ def _decomposed(
 def _aligned(
     source: FactorSource | None, layer: LayerInfo
 ) -> tuple[Aligned | None, tuple[str, ...]]:
-    """Return the directions in their factors, or None with the reason why there is nothing."""
+    """Return the alignment with the factors, or None with the reason why there is none."""
     if source is None:
         return None, ()
     try:

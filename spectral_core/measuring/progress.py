@@ -13,7 +13,7 @@ ProgressCallback = Callable[[int, int, str], None]
 
 @contextmanager
 def reporting(progress: ProgressCallback | bool | None, total: int) -> Iterator[ProgressCallback]:
-    """Yield the function that is told of progress.
+    """Yield the function to call with progress.
 
     Parameters
     ----------

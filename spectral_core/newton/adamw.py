@@ -36,7 +36,8 @@ def adamw_step(
     weight, gradient : array
         The weight and its gradient, of one shape.
     mean, square : array
-        m and v of the step before, zeros at first, of that shape. All is computed in their dtype.
+        The moments m and v of the step before, zeros at first, of that shape. The step is computed
+        in their dtype.
     count : int or array
         The number t of the step, 1 in the first; it may be traced.
     lr : float or array
@@ -101,7 +102,7 @@ def adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If there are others than AdamW has.
+        If an option is none of AdamW's.
     """
     check_mapping("adamw", given)
     if unknown := set(given) - set(_OPTIONS):

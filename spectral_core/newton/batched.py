@@ -16,22 +16,22 @@ from spectral_core.preconditioning.function import is_number
 
 __all__ = ["Layout", "spectral_newton_steps"]
 
-# So that the copies of a batch stay small beside a large model: 256 MiB in float32.
+# The limit keeps the copies of a batch small beside a large model: 256 MiB in float32.
 BATCH_ELEMENTS = 2**26
 
 
 class Layout(Protocol):
-    """How a parameter is made of matrices: a `MatrixLayout`, or what has these members."""
+    """The matrices of a parameter: a `MatrixLayout`, or an object with the same members."""
 
     @property
     def slices(self) -> tuple[tuple[int, ...], ...]:
-        """Which slice of the parameter holds each matrix of what `split` returns."""
+        """The slice of the parameter for each of the matrices that `split` returns."""
 
     def split(self, array: Array) -> list[Array]:
         """Return arrays of matrices, each of shape (B, m, n)."""
 
     def merge(self, matrices: list[Array]) -> Array:
-        """Return the array that `split` takes apart."""
+        """Return the array of the parameter; this undoes `split`."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def spectral_newton_steps(
     Returns
     -------
     steps, momenta : list of array
-        Equal, up to rounding, to those of every matrix by itself: the batches depend on shapes,
-        dtypes, devices, α and weight decay alone. Arrays for the latter two are the same only if
-        they are one object. Runs under `jax.jit`.
+        The steps and momenta. They are equal, up to rounding, to those of every matrix by itself:
+        the batches depend on shapes, dtypes, devices, α and weight decay alone. Arrays for the
+        latter two are the same only if they are one object. The function runs under `jax.jit`.
 
     Raises
     ------
     InputError
-        As `spectral_newton_step`, or if a shape is not that of its layout.
+        If `spectral_newton_step` raises it, or a shape is not that of its layout.
     """
     decays = [options.weight_decay] * len(layouts) if weight_decays is None else weight_decays
     parts: list[_Part] = []
@@ -129,7 +129,7 @@ def _merged(
 def _runs(
     alpha: float | Array | tuple[float, ...], layout: Layout, index: int
 ) -> list[tuple[float | Array, slice | None]]:
-    """Return each α of an array of a split with the matrices that have it; None for all of them."""
+    """Return each α with its matrices within one array of a split; None stands for all."""
     if not isinstance(alpha, tuple) or len(set(alpha)) == 1:
         return [(alpha[0] if isinstance(alpha, tuple) else alpha, None)]
     runs: list[tuple[float | Array, slice | None]] = []
@@ -142,7 +142,7 @@ def _runs(
 
 
 def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:
-    """Return what is updated together, in an order that depends on the parameters alone."""
+    """Return the batches of parts, in an order that depends on the parameters alone."""
     open_batches: dict[Hashable, list[_Part]] = {}
     done: list[list[_Part]] = []
     for part in parts:
@@ -182,5 +182,5 @@ def _joined(arrays: Sequence[Array]) -> Array:
 
 
 def _identity(value: float | Array) -> Hashable:
-    """Return a number itself; of an array, whose value may be traced, which object it is."""
+    """Return a number itself, and for an array, whose value may be traced, its identity."""
     return float(value) if is_number(value) else ("array", id(value))

@@ -44,8 +44,8 @@ def spectral_newton_step(
     weight, gradient : array, shape (m, n) or (B, m, n)
         One matrix, or a batch of independent ones. With `matrices`, any shape is allowed.
     momentum : array, of the same shape
-        m of the step before, zeros at first. All is computed in its dtype: keep it in float32 for
-        weights of half precision.
+        The momentum m of the step before, zeros at first. The step is computed in its dtype: keep
+        it in float32 for weights of half precision.
     lr : float or array
         The learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so
         do those of `beta` and `weight_decay`. Their values are not checked.
@@ -68,12 +68,12 @@ def spectral_newton_step(
     step : array, of the same shape
         The step, in the dtype of the weight.
     momentum : array, of the same shape
-        m', in the dtype of the momentum.
+        The new momentum m', in the dtype of the old one.
 
         A matrix of the batch whose gradient holds a NaN or an infinity gets a step of exactly 0
         and keeps its momentum. One whose gradient is 0 throughout gets weight decay alone, while
         its momentum decays: T does not see how small momentum has become, and would make a full
-        step for ever. No argument is written to. Runs under `jax.jit`.
+        step for ever. No argument is written to. The function runs under `jax.jit`.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def newton_step(
     options: StepOptions,
     matrices: MatrixSpec | str | None = None,
 ) -> tuple[Array, Array]:
-    """Return what `spectral_newton_step` does, with its options in one hand."""
+    """Return what `spectral_newton_step` returns; the options come as one object."""
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
     layout = matrices_of("weight", tuple(weight.shape), matrices)
@@ -140,7 +140,7 @@ def newton_step(
 def _for_each(
     xp: Any, quantifier: Callable[..., Array], mask: Array, layout: MatrixLayout | None
 ) -> Array:
-    """Return for each matrix whether all, or any, of its entries are true; broadcasts to them."""
+    """Return whether all, or any, entries of each matrix are true; the result broadcasts."""
     if layout is None:
         return quantifier(mask, axis=(-2, -1), keepdims=True)
     parts = layout.split(mask)

@@ -1,4 +1,4 @@
-"""How many directions carry the curvature, and how few a power law allows."""
+"""The number of directions that carry the curvature, and its bound under a power law."""
 
 from typing import Any
 
@@ -67,8 +67,8 @@ def participation_ratio(h: ArrayLike) -> Array:
 def entropy_rank(h: ArrayLike) -> Array:
     """Return ``exp(−Σ p log p)`` with ``p = h / Σ h`` over the positive values (Theory 7.1).
 
-    Parameters and result as in `participation_ratio`, which it is never below; so are the
-    reasons for which it raises `InputError`.
+    The entropy rank is never below `participation_ratio`. It has the same parameter, takes the same
+    values, and raises `InputError` for the same reasons.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def certified_exponent(h: ArrayLike) -> Array:
 def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     """Return the participation ratio of ``h ∝ e^(−b k)`` (Theory 7.4).
 
-    ``coth(b/2)`` without end; ``coth(b/2) tanh(bK/2)`` on a window of K.
+    It is ``coth(b/2)`` without a window, and ``coth(b/2) tanh(bK/2)`` on a window of K.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     (array([4.083, 2.164]), array([1.887, 1.648]))
     """
     xp, (b,) = floating(b=b)
-    # Below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
+    # For b below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
     rate = at_least(xp, b, 4 * float(xp.finfo(b.dtype).smallest_normal))
     ratio = 1 / xp.tanh(rate / 2)
     if k is not None:
@@ -268,7 +268,7 @@ def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
 
 
 def _shares(xp: Any, h: Array) -> Array:
-    """Return h / Σ h over the positive values; NaN if there is none. The maximum guards the sum."""
+    """Return h / Σ h over the positive values; NaN if there is none. No sum overflows."""
     usable = positive(xp, h)
     kept = xp.where(usable, h, xp.zeros_like(h))
     largest = xp.max(kept, axis=-1, keepdims=True)
