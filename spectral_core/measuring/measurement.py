@@ -59,11 +59,10 @@ def measure(
 ) -> SpectralReport:
     """Measure how curvature follows the gradient's singular values, layer by layer.
 
-    Each layer is measured in three steps. The first is the thin SVD ``G = U Σ Vᵀ`` of its gradient.
-    The second are the curvatures ``h_k = <u_k v_kᵀ, H[u_k v_kᵀ]>`` of the top directions. The third
-    are the exponents ``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s`` with the exact transfer identity
-    (Theory 1-3), the participation ratio with its bounds (Theory 7) and the rank profile
-    (Theory 8).
+    For each layer the function computes the thin SVD ``G = U Σ Vᵀ`` of its gradient and the
+    curvatures ``h_k = <u_k v_kᵀ, H[u_k v_kᵀ]>`` of the top directions. From these it fits the
+    exponents ``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s`` with the exact transfer identity (Theory 1-3),
+    the participation ratio with its bounds (Theory 7) and the rank profile (Theory 8).
 
     Parameters
     ----------

@@ -67,8 +67,8 @@ def participation_ratio(h: ArrayLike) -> Array:
 def entropy_rank(h: ArrayLike) -> Array:
     """Return ``exp(−Σ p log p)`` with ``p = h / Σ h`` over the positive values (Theory 7.1).
 
-    The entropy rank is never below `participation_ratio`. It has the same parameter, takes the same
-    values, and raises `InputError` for the same reasons.
+    The entropy rank is never below `participation_ratio`. It has the same parameter, its result has
+    the same range, and it raises `InputError` for the same reasons.
 
     Examples
     --------

@@ -22,7 +22,7 @@ __all__ = ["DampedPower", "ScaledDampedPower", "gram_rounding"]
 
 @dataclass(frozen=True)
 class DampedPower(SpectralFunction):
-    """T with its parameters.
+    """The function T with its parameters.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class DampedPower(SpectralFunction):
 
     @property
     def linear(self) -> bool:
-        """Whether it is a multiple of σ, as far as is known."""
+        """Whether T is a multiple of σ, as far as is known."""
         return self.known and bool(self.alpha == 0)
 
     def check(self) -> None:

@@ -78,7 +78,7 @@ def transfer(
     sigma = xp.where(usable, sigma, xp.ones_like(sigma))
     top = xp.max(sigma, axis=-1, keepdims=True)
     safe = xp.where(top > 0, top, xp.ones_like(top))
-    # In two halves: σ_max^(1−α) can leave the range of the dtype where its product with T does not.
+    # Two halves: σ_max^(1−α) can leave the range of the dtype while its product with T does not.
     half = power(xp, safe, (1 - alpha) / 2)
     values = damped_ratio(xp, sigma / safe, alpha, 1.0, damping) * half * half
     return xp.where(usable, values, nan)
@@ -171,20 +171,20 @@ def damped_ratio(
 
 def power(xp: Any, base: Array, exponent: float | Array) -> Array:
     """Return ``base ** exponent`` in the dtype of the base; the exponent may be traced."""
-    if is_number(exponent):  # made an array on a GPU, the host would wait for its copy
+    if is_number(exponent):  # the host would wait for the copy of an array to a GPU
         return base ** float(exponent)
     return xp.pow(base, as_like(xp, exponent, base))
 
 
 def _absolute(xp: Any, sigma: Array, alpha: float | Array, d: float | Array) -> Array:
-    """T without the maximum: the larger of σ^α and d is taken out of the denominator."""
+    """Return T without the maximum: the larger of σ^α and d is factored out of the denominator."""
     positive = sigma > 0
     log_sigma = xp.log(xp.where(positive, sigma, xp.ones_like(sigma)))
     log_d = log_damping(xp, sigma, d)
     excess = alpha * log_sigma - log_d  # log(σ^α / d)
     large = excess > 0
     shrunk = xp.exp(-xp.abs(excess))
-    # σ^(1−α) where σ^α > d, σ / d elsewhere: the logarithms add before they are taken back.
+    # The factor is σ^(1−α) where σ^α > d, and σ / d elsewhere; logarithms are added before exp.
     exponent = xp.where(large, (1 - alpha) * log_sigma, log_sigma - log_d)
     value = xp.exp(exponent) / (1 + shrunk)
     return xp.where(positive, value, xp.zeros_like(value))
@@ -205,7 +205,7 @@ def is_number(value: float | Array) -> TypeGuard[float]:
 
 
 def check_number_or_array(name: str, value: Any, axes: int | None = None) -> None:
-    """Raise `InputError` unless it is a real number, or an array of them with so many axes."""
+    """Raise `InputError` unless the value is a real number, or an array with so many axes."""
     if is_number(value):
         return
     plain(name, value)
@@ -222,12 +222,12 @@ def check_number_or_array(name: str, value: Any, axes: int | None = None) -> Non
 
 
 def check_exponent(alpha: float | Array, damping: float | Array, damping_mode: str) -> None:
-    """Check α, damping and its mode; the values of arrays are taken as they are.
+    """Check α, damping and its mode; the values of arrays are not checked.
 
     Raises
     ------
     InputError
-        If one is out of range, or neither a number nor an array without axes.
+        If one of them is out of range, or neither a number nor an array without axes.
     """
     check_number_or_array("alpha", alpha, 0)
     check_number_or_array("damping", damping, 0)

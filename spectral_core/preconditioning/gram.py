@@ -34,7 +34,7 @@ class ScaledMatrix:
     def of(cls, xp: Any, gradient: Array, solved: bool) -> "ScaledMatrix":
         """Scale a gradient, shape (..., m, n).
 
-        Square ones are transposed too where it may be a right hand side: columns are then
+        Square ones are transposed too if they may be a right hand side, since columns are then
         contiguous, as solvers want them.
         """
         if xp.finfo(gradient.dtype).bits < 32:
@@ -71,7 +71,7 @@ def _largest_magnitude(xp: Any, matrix: Array) -> Array:
 
 @dataclass(frozen=True)
 class Gram:
-    """The Gram matrix of the small side.
+    """The Gram matrix on the small side.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Gram:
 
     @classmethod
     def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS) -> "Gram":
-        """Form it: multiplied in the dtype of the wide matrix, kept in that of the scale."""
+        """Form the Gram matrix: multiply in the dtype of `wide`, keep the dtype of the scale."""
         matrix = scaled.wide @ xp.matrix_transpose(scaled.wide)
         matrix = xp.astype(matrix, scaled.scale.dtype, copy=False)
         top = largest_eigenvalue(xp, matrix, steps)
@@ -96,8 +96,8 @@ class Gram:
 def smallest_shift(size: int, epsilon: float) -> float:
     """Return ``η = (4 + √k) ε``: rounding of a k × k Gram matrix over its largest eigenvalue.
 
-    Entries of the product err by about ε/2 times the lengths of two rows, which are σ_max at most,
-    at random, and a random symmetric matrix has a spectral norm of 2 √k times its entries; 4 ε
-    are for its factorisation. A smaller shift is not seen.
+    Entries of the product err, at random, by about ε/2 times the lengths of two rows, which are
+    σ_max at most. A random symmetric matrix has a spectral norm of 2 √k times its entries, which
+    gives √k ε; 4 ε are added for the factorisation. A smaller shift is lost in rounding.
     """
     return (4 + math.sqrt(size)) * epsilon

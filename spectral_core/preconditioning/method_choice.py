@@ -49,7 +49,7 @@ class MethodChoice:
     reasons: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Say all of it in sentences."""
+        """Return the choice in sentences."""
         error = (
             "an error that depends on the matrix"
             if self.error != self.error
@@ -147,7 +147,7 @@ def _checked(shape: Any) -> tuple[int, ...]:
 
 
 def _epsilon(dtype: Any) -> float:
-    """Return that of the dtype that is computed in."""
+    """Return the machine precision of the dtype that is computed in."""
     try:
         name = "None" if dtype is None else np.dtype(dtype).name
     except TypeError:  # of PyTorch, or a name that NumPy does not know

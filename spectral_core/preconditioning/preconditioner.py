@@ -82,7 +82,7 @@ def precondition(
 
     Notes
     -----
-    With ``B = G Gᵀ / σ_max²`` on the small side, of k rows:
+    The methods use ``B = G Gᵀ / σ_max²`` on the small side, of k rows:
 
     ========== =================== ============================= ===============================
     method     serves              computes                      error
@@ -100,7 +100,7 @@ def precondition(
     Errors are ``‖T̂ − T‖₂ / ‖T‖₂``; those of single singular values are relative to
     ``T(max(σ, floor σ_max))``, with a floor of 5e-3 in float32 and 1e-3 in float64.
 
-    - ρ is what squaring loses. At machine precision ε it moves B by ``η = (4 + √k) ε``, and
+    - ρ is the loss by squaring. At machine precision ε it moves B by ``η = (4 + √k) ε``, and
       ``ρ = max_σ |T(√(σ² ± η)) − T(σ)| / max T``: about η/δ at α = 2, twice that at α = 4, 1e-4 and
       less at δ = 0.1 in float32; 1e-3 at α = 1 and 8e-3 at α = 1/2. What is left of a σ below
       √η σ_max (some 2e-3 in float32) is noise, which T keeps small unless δ is.
@@ -109,11 +109,11 @@ def precondition(
     - λ is the error of σ_max, which "closed" and "shifts" take from 16 Lanczos steps: ``(α/2) e``
       for an error e of σ_max². It is rounding up to 160 rows and for spectra that fall off;
       for Gaussian noise e was 0.07 % in the median of 60 matrices and 3 % in the worst.
-    - γ is what rounding does to "polynomial": to first order at most gain · u of max T if each
+    - γ is the effect of rounding on "polynomial": to first order at most gain · u of max T if each
       matrix that is stored errs by u of its spectral norm, u = ε/2, with the gain that
       `polynomial_table` states: 58 at α = 2, 153 at α = 1, 24 at α = 4, for δ = 0.1. In bfloat16
       (u = 1/256) that is 23 %, 60 % and 10 %, all roundings adding up at their worst. Seen in
-      total, with the 5 % tolerance, rounding and λ: 2 to 5 % where singular values fall off, 3 to
+      total, with the 5 % tolerance, rounding and λ: 2 to 5 % if singular values fall off, 3 to
       8 % for Gaussian noise. Small δ and α near 1 are the worst; a δ of 0.01 is often refused.
       For "polar" γ is at most 8,400 ε, 1e-3 in float32: its first step takes σ near 0.86 σ_max to
       0.008, and what it rounds grows with them. A quarter of that was seen.
@@ -207,7 +207,7 @@ def check_arguments(
     normalize: str,
     precision: str,
 ) -> None:
-    """Check what can be checked without a matrix.
+    """Check all arguments that can be checked without a matrix.
 
     Raises
     ------

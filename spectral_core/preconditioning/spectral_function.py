@@ -1,7 +1,7 @@
-"""What a function of singular values supplies, so that the methods can apply it to matrices.
+"""The interface of a function of singular values, by which the methods apply it to matrices.
 
-Another function is a file like `damped_power`: a class of its parameters, and one of its values at
-a given σ_max.
+Another function is a file like `damped_power`, with a class of its parameters and one of its values
+at a given σ_max.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class ScaledFunction(Protocol):
 
     @property
     def factor(self) -> Array:
-        """What t is multiplied by, shape (..., 1, 1)."""
+        """The factor of t, shape (..., 1, 1)."""
 
     def values(self, xp: Any, ratios: Array) -> Array:
         """Return t(r) for ratios r in [0, 1]."""
@@ -38,7 +38,7 @@ class ScaledFunction(Protocol):
 class SpectralFunction(ABC):
     """A function T of singular values, with ``T(0) = 0`` (Theory 9.1).
 
-    It is applied by every method that says it serves it; "svd" and "eigh" need no more than the
+    Every method that serves the function can apply it; "svd" and "eigh" need no more than the
     values that `at` gives.
     """
 
@@ -73,7 +73,7 @@ class SpectralFunction(ABC):
         return squaring_error(lambda x: scaled.quotients(np, np.sqrt(x)), shift)
 
     def steepness(self) -> float:
-        """Return ``max |t'| / max t``: what T makes of an error in σ/σ_max."""
+        """Return ``max |t'| / max t``, the factor from an error in σ/σ_max to one in T."""
         ratios = np.concatenate([[0.0], np.geomspace(1e-8, 1, 2000)])
         values = self._at_one().values(np, ratios)
         return float(np.max(np.abs(np.diff(values) / np.diff(ratios))) / np.max(np.abs(values)))
@@ -87,7 +87,7 @@ def squaring_error(
 ) -> float:
     """Return ``max_σ |T(σ') − T(σ)| / max T`` where σ'² and σ² differ by `shift` (Theory 9.6).
 
-    That is what an error of that size in a Gram matrix does to T, to first order.
+    This is the effect on T of an error of that size in a Gram matrix, to first order.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which term carries a layer's deviation from α = 2, in one sentence that claims no more."""
+"""One sentence on the term that carries a layer's deviation from α = 2, which claims no more."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What makes a layer's α what it is.
+    """The explanation of a layer's α by its terms.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def _dominating(
     covariance: npt.NDArray[np.float64],
     quantile: float,
 ) -> str | None:
-    towards = values * np.sign(deviation)  # what brings α away from 2 counts as positive
+    towards = values * np.sign(deviation)  # a term that brings α away from 2 counts as positive
     first = int(np.argmax(np.abs(towards)))
     if towards[first] <= quantile * np.sqrt(covariance[first, first]):
         return None

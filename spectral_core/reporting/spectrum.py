@@ -1,4 +1,4 @@
-"""What is known of one layer, and of the measurement that it comes from."""
+"""The spectrum of one layer, and the provenance of the measurement that it comes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["LayerSpectrum", "ParticipationSummary", "Provenance"]
 
 @dataclass(frozen=True)
 class ParticipationSummary:
-    """How many directions carry a layer's curvature (Theory 7).
+    """The number of directions that carry a layer's curvature (Theory 7).
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ class LayerSpectrum:
         Raises
         ------
         KeyError, TypeError, ValueError
-            If the data are none.
+            If the data are no spectrum.
         """
         spectrum = decode(cls, data)
         spectrum._check_directions()
@@ -174,7 +174,7 @@ class LayerSpectrum:
             raise ValueError(f"layer {self.name!r} has unequal numbers of σ and h")
 
     def _check_fits(self) -> None:
-        """Raise unless all fits are of single numbers, no batches, and say how they went."""
+        """Raise unless all fits are of single numbers, not batches, with a valid status."""
         for fits in (self.triangle, self.rank_profile, self.decomposition):
             if fits is not None:
                 fits.to_floats()
@@ -185,7 +185,7 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was measured, with what, and how.
+    """The provenance of a measurement: the problem, the versions and the options.
 
     Parameters
     ----------

@@ -85,10 +85,10 @@ class ClosedForm:
         """``Σ ω``, the number N of terms."""
         return float(sum(batch.weights.sum() for batch in self.batches))
 
-    # The same data in other ways
+    # These methods present the same data in other ways.
 
     def cut(self, sizes: Sequence[int]) -> "ClosedForm":
-        """Return it with batches of these sizes, the samples in the same order."""
+        """Return the form with batches of these sizes, the samples in the same order."""
         x, t, w = self._joined()
         edges = [0, *np.cumsum(sizes)]
         if edges[-1] != len(x):
@@ -97,17 +97,17 @@ class ClosedForm:
         return replace(self, batches=tuple(Batch(x[c], t[c], w[c]) for c in cuts))
 
     def repeated(self, times: int) -> "ClosedForm":
-        """Return it with every sample that often, in one batch."""
+        """Return the form with every sample that often, in one batch."""
         whole = (np.repeat(array, times, axis=0) for array in self._joined())
         return replace(self, batches=(Batch(*whole),))
 
     def with_weights(self, weights: Sequence[float]) -> "ClosedForm":
-        """Return it with these ω, in one batch."""
+        """Return the form with these ω, in one batch."""
         x, t, _ = self._joined()
         return replace(self, batches=(Batch(x, t, np.asarray(weights, np.float64)),))
 
     def copy(self) -> "ClosedForm":
-        """Return it with arrays of its own."""
+        """Return the form with arrays of its own."""
         return replace(
             self,
             matrices=tuple(w.copy() for w in self.matrices),
@@ -118,13 +118,13 @@ class ClosedForm:
         )
 
     def arrays(self) -> dict[str, Array]:
-        """Return everything that it holds, by name."""
+        """Return all arrays of the form, by name."""
         found = {f"matrix {index}": w for index, w in enumerate(self.matrices)}
         for index, batch in enumerate(self.batches):
             found |= {f"{name} of batch {index}": array for name, array in vars(batch).items()}
         return found if self.metric is None else found | {"metric": self.metric}
 
-    # Exact values
+    # These methods return exact values.
 
     def mean_loss(self) -> float:
         """Return L."""
@@ -183,7 +183,7 @@ class ClosedForm:
         c_a = np.einsum("i,isn,isk->nk", seen.weights, a, a) / a.shape[1]
         return c_delta, c_a
 
-    # How
+    # These methods are the implementation.
 
     def _joined(self) -> tuple[Array, Array, Array]:
         whole = [(b.inputs, b.targets, b.weights) for b in self.batches]
@@ -226,7 +226,7 @@ class ClosedForm:
 
 
 class _Pass(NamedTuple):
-    """What a forward pass over all samples leaves; positions are an axis, of length 1 or more."""
+    """The values of a forward pass over all samples; positions are an axis of length 1 or more."""
 
     inputs: list[Array]  # a of each layer, (N, S, n)
     outputs: list[Array]  # y = W a of each, (N, S, m)

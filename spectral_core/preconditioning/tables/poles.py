@@ -13,9 +13,9 @@ __all__ = ["PoleTable", "pole_table"]
 Vector = NDArray[np.float64]
 
 MOST_POLES = 12
-_ROUNDS = 400  # of Levenberg-Marquardt; it has settled long before
+_ROUNDS = 400  # rounds of Levenberg-Marquardt, which settles long before
 _GRID = 400  # points of the fit
-_CHECK = 4000  # points of the certificate: between those of the fit the error is seen too
+_CHECK = 4000  # points of the certificate, which also sees the error between points of the fit
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def pole_table(
     Returns
     -------
     PoleTable
-        The best one that was found where none of up to 12 poles reaches the tolerance: look at its
-        `error`.
+        The table. If no number of poles up to 12 reaches the tolerance, it is the best one found:
+        look at its `error`.
     """
     check = _Error(alpha, damping, floor, _CHECK)
     fit = _Error(alpha, damping, floor, _GRID)
