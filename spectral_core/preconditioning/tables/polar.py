@@ -103,6 +103,6 @@ def _flat(centre: float) -> Quintic:
 
 
 def _flat_error(low: float, high: float) -> float:
-    """Return the quintic's largest distance from 1: ``5/2 x³`` at relative distance x, and rounding."""
+    """Return its largest distance from 1: ``5/2 x³`` at relative distance x, and rounding."""
     half = (high - low) / (high + low)
     return max(4 * half**3, 2 * float(np.finfo(np.float64).eps))
