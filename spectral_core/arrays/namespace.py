@@ -27,7 +27,7 @@ def namespace(*arrays: Array) -> Any:
         If there is no common namespace.
     """
     if all(array_api_compat.is_torch_array(array) for array in arrays):
-        import array_api_compat.torch as xp  # not before there are tensors: it imports PyTorch
+        import array_api_compat.torch as xp  # this imports PyTorch, so only for tensors
 
         return xp
     return array_api_compat.array_namespace(*arrays)
@@ -62,7 +62,7 @@ def is_real_floating(xp: Any, dtype: Any) -> bool:
     """Return whether a dtype is a real floating one of its namespace."""
     try:
         return bool(xp.isdtype(dtype, "real floating"))
-    except TypeError:  # of ml_dtypes, which NumPy does not know
+    except TypeError:  # a dtype of ml_dtypes, which NumPy does not know
         return False
 
 

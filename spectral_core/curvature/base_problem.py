@@ -125,7 +125,7 @@ class BaseProblem(ABC, Generic[LayerT]):
             If the layer is unknown, the shapes do not fit it, or the outputs are not told and
             `kind` needs them.
         LayerError
-            If there is no way to the layer's curvature, such as a second derivative that the
+            If no engine can compute the layer's curvature, such as a second derivative that the
             framework lacks.
         """
         located = self._find(layer)
@@ -217,7 +217,7 @@ class BaseProblem(ABC, Generic[LayerT]):
             exact.
         max_columns : int
             ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
-            (less one) times positions of the outputs. Beyond it, or where samples of the outputs
+            (less one) times positions of the outputs. Beyond it, or if samples of the outputs
             meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
             combinations of all of them, with `KroneckerFactors.output_noise` for its standard
             error.

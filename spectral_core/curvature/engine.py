@@ -160,8 +160,8 @@ class Declined:
 class CurvatureEngine(ABC, Generic[LayerT]):
     """One way to the curvatures of layers.
 
-    The planner asks every engine in the order of its backend's list; see `planner`. An engine has
-    no state that a request changes, but for what it remembers to save time.
+    The planner asks every engine in the order of its backend's list; see `planner`. A request
+    changes no state of an engine except caches that save time.
 
     Attributes
     ----------

@@ -150,9 +150,9 @@ class CurvatureProblem(Protocol):
         """Return ``h_k = <D_k, H[D_k]>`` for ``D_k = u_k v_kᵀ``, an array of shape ``(K,)``.
 
         ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
-        L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
-        cannot be differentiated twice. Certificates name this way of computing by the text in an
-        attribute `curvature_engine`, and call it ``"own"`` if there is no such attribute.
+        L in this layer's weight, or its Gauss-Newton part. The method raises `LayerError` if the
+        layer cannot be differentiated twice. Certificates name this way of computing by the text in
+        an attribute `curvature_engine`, and call it ``"own"`` if there is no such attribute.
         """
         ...
 
@@ -165,7 +165,8 @@ class CurvatureProblem(Protocol):
     ) -> Mapping[str, KroneckerFactors]:
         """Return the Kronecker factors of each named layer (Theory 4).
 
-        Raises `LayerError` where a layer has none. Only `measure` with ``decompose=True`` asks.
+        The method raises `LayerError` if a layer has none. Only `measure` with ``decompose=True``
+        calls it.
         """
         ...
 

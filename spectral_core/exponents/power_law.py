@@ -82,7 +82,7 @@ class PowerLawFit:
 
     @property
     def reason(self) -> Any:
-        """The reason why there is no fit: None or a sentence, nested in lists for a batch."""
+        """The reason for no fit: None or a sentence, in nested lists of the batch shape."""
         return _explain(to_numpy(self.status).tolist())
 
     def to_floats(self) -> Self:

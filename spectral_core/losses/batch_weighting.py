@@ -55,9 +55,9 @@ def settled(
 ) -> Weighting:
     """Return the weighting of batches.
 
-    A count is borne out if it adds up, with the loss, over the parts of a batch, and sees along
-    every axis in which the batches differ that they do: a mean over eight losses of one time step
-    each has eight terms, however many samples it is of.
+    A count is borne out if it adds up, with the loss, over the parts of a batch, and if it changes
+    along every axis in which the batches differ. For instance, a mean over eight losses of one time
+    step each has eight terms, whatever the number of samples.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def _chosen(readings: Sequence[LossTerms], found: Sequence[Place], *, varies: bo
             return found[0]
         # The variants weigh batches differently: only sizes that vary tell where samples lie.
         return found[-1] if varies else None
-    # Nor is it seen whether a loop ran over samples.
+    # Readings do not show either whether a loop ran over samples.
     return None if first.stacked and not varies and found[0][1] == 0 else found[0]
 
 
@@ -196,14 +196,14 @@ class _Sums:
         return cls(terms.count, counts, total, (one, other))
 
     def add_up(self, eps: float) -> bool:
-        """Say whether the batch is the sum of its parts."""
+        """Return whether the batch is the sum of its parts."""
         tolerance = float(eps**0.5)
         off_count, off_total = sum(self.counts) - self.count, sum(self.totals) - self.total
         size = sum(map(abs, self.totals))
         return abs(off_count) <= tolerance * self.count and abs(off_total) <= tolerance * size
 
     def blind(self) -> bool:
-        """Say whether the count does not see that the parts are smaller."""
+        """Return whether the count hardly shrinks for the parts, although they are smaller."""
         return not sum(self.counts) < 1.5 * self.count
 
 
@@ -237,7 +237,7 @@ def _check_weights(
 ) -> None:
     """Raise `InputError` unless weights are in proportion to the terms that a loss averages.
 
-    The total of a sum needs no weights, which only divide it; but a weight of 0 leaves a batch out.
+    The total of a sum needs no weights, which only divide it, but a weight of 0 leaves a batch out.
     """
     counted = [(i, batch) for i, batch in enumerate(batches) if not batch.empty]
     weights = [batch.weight or 0.0 for _, batch in counted]

@@ -193,7 +193,7 @@ def _cut(
             whole, size = data[0], sizes[largest[0]]
             if not alone:
                 whole, size = cutter.joined(data[0], data[1], way), 2
-            loss = cutter.loss(whole)  # again, as a loader may give other data now
+            loss = cutter.loss(whole)  # computed again, as a loader may give other data now
             for middle in _middles(size):
                 try:
                     parts = (
@@ -201,7 +201,7 @@ def _cut(
                     )
                     one, other = map(cutter.loss, parts)
                     return Cut(varies, (loss, one, other))
-                except Exception as error:  # of the user's code: losses of batches of one size only
+                except Exception as error:  # the user's code may take one batch size only
                     failure = failure or first_line(error)
     except Exception as error:  # batches that do not fit together
         failure = failure or first_line(error)

@@ -31,7 +31,7 @@ def term_weights(
     Samples are alike where the curvature does not tell, as that of a Huber loss does not. A number
     of terms that is the number of samples, positions or elements makes each one term, which needs
     no weight; any other is shared out. So samples that all have as many terms as there are outputs
-    pass for a mean over elements: the two are one function. May be traced.
+    pass for a mean over elements: the two are one function. The call may be traced.
 
     Parameters
     ----------

@@ -99,7 +99,7 @@ class BatchLoss:
         return self.readings[place[0]].variants()[place[1]]
 
     def alike(self, other: "BatchLoss") -> bool:
-        """Say whether two losses were reduced in the same way."""
+        """Return whether two losses were reduced in the same way."""
         one, two = (
             [(reading.reduction, reading.inside is None) for reading in batch.readings]
             for batch in (self, other)

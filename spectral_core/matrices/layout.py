@@ -296,7 +296,7 @@ class MatrixLayout:
 
     @property
     def _starts(self) -> tuple[list[int], list[int]]:
-        """Where blocks begin, along rows and along columns."""
+        """The offsets at which blocks begin, along rows and along columns."""
         _, height, width = self._whole
         return _starts(_sizes(height, self.spec.rows)), _starts(_sizes(width, self.spec.columns))
 

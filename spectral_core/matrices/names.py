@@ -2,8 +2,8 @@
 
 A backend names a layer after its parameter: ``up.kernel`` holds ``up``. Where a parameter holds
 several matrices, a block of a stack has its number in the path (``blocks.0.up`` of
-``blocks.up.kernel``), and another part has a label behind (``attn.in_proj.q``, ``conv.group1``).
-Reports know layers alone, and `match_layers` finds the parameters that they are of.
+``blocks.up.kernel``), and any other part has a label at the end (``attn.in_proj.q``,
+``conv.group1``). Reports know layers alone; `match_layers` finds their parameters.
 """
 
 import re
@@ -145,7 +145,8 @@ def match_layers(
 
     Endings, a root ``params`` and the way in which numbers are written (``layers_0``, ``layers.0``)
     do not count, unless only they tell two parameters apart. A parameter has the layers of the
-    strictest reading of their names that fits any; what could be two parameters' is none's.
+    strictest reading of their names that fits any. A layer that could belong to two parameters
+    belongs to none.
 
     Parameters
     ----------

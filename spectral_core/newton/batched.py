@@ -36,9 +36,10 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class _Part:
-    """Matrices (B, m, n) of one shape and α in a parameter, which is known by its number.
+    """Matrices (B, m, n) of one shape and one α in a parameter, which is known by its number.
 
-    They are all or a part of one array of the parameter's split, known by its number too.
+    They are all, or some, of the matrices in one array of the parameter's split, which is known by
+    its number, too.
     """
 
     parameter: int
@@ -111,7 +112,7 @@ def spectral_newton_steps(
             results[id(part)] = result
         previous = result[0]
     found: list[dict[int, list[tuple[Array, Array]]]] = [{} for _ in layouts]
-    for part in parts:  # in the order of their parameter's matrices
+    for part in parts:  # the order is that of their parameter's matrices
         found[part.parameter].setdefault(part.array, []).append(results[id(part)])
     return _merged(layouts, found, 0), _merged(layouts, found, 1)
 

@@ -150,7 +150,7 @@ def _epsilon(dtype: Any) -> float:
     """Return the machine precision of the dtype that is computed in."""
     try:
         name = "None" if dtype is None else np.dtype(dtype).name
-    except TypeError:  # of PyTorch, or a name that NumPy does not know
+    except TypeError:  # a dtype of PyTorch, or a name that NumPy does not know
         name = str(dtype).rpartition(".")[2]
     if name not in _EPSILONS:
         raise InputError(

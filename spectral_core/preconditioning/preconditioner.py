@@ -102,10 +102,11 @@ def precondition(
 
     - ρ is the loss by squaring. At machine precision ε it moves B by ``η = (4 + √k) ε``, and
       ``ρ = max_σ |T(√(σ² ± η)) − T(σ)| / max T``: about η/δ at α = 2, twice that at α = 4, 1e-4 and
-      less at δ = 0.1 in float32; 1e-3 at α = 1 and 8e-3 at α = 1/2. What is left of a σ below
-      √η σ_max (some 2e-3 in float32) is noise, which T keeps small unless δ is.
-    - ω is a small multiple of ``ε √k (1 + max |T'| σ_max / max T)``: of ``ε √k max(1, α)/δ``, and
-      without damping of ``ε √k (σ_max/σ_min)^α``, as the singular vectors of small σ mix.
+      less at δ = 0.1 in float32; 1e-3 at α = 1 and 8e-3 at α = 1/2. A σ below √η σ_max (some 2e-3
+      in float32) is lost in noise, which T keeps small unless δ is small.
+    - ω is a small multiple of ``ε √k (1 + max |T'| σ_max / max T)``. With damping that is of order
+      ``ε √k max(1, α)/δ``, and without damping ``ε √k (σ_max/σ_min)^α``, as the singular vectors of
+      small σ mix.
     - λ is the error of σ_max, which "closed" and "shifts" take from 16 Lanczos steps: ``(α/2) e``
       for an error e of σ_max². It is rounding up to 160 rows and for spectra that fall off;
       for Gaussian noise e was 0.07 % in the median of 60 matrices and 3 % in the worst.
@@ -119,17 +120,17 @@ def precondition(
       0.008, and what it rounds grows with them. A quarter of that was seen.
     - In bfloat16 λ comes from 8 Lanczos steps: of 230 matrices of Gaussian noise e was 2 % in the
       median and 7 % in the worst. The polynomial is fitted up to an e of 17 %.
-    - A spectral damping below η is refused by "closed" and "shifts". With absolute damping, whose
-      ratio to σ_max^α nobody knows beforehand, "closed" raises it to ``η σ_max^α``.
+    - "closed" and "shifts" refuse a spectral damping below η. The ratio of an absolute damping to
+      σ_max^α is not known beforehand, so "closed" raises an absolute damping to ``η σ_max^α``.
 
     Products are in the dtype of their operands also inside `torch.autocast`, and in JAX whatever
     its default precision is. PyTorch's TF32 is a choice of the whole process that is left alone:
     with it products err by ``2⁻¹¹`` an operand and these bounds do not hold.
 
-    "auto" takes α = 0 as it is, and "polar" on a GPU where it serves. It takes "svd" with absolute
-    damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it goes
-    by "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; on a CPU and
-    up to 256 rows, where overhead decides, "eigh" comes before "shifts".
+    "auto" takes "closed" for α = 0, and "polar" on a GPU if it serves. It takes "svd" with absolute
+    damping, with arrays for α or the damping, and if ρ is above the tolerance. Otherwise it tries
+    "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh", in this order. On
+    a CPU and up to 256 rows, where overhead decides, "eigh" comes before "shifts".
 
     Examples
     --------

@@ -21,9 +21,10 @@ UNREADABLE = (
 
 
 def parse(text: str | bytes) -> Any:
-    """Return strict JSON as Python values: NaN and infinities are refused.
+    """Return strict JSON as Python values.
 
-    Text that is no strict JSON raises one of `UNREADABLE`.
+    NaN and infinities, which `encode` writes in another way, are refused. Text that is no strict
+    JSON raises one of `UNREADABLE`.
     """
     return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
 

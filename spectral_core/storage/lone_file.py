@@ -10,7 +10,7 @@ from spectral_core.storage.exclusive import exclusively
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nobody is kept out
+except ImportError:  # Windows lacks it, and nobody is kept out there
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LoneFile", "delete_alone"]
@@ -42,14 +42,14 @@ class LoneFile:
 
     def __init__(self, path: Path) -> None:
         self.handle = -1
-        with exclusively():  # of two threads, one makes the lock that both share
+        with exclusively():  # one of two threads makes the lock that both share
             while True:
                 self._lock = _lock_of(path)
                 self.handle = _opened(path)
                 with contextlib.suppress(FileNotFoundError):
                     if self._lock.key == _key(self.handle) == _key(path):
                         return
-                self.close()  # whoever had it open deleted it meanwhile: take what is there now
+                self.close()  # its last owner deleted it meanwhile: open the present file
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -155,7 +155,7 @@ class Trial:
 
 
 class Subject:
-    """A problem under test beside its closed form; layers go by their place, values by NumPy."""
+    """A problem under test beside its closed form; layers are numbered, values are NumPy arrays."""
 
     def __init__(self, problem: Any, form: ClosedForm, trial: Trial) -> None:
         self.problem, self.form, self._trial = problem, form, trial

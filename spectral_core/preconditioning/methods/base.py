@@ -24,7 +24,7 @@ __all__ = [
 
 NORMALIZATIONS = ("none", "spectral", "rms")
 UPDATE_RMS = 0.2  # the usual root mean square of AdamW's updates
-FEW_ROUNDINGS = 32  # in units of ε: no method promises less
+FEW_ROUNDINGS = 32  # the least error that a method promises, in units of ε
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Filtered:
         if normalize == "spectral":
             return self.product.times(1 / self.peak())
         product = self.product.multiplied()
-        entries = xp.astype(product.wide, self.size.dtype, copy=False)  # from bfloat16
+        entries = xp.astype(product.wide, self.size.dtype, copy=False)  # it may be bfloat16
         rms = xp.sqrt(xp.mean(entries**2, axis=(-2, -1), keepdims=True))
         return product.times(UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
 
@@ -76,8 +76,8 @@ class Filtered:
 class Method(ABC):
     """A way to apply T to the singular values of a matrix.
 
-    A new one is a file beside this one with a class like those there, and a line in `table`. Its
-    reasons are rests of sentences that begin with its name.
+    A new method is a file beside this one with a class like those there, and a line in `table`. Its
+    reasons are the rest of sentences that begin with its name.
     """
 
     name: ClassVar[str]
