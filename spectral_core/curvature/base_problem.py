@@ -125,8 +125,8 @@ class BaseProblem(ABC, Generic[LayerT]):
             If the layer is unknown, the shapes do not fit it, or the outputs are not told and
             `kind` needs them.
         LayerError
-            If no engine can compute the layer's curvature, such as a second derivative that the
-            framework lacks.
+            If no engine can compute the layer's curvature, for instance because the framework lacks
+            a second derivative.
         """
         located = self._find(layer)
         check_kind(kind)
@@ -216,11 +216,11 @@ class BaseProblem(ABC, Generic[LayerT]):
             The number of Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be
             exact.
         max_columns : int
-            ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
-            (less one) times positions of the outputs. Beyond it, or if samples of the outputs
-            meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
-            combinations of all of them, with `KroneckerFactors.output_noise` for its standard
-            error.
+            The largest number of root vectors per sample for which ``C_δ`` is exact. The loss has
+            as many as classes (less one) times positions of the outputs. Beyond this number, or if
+            samples of the outputs meet in the network (flattened tokens), ``C_δ`` is an unbiased
+            estimate from `draws` random combinations of all of them, with
+            `KroneckerFactors.output_noise` for its standard error.
 
         Returns
         -------

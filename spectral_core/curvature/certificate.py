@@ -39,10 +39,10 @@ class Certificate:
         its way by an attribute `curvature_engine`; without one, the certificate says ``"own"``.
     piecewise_linear : bool
         Whether the outputs were found to be piecewise linear in the weight, so that ``h = h^GGN``
-        (Theory 5.8): no operation after the weight is nonlinear, on any batch, and the second-order
-        part on random directions is within the tolerance.
+        (Theory 5.8): every operation after the weight is piecewise linear, on every batch, and the
+        second-order part on random directions is within the tolerance.
     reason : str
-        The nonlinear operation, as autograd names it, if the outputs are not piecewise linear;
+        The operation that is not piecewise linear, as autograd names it, if the outputs are not;
         otherwise the reason why a cheaper engine was not taken. It may be empty.
     second_order : float
         The largest ``|h − h^GGN| / |h^GGN|``. It is taken over random directions and the first

@@ -56,10 +56,10 @@ class CurvatureRequest:
     engine : Engine
         ``"auto"``, or the name of the engine that must serve.
     options : mapping of str to object
-        Options of single engines by name, such as ``draws`` of ``"monte-carlo"``. An engine reads
-        its own and leaves the others alone.
+        The options of single engines by name, such as ``draws`` of ``"monte-carlo"``. An engine
+        reads its own and leaves the others alone.
     done : collection of str
-        Layers that are not wanted. Skipping them leaves the others bit-identical.
+        The layers that are not wanted. Skipping them leaves the others bit-identical.
     tell : callable
         A function that is told, in a few words, what is being computed.
     """
@@ -168,16 +168,16 @@ class CurvatureEngine(ABC, Generic[LayerT]):
     name : str
         The name in certificates, by which the engine can be asked for.
     independent : bool
-        Whether neither bits nor price of a layer depend on the layers that run with it. Then the
-        planner decides layer by layer; else on all layers that the engine would take together, and
-        a layer on which an earlier engine failed has a run of its own.
+        Whether neither the bits nor the price of a layer depend on the layers that run with it. If
+        so, the planner decides layer by layer. If not, it decides on all layers that the engine
+        would take together, and a layer on which an earlier engine failed has a run of its own.
     shares_a_pass : bool
         Whether layers of an independent engine run together all the same, as that takes less time.
     rough_price : bool
-        Whether the price is a guess, such as one at the time of compiling, that decides between
-        this engine and those after it alone: engines before it are not weighed against it.
+        Whether the price is a guess, such as one at the time of compiling. It then decides only
+        between this engine and those after it: engines before it are not weighed against it.
     on_request : bool
-        Whether the engine serves only where it is asked for by name.
+        Whether the engine serves only if it is asked for by name.
     """
 
     name: str

@@ -170,7 +170,7 @@ def _way(
 
 
 def _each(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return how many times each batch's size its length is; None if that is no whole number."""
+    """Return the length over the size for each batch; None if a quotient is no whole number."""
     if lengths == sizes:
         return (1,) * len(sizes)
     divide = all(size > 1 and n % size == 0 for n, size in zip(lengths, sizes, strict=True))

@@ -12,10 +12,10 @@ __all__ = ["Softmax"]
 
 
 class Softmax(OutputCurvature):
-    """``ω (diag(p) − p pᵀ)`` for each term (Theory 4.4).
+    """A Hessian of ``ω (diag(p) − p pᵀ)`` for each term (Theory 4.4).
 
-    It has one root vector less than classes: the columns of its Cholesky factor, known in closed
-    form (Tanabe and Sagae, J. R. Stat. Soc. B 54, 1992).
+    The number of root vectors is one less than that of classes. They are the columns of the
+    Cholesky factor, known in closed form (Tanabe and Sagae, J. R. Stat. Soc. B 54, 1992).
     """
 
     def __init__(self, loss: OutputLoss, count: Any, axis: int = -1) -> None:
@@ -128,5 +128,5 @@ def _softmax_product(xp: Any, logits: Array, vector: Array, axis: int) -> Array:
 
 
 def _ratio(xp: Any, *, part: Array, here: Array) -> Array:
-    """Return part of what is here, of probabilities, and zero of nothing, whose parts are zero."""
+    """Return the quotient of two sums of probabilities, and zero if the divisor is zero."""
     return part / xp.where(here > 0, here, xp.ones_like(here))

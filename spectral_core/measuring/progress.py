@@ -18,8 +18,8 @@ def reporting(progress: ProgressCallback | bool | None, total: int) -> Iterator[
     Parameters
     ----------
     progress : callable, bool or None
-        The caller's own function; True for a bar, False for silence, None for a bar where standard
-        error is a terminal.
+        The caller's own function, or True for a bar, False for silence, and None for a bar if
+        standard error is a terminal.
     total : int
         The number of layers.
     """
