@@ -1,4 +1,4 @@
-"""``python -m spectral_core``: the command line, which lives in the adapters."""
+"""``python -m spectral_core`` runs the command line, which lives in the adapters."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Optional dependencies: imported when needed, missed with the command that installs them."""
+"""Optional dependencies: imported when needed; the error names the command that installs them."""
 
 import importlib
 from types import ModuleType
@@ -12,14 +12,14 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     Parameters
     ----------
     module, extra : str
-        As in ``import module`` and ``pip install 'spectral-core[extra]'``.
+        The names in ``import module`` and in ``pip install 'spectral-core[extra]'``.
     purpose : str
-        What needs it, as the beginning of a sentence.
+        The feature that needs the module, as the beginning of a sentence.
 
     Raises
     ------
     MissingExtraError
-        If it is not installed.
+        If the module is not installed.
     """
     try:
         return importlib.import_module(module)

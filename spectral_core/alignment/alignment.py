@@ -1,4 +1,4 @@
-"""How a layer's gradient directions lie in its Kronecker factors."""
+"""The alignment of a layer's gradient directions with its Kronecker factors."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -26,19 +26,29 @@ class FactorSpectrum:
     eigenvalues : array (K,)
         ``λ_k``, the K largest eigenvalues of the factor, descending.
     quadratic : array (K,)
-        ``u_kᵀ C u_k``.
+        The quadratic form ``u_kᵀ C u_k``.
     rho : array (K,)
         ``ρ_k = u_kᵀ C u_k / λ_k`` (Theory 5.1); NaN where ``λ_k`` is rounding of ``λ_1``.
     tied : array of bool (K,)
-        Whether ``λ_k`` is nearer to a neighbour than the tolerance, relative to itself. Inside
-        such a cluster eigenvectors are arbitrary, and so is which of its eigenvalues stands beside
-        which direction; ρ changes by no more than the tolerance whichever is taken.
+        True where ``λ_k`` is nearer to a neighbour than the tolerance, relative to itself. Inside
+        such a cluster eigenvectors are arbitrary, and so is the assignment of its eigenvalues to
+        directions; ρ changes by at most the tolerance, whichever is chosen.
     rank : array of int
-        Number of eigenvalues above rounding.
+        The number of eigenvalues above rounding.
     effective_rank : array
         ``exp(−Σ p log p)`` with ``p = λ / Σ λ`` over all eigenvalues.
     condition : array
-        ``λ_1 / λ_rank``: of the factor on its range.
+        ``λ_1 / λ_rank``, the condition number of the factor on its range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> u, v = np.eye(3)[:, :2], np.eye(4)[:, :2]
+    >>> c_delta, c_a = np.diag([3.0, 1.0, 0.5]), np.diag([4.0, 2.0, 1.0, 1.0])
+    >>> factor = sc.spectral_alignment(u, v, c_delta, c_a).delta
+    >>> factor.eigenvalues, factor.rho
+    (array([3., 1.]), array([1., 1.]))
     """
 
     eigenvalues: Array
@@ -61,11 +71,21 @@ class SpectralAlignment:
     Parameters
     ----------
     delta : FactorSpectrum
-        Of ``C_δ`` along the left singular vectors.
+        The spectrum of ``C_δ`` along the left singular vectors.
     a : FactorSpectrum
-        Of ``C_A`` along the right singular vectors.
+        The spectrum of ``C_A`` along the right singular vectors.
     kron : array, shape (..., K)
         ``h_k^Kron = (u_kᵀ C_δ u_k)(v_kᵀ C_A v_k) = Φ_k Λ_k``, computed without eigenvalues.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> u, v = np.eye(3)[:, :2], np.eye(4)[:, :2]
+    >>> c_delta, c_a = np.diag([3.0, 1.0, 0.5]), np.diag([4.0, 2.0, 1.0, 1.0])
+    >>> alignment = sc.spectral_alignment(u, v, c_delta, c_a)
+    >>> alignment.kron, alignment.phi * alignment.lam
+    (array([12.,  2.]), array([12.,  2.]))
     """
 
     delta: FactorSpectrum
@@ -107,31 +127,41 @@ def spectral_alignment(
     rtol: float | None = None,
     gap_tolerance: float = 1e-3,
 ) -> SpectralAlignment:
-    """Measure how singular directions lie in the eigenvalues of the Kronecker factors (Theory 5).
+    """Measure the alignment of singular directions with the Kronecker factors (Theory 5).
 
     Parameters
     ----------
     u, v : array, shapes (..., m, K) and (..., n, K)
-        Left and right singular vectors of the gradient as columns, in the order of σ.
+        The left and right singular vectors of the gradient as columns, in the order of σ.
     c_delta, c_a : array, shapes (..., m, m) and (..., n, n)
-        Kronecker factors: symmetric and positive semi-definite, in any units. Only the symmetric
-        part counts, as in any quadratic form.
+        The Kronecker factors, symmetric and positive semi-definite, in any units. Only the
+        symmetric part counts, as in any quadratic form.
     rtol : float, optional
-        Eigenvalues below ``rtol λ_1`` are taken for rounding of zero. By default the machine
-        precision times the size of the factor.
+        Eigenvalues below ``rtol λ_1`` count as zero. The default is the machine precision times the
+        size of the factor.
     gap_tolerance : float
-        Relative gap below which neighbouring eigenvalues count as tied.
+        The relative gap below which neighbouring eigenvalues count as tied.
 
     Returns
     -------
     SpectralAlignment
-        In the dtype of the arrays. A factor that is not finite gives NaN. Runs under `jax.jit`.
+        The alignment, in the dtype of the arrays. A factor that is not finite gives NaN. The
+        function runs under `jax.jit`.
 
     Raises
     ------
     InputError
         If an array is not real floating point, shapes do not fit each other, or a tolerance is
         outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> u, v = np.eye(3)[:, :2], np.eye(4)[:, :2]
+    >>> c_delta, c_a = np.diag([1.0, 3.0, 0.5]), np.diag([4.0, 2.0, 1.0, 1.0])
+    >>> sc.spectral_alignment(u, v, c_delta, c_a).rho_delta
+    array([0.33333333, 3.        ])
     """
     for name, tolerance in (
         ("rtol", 0.0 if rtol is None else rtol),
@@ -159,17 +189,25 @@ def effective_rank(covariance: Array) -> Array:
     Parameters
     ----------
     covariance : array, shape (..., n, n)
-        Symmetric and positive semi-definite, in any units.
+        A symmetric positive semi-definite matrix or a batch of them, in any units.
 
     Returns
     -------
     array, shape (...)
-        Between 1 and n; NaN for a matrix of zeros, or one that is not finite.
+        The effective rank, between 1 and n. It is NaN for a matrix of zeros and for one that is not
+        finite.
 
     Raises
     ------
     InputError
-        If it is not real floating point, or no square matrix or batch of them.
+        If `covariance` is not real floating point, or is no square matrix or batch of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> float(sc.effective_rank(np.diag([2.0, 2.0, 0.0])))
+    2.0
     """
     xp, (covariance,) = floating(covariance=covariance)
     _check_square("covariance", covariance)
@@ -207,7 +245,7 @@ def _eigenvalues(xp: Any, covariance: Array) -> Array:
     """Return all eigenvalues of the symmetric part, descending; NaN if one entry is not finite."""
     symmetric = covariance / 2 + xp.matrix_transpose(covariance) / 2
     finite = xp.all(xp.isfinite(symmetric), axis=(-2, -1))
-    # Some libraries raise on NaN and some do not return.
+    # On NaN, some libraries raise and some do not return.
     safe = xp.where(finite[..., None, None], symmetric, xp.zeros_like(symmetric))
     values = xp.flip(eigvalsh(xp, safe), axis=-1)
     return xp.where(finite[..., None], values, xp.full_like(values, float("nan")))

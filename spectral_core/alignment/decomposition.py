@@ -1,4 +1,4 @@
-"""Which term makes α what it is: slopes of the exact chain, which add up."""
+"""The decomposition of α into slopes of an exact product, which add up."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,29 +17,43 @@ __all__ = ["ExponentDecomposition", "decompose_exponent"]
 class ExponentDecomposition:
     """``α = β + φ + κ + ν``, slopes on log σ over one common window (Theory 5.3, 5.5, 5.6).
 
-    Each is a fit with its own interval; the sum is exact, whatever the data.
+    Each term is a fit with its own interval. The sum is exact, whatever the data.
 
     Parameters
     ----------
     alpha : PowerLawFit
-        h on σ over the common window: all of σ, h, h^GGN, h^Kron and Λ positive.
+        The fit of h on σ over the common window, where all of σ, h, h^GGN, h^Kron and Λ are
+        positive.
     beta : PowerLawFit
-        Of ``Λ_k``, the paired eigenvalues of the factors; 2 under perfect alignment of
-        independent factors (5.7).
+        The fit of ``Λ_k``, the paired eigenvalues of the factors. Its exponent is 2 under perfect
+        alignment of independent factors (5.7).
     phi : PowerLawFit
-        Of the alignment ``Φ_k``.
+        The fit of the alignment ``Φ_k``.
     kappa : PowerLawFit
-        Of ``κ_k = h^GGN / h^Kron``: dependence across samples and positions.
+        The fit of ``κ_k = h^GGN / h^Kron``, which measures dependence across samples and positions.
     nu : PowerLawFit
-        Of ``ν_k = h / h^GGN``: what the Hessian has beyond Gauss-Newton.
+        The fit of ``ν_k = h / h^GGN``, the part of the Hessian beyond Gauss-Newton.
     phi_delta, phi_a : PowerLawFit
-        Of ``ρ_k^δ`` and ``ρ_k^A``; they add up to φ.
+        The fits of ``ρ_k^δ`` and ``ρ_k^A``. Their exponents add up to φ.
     full_alignment : PowerLawFit
-        Of ``Φ̂_k = h_k / σ_k²``: its exponent is ``α − 2`` (5.6).
+        The fit of ``Φ̂_k = h_k / σ_k²``. Its exponent is ``α − 2`` (5.6).
     chi : array, shape (..., K)
-        The paper's ratio ``χ_k = κ_k ν_k = h / h^Kron`` (dimensionless, 4.5), NaN off the window.
+        The paper's ratio ``χ_k = κ_k ν_k = h / h^Kron`` (dimensionless, 4.5). It is NaN off the
+        window.
     closure : array
-        ``α − (β + φ + κ + ν)``: rounding.
+        The remainder ``α − (β + φ + κ + ν)``, which is rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sigma = np.array([1.0, 0.5, 0.25, 0.125])
+    >>> alignment = sc.spectral_alignment(np.eye(4), np.eye(4), np.diag(sigma), np.diag(sigma))
+    >>> terms = sc.decompose_exponent(sigma, 2.0 * sigma**3, sigma**2, alignment).to_floats()
+    >>> round(terms.alpha.exponent, 6), round(terms.beta.exponent, 6), round(terms.nu.exponent, 6)
+    (3.0, 2.0, 1.0)
+    >>> abs(terms.closure) < 1e-12
+    True
     """
 
     alpha: PowerLawFit
@@ -75,22 +89,33 @@ def decompose_exponent(
     Parameters
     ----------
     sigma, curvature, ggn : array, shape (..., K)
-        Singular values, Hessian and Gauss-Newton curvatures along the directions.
+        The singular values, and the Hessian and Gauss-Newton curvatures along the directions.
     alignment : SpectralAlignment
-        Of the same directions.
+        The alignment of the same directions.
     confidence : float
-        Of the intervals, in (0, 1).
+        The confidence level of every interval, in (0, 1).
 
     Returns
     -------
     ExponentDecomposition
-        In the dtype of the data; NaN with a reason below 3 usable points. Runs under `jax.jit`.
+        The fits, in the dtype of the data. With fewer than 3 usable points they are NaN with a
+        reason. The function runs under `jax.jit`.
 
     Raises
     ------
     InputError
         If the arrays are not real floating point or their shapes do not fit, if `alignment` is
         none, or the confidence is outside (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sigma = np.array([1.0, 0.5, 0.25, 0.125])
+    >>> alignment = sc.spectral_alignment(np.eye(4), np.eye(4), np.diag(sigma), np.diag(sigma))
+    >>> terms = sc.decompose_exponent(sigma, sigma**3, sigma**2, alignment).to_floats()
+    >>> round(terms.alpha.exponent, 6), round(terms.beta.exponent, 6), round(terms.nu.exponent, 6)
+    (3.0, 2.0, 1.0)
     """
     check_confidence(confidence)
     if not isinstance(alignment, SpectralAlignment):

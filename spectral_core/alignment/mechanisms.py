@@ -1,4 +1,4 @@
-"""What architecture predicts of a layer's alignment, from sizes and spectra alone."""
+"""Predictions of a layer's alignment from its architecture: from sizes and spectra alone."""
 
 from dataclasses import dataclass
 from math import inf, log, sqrt
@@ -25,25 +25,32 @@ __all__ = [
 def layernorm_band(n: int, batch: int) -> float:
     """Return the bound on the condition number of normalised features (Theory 6.1).
 
-    ``((1 + √(n/B)) / (1 − √(n/B)))²``, the Bai-Yin limit for B isotropic sub-Gaussian samples of n
-    features. Trained features are rarely isotropic: compare with the measured condition number.
+    The bound is ``((1 + √(n/B)) / (1 − √(n/B)))²``, the Bai-Yin limit for B isotropic sub-Gaussian
+    samples of n features. Trained features are rarely isotropic: compare with the measured
+    condition number.
 
     Parameters
     ----------
     n : int
-        Number of features.
+        The number of features.
     batch : int
-        Number of samples (times positions) B.
+        The number of samples (times positions) B.
 
     Returns
     -------
     float
-        At least 1; infinite for B <= n.
+        The bound, at least 1. It is infinite for B <= n.
 
     Raises
     ------
     InputError
         If a number is not positive and finite.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> round(sc.layernorm_band(n=64, batch=1024), 3)
+    2.778
     """
     if not all(is_real(number) and 1 <= number < inf for number in (n, batch)):
         raise InputError(f"n and batch: {n!r} and {batch!r}; pass positive numbers.")
@@ -57,26 +64,34 @@ def layernorm_band(n: int, batch: int) -> float:
 def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
     """Return the largest slope on log σ of values that lie within a band.
 
-    ``log(band) Σ|x − x̄| / (2 Σ(x − x̄)²)`` with ``x = log σ``: attained by values that jump at the
-    mean. (Dividing by the spread of x, as if the slope were a rise over a run, is no bound.)
+    The slope is ``log(band) Σ|x − x̄| / (2 Σ(x − x̄)²)`` with ``x = log σ``. Values that jump at
+    the mean attain it. (Dividing by the spread of x, as if the slope were a rise over a run, is no
+    bound.)
 
     Parameters
     ----------
     sigma : array, shape (K,)
-        Singular values, positive.
+        The singular values, positive.
     band : float
-        Largest ratio of two values, at least 1.
+        The largest ratio of two values, at least 1.
 
     Returns
     -------
     float
-        In units of an exponent. For ``ρ = uᵀ C u / λ`` with the condition number of C for the band
-        it is to be taken twice: quotient and eigenvalue each lie within the band.
+        The bound, in units of an exponent. For ``ρ = uᵀ C u / λ`` with the condition number of C as
+        the band, take it twice: quotient and eigenvalue each lie within the band.
 
     Raises
     ------
     InputError
         If `sigma` is not positive and finite or does not vary, or the band is below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(sc.slope_bound(1 / np.arange(1.0, 11.0), band=2.0), 3)
+    0.41
     """
     values = _on_the_host("sigma", sigma)
     if values.ndim != 1 or not _all_positive(values) or len(set(values.tolist())) < 2:
@@ -93,16 +108,26 @@ def slope_bound(sigma: npt.ArrayLike, band: float) -> float:
 
 @dataclass(frozen=True)
 class ResidualPrediction:
-    """Slopes on log σ where C_δ knows nothing of the layer's directions (Theory 6.2).
+    """Slopes on log σ if C_δ is independent of the layer's directions (Theory 6.2).
 
     Parameters
     ----------
     quadratic : float
-        Of ``u_kᵀ C_δ u_k``: 0, as random directions all see ``tr C_δ / m``.
+        The slope of ``u_kᵀ C_δ u_k``. It is 0, as random directions all see ``tr C_δ / m``.
     quadratic_error : float
-        Standard deviation of that slope over random directions.
+        The standard deviation of that slope over random directions.
     rho_delta : float
-        Of ``ρ_k^δ``, which then is ``tr C_δ / (m λ_k)``: the eigenvalues' own slope, turned round.
+        The slope of ``ρ_k^δ``. As ``ρ_k^δ`` then is ``tr C_δ / (m λ_k)``, this is the slope of the
+        eigenvalues with its sign reversed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> k = np.arange(1.0, 11.0)
+    >>> prediction = sc.residual_prediction(1 / k, 1 / k**2)
+    >>> prediction.quadratic, round(prediction.quadratic_error, 3), round(prediction.rho_delta, 3)
+    (0.0, 0.348, -2.0)
     """
 
     quadratic: float
@@ -121,14 +146,24 @@ def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> Res
     Parameters
     ----------
     sigma : array, shape (K,)
-        Singular values of the gradient, positive.
+        The singular values of the gradient, positive.
     eigenvalues : array, shape (m,)
-        All eigenvalues of ``C_δ``, descending, m of at least K.
+        All eigenvalues of ``C_δ``, descending, with m of at least K.
 
     Raises
     ------
     InputError
         If shapes do not fit, or values are not finite, or not positive where they must be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> k = np.arange(1.0, 11.0)
+    >>> round(sc.residual_prediction(1 / k, 1 / k**2).rho_delta, 3)
+    -2.0
+    >>> round(abs(sc.residual_prediction(1 / k, np.ones(10)).rho_delta), 3)
+    0.0
     """
     values, x = _on_the_host("eigenvalues", eigenvalues), _on_the_host("sigma", sigma)
     if x.ndim != 1 or values.ndim != 1 or len(values) < len(x) or not _all_positive(x):
@@ -144,7 +179,7 @@ def residual_prediction(sigma: npt.ArrayLike, eigenvalues: npt.ArrayLike) -> Res
     if not np.any(x):
         raise InputError("sigma: does not vary, so nothing has a slope on it.")
     m, total = len(values), values.sum()
-    # Variance of uᵀCu over the unit sphere, relative to its squared mean.
+    # This is the variance of uᵀCu over the unit sphere, relative to its squared mean.
     variance = 2 * (m * np.sum(values**2) / total**2 - 1) / (m + 2)
     slope = np.sum(x * np.log(values[: len(x)])) / np.sum(x * x)
     return ResidualPrediction(
@@ -162,7 +197,13 @@ def softmax_head_rank(classes: int) -> int:
     Raises
     ------
     InputError
-        If it is not a whole number of 2 or more.
+        If `classes` is not a whole number of 2 or more.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> sc.softmax_head_rank(10)
+    9
     """
     if not isinstance(classes, Integral) or classes < 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Eigenvalues of symmetric matrices, also where a library's routine does not converge."""
+"""Eigenvalues of symmetric matrices, also if a library's routine does not converge."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from spectral_core.arrays.namespace import Array, at_least, device_of
 
 __all__ = ["by_squaring", "eigh", "eigvalsh", "top_eigenvalue"]
 
-# CuPy runs Jacobi's method on all matrices of a batch at once. PyTorch, which has both on a GPU,
-# takes that up to 32 rows and divide and conquer, one matrix after the other, beyond.
+# CuPy runs Jacobi's method on all matrices of a batch at once. PyTorch on a GPU takes Jacobi's
+# method up to 32 rows; for more rows it runs divide and conquer on one matrix after the other.
 _JACOBI_ROWS = 32
 _SLACK = 8  # roundings that repeated squaring may be above the eigenvalue
 
@@ -31,8 +31,8 @@ def eigvalsh(xp: Any, matrix: Array) -> Array:
 def top_eigenvalue(xp: Any, matrix: Array) -> Array:
     """Return the largest eigenvalue of positive semi-definite matrices, shape (..., 1, 1).
 
-    On a GPU by products alone: PyTorch's routine has the host wait, to see whether it converged,
-    and CuPy's takes one matrix after the other.
+    On a GPU it is computed by products alone: PyTorch's routine makes the host wait, to see whether
+    it converged, and CuPy's takes one matrix after the other.
     """
     if array_api_compat.is_jax_namespace(xp) or on_cpu(xp, matrix):
         return eigvalsh(xp, matrix)[..., -1:, None]
@@ -42,14 +42,14 @@ def top_eigenvalue(xp: Any, matrix: Array) -> Array:
 def by_squaring(xp: Any, matrix: Array) -> Array:
     """Return ``(tr M^N)^(1/N)``, shape (..., 1, 1), for a power N of 16.
 
-    That is between λ_max and ``k^(1/N) λ_max``, eight roundings above it or less. An error of the
-    product that gives ``M^(2 j)`` counts ``1/(2 j)`` of itself.
+    The value lies between λ_max and ``k^(1/N) λ_max``, plus at most eight roundings. An error of
+    the product that gives ``M^(2 j)`` counts ``1/(2 j)`` of itself.
 
     Parameters
     ----------
     matrix : array, shape (..., k, k)
-        Positive semi-definite, so that the largest entry is on the diagonal; k up to 200, so that
-        ``k^15`` is in the range of float32. Zero gives 0.
+        The matrices M, positive semi-definite, so that the largest entry is on the diagonal. k is
+        at most 200, so that ``k^15`` is in the range of float32. A zero matrix gives 0.
     """
     size, limits = matrix.shape[-1], xp.finfo(matrix.dtype)
     least = float(limits.smallest_normal)
@@ -78,8 +78,8 @@ def _untied(xp: Any, matrix: Array) -> Array:
 
     MKL's single-precision routine, PyTorch's on a CPU, returns NaN for 12 equal rows and fails on
     one in a thousand Gram matrices of few small integers: exact ties of many zeros. It failed on
-    none of 24,000 once they were apart by less than the rounding of the entries. Without a branch,
-    so that the result can be traced.
+    none of 24,000 once they were apart by less than the rounding of the entries. The code has no
+    branch, so that the result can be traced.
     """
     if not array_api_compat.is_torch_namespace(xp) or xp.finfo(matrix.dtype).bits > 32:
         return matrix

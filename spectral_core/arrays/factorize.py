@@ -1,7 +1,7 @@
-"""Symmetric positive definite solves: the framework's own where it has fast ones.
+"""Symmetric positive definite solves, by the framework's own routines if they are fast.
 
 The Array API standard has `cholesky` and `solve`, but no solve with a Cholesky factor, which costs
-half. A framework is only ever found where the caller's array already comes from it.
+half. No framework is imported here: it is found through the caller's array.
 """
 
 import importlib
@@ -23,7 +23,8 @@ def solve(xp: Any, matrix: Array, right: Array) -> tuple[Array, float | Array]:
     """Return ``matrix⁻¹ right`` for symmetric positive definite matrices ``(..., k, k)``.
 
     The second result, shape (..., 1, 1) or a number, is 0, and NaN where a matrix turned out not to
-    be positive definite: to be added to any factor of the result. JAX has NaN in the result itself.
+    be positive definite. The caller adds it to any factor of the result. With JAX, the NaN is in
+    the result itself.
     """
     if array_api_compat.is_torch_namespace(xp):
         factor, spoiled = _torch_factor(xp, matrix)
@@ -55,14 +56,15 @@ def identity(xp: Any, like: Array) -> Array:
 
 
 def after(xp: Any, array: Array, earlier: Array) -> Array:
-    """Return the array unchanged, but known only when an earlier result is.
+    """Return the array unchanged, but make it depend on an earlier result.
 
     On a CPU jaxlib runs LAPACK on a batch in tasks of a pool of threads, and a thread of that pool
-    waits for them: as many calls at once as it has threads wait for ever. So they take turns.
+    waits for them. As many calls at once as the pool has threads wait for ever, so calls take
+    turns.
     """
     if not (array_api_compat.is_jax_namespace(xp) and on_cpu(xp, array)) or 0 in earlier.shape:
         return array
-    # Always 0, for NaN too; but the compiler does not know that, so the order stays.
+    # The term is always 0, also for NaN. The compiler does not know that, so the order stays.
     nothing = xp.reshape(earlier, (-1,))[:1] > float("inf")
     return array + xp.astype(nothing, array.dtype)
 
@@ -76,7 +78,7 @@ def in_turn(xp: Any, function: Callable[[Array], Array], batches: list[Array]) -
 
 
 def on_cpu(xp: Any, array: Array) -> bool:
-    """Return whether an array lies on a CPU; for JAX, traced too, whether that is the default."""
+    """Return whether an array, traced or not, is on a CPU; for JAX, the default device counts."""
     if array_api_compat.is_cupy_namespace(xp):
         return False
     if array_api_compat.is_jax_namespace(xp):
@@ -92,11 +94,11 @@ def one_by_one(xp: Any, function: Callable[..., Any], *arrays: Array) -> Any:
     Parameters
     ----------
     xp : namespace
-        Of the arrays.
+        The namespace of the arrays.
     function : callable
-        Takes one matrix of each array; returns an array or a tuple of them.
+        A function that takes one matrix of each array and returns an array or a tuple of them.
     *arrays : array, shape (..., m, n)
-        Of equal batch shapes.
+        The arrays, all with the same batch shape.
     """
     batch = arrays[0].shape[:-2]
     if not batch or 0 in batch:
@@ -123,7 +125,7 @@ def _solves_by_factors(xp: Any) -> bool:
 
 def _torch_factor(xp: Any, matrix: Array) -> tuple[Array, Array]:
     """Return the Cholesky factor, and NaN where it failed: no exception, no synchronisation."""
-    # The compatible namespace holds all of PyTorch's.
+    # The compatible namespace holds all functions of PyTorch.
     factor, failed = xp.linalg.cholesky_ex(matrix)
     spoiled = xp.where(failed > 0, float("nan"), 0.0)
     return factor, xp.astype(spoiled, matrix.dtype)[..., None, None]
@@ -172,7 +174,7 @@ def _cupy_solve(xp: Any, factor: Array, right: Array) -> Array:
         half = triangular(factor, right, lower=True)
         return triangular(factor, half, trans=1, lower=True)
 
-    # CuPy 14 takes batches, 13 does not, and what it takes is said nowhere but here.
+    # CuPy 14 takes batches and CuPy 13 does not; only the docstring tells which.
     if 0 in right.shape:
         return right
     if factor.ndim == 2 or "batches" in (triangular.__doc__ or ""):

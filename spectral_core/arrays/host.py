@@ -19,10 +19,10 @@ R = TypeVar("R")
 
 
 def host_constant(function: Callable[P, R]) -> Callable[P, R]:
-    """Cache a function of numbers; what traces a caller takes its result as a constant.
+    """Cache a function of numbers; a compiler that traces a caller takes the result as a constant.
 
-    JAX does by itself, as no array comes in. PyTorch's compiler would trace into the function, and
-    into NumPy, unless it is marked.
+    JAX does so by itself, as no argument is an array. PyTorch's compiler would trace into the
+    function, and into NumPy, unless the function is marked.
     """
     cached = lru_cache(maxsize=512)(function)
 
@@ -30,7 +30,7 @@ def host_constant(function: Callable[P, R]) -> Callable[P, R]:
     def constant(*args: P.args, **kwargs: P.kwargs) -> R:
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
-    # What `torch.compiler.assume_constant_result` does, without importing torch.
+    # This is what `torch.compiler.assume_constant_result` does, without importing torch.
     constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return constant
 
@@ -43,8 +43,8 @@ def on_device(
 ) -> Array:
     """Return ``constant(size)`` in the dtype and on the device of an array.
 
-    For a GPU the copy is made once and kept for good: a host waits for it, a CUDA graph cannot make
-    it, and reads it in later replays. There is one for each size of a matrix.
+    For a GPU the copy is made once and kept for good: the host waits for a copy, and a CUDA graph
+    cannot make one but reads it in later replays. There is one copy for each size of a matrix.
     """
     if _traced(xp, like) or on_cpu(xp, like):
         return xp.asarray(constant(size), dtype=like.dtype, device=device_of(like))
@@ -58,7 +58,7 @@ def on_device(
 
 
 def _traced(xp: Any, array: Array) -> bool:
-    """Return whether arrays belong to something around the call and must not outlive it."""
+    """Return whether a trace or inference mode owns the arrays, so that none may outlive it."""
     if not array_api_compat.is_torch_namespace(xp):
         return bool(array_api_compat.is_jax_namespace(xp))
     if xp.compiler.is_compiling() or array.is_inference():

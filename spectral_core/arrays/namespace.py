@@ -1,4 +1,4 @@
-"""What every function here does with its arguments first: one namespace, one floating dtype."""
+"""The first checks of array arguments: one common namespace, one floating dtype."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -17,17 +17,17 @@ ArrayLike: TypeAlias = Any
 
 
 def namespace(*arrays: Array) -> Any:
-    """Return what `array_api_compat.array_namespace` does, also where `torch.compile` traces it.
+    """Return `array_api_compat.array_namespace`, also under the tracing of `torch.compile`.
 
     Dynamo of PyTorch 2.9 cannot trace that function.
 
     Raises
     ------
     TypeError
-        If there is no common one.
+        If there is no common namespace.
     """
     if all(array_api_compat.is_torch_array(array) for array in arrays):
-        import array_api_compat.torch as xp  # not before there are tensors: it imports PyTorch
+        import array_api_compat.torch as xp  # this imports PyTorch, so only for tensors
 
         return xp
     return array_api_compat.array_namespace(*arrays)
@@ -62,7 +62,7 @@ def is_real_floating(xp: Any, dtype: Any) -> bool:
     """Return whether a dtype is a real floating one of its namespace."""
     try:
         return bool(xp.isdtype(dtype, "real floating"))
-    except TypeError:  # of ml_dtypes, which NumPy does not know
+    except TypeError:  # a dtype of ml_dtypes, which NumPy does not know
         return False
 
 
@@ -88,7 +88,7 @@ def linear_algebra(name: str, array: Array) -> Any:
     Raises
     ------
     InputError
-        If it lacks some, as MLX does.
+        If the library lacks some, as MLX does.
     """
     xp = namespace(array)
     missing = [need for need in _LINEAR_ALGEBRA if not hasattr(getattr(xp, "linalg", None), need)]
@@ -107,7 +107,8 @@ def spectra(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     Raises
     ------
     InputError
-        Also if an argument has no axis or its last axis is empty, or if shapes do not broadcast.
+        If `floating` raises it, an argument has no axis, its last axis is empty, or shapes do not
+        broadcast.
     """
     xp, arrays = floating(**arguments)
     for name, array in zip(arguments, arrays, strict=True):
@@ -143,7 +144,7 @@ def mask_like(xp: Any, where: ArrayLike, like: Array) -> Array:
     Raises
     ------
     InputError
-        If it is not boolean, of another library, or its shape does not fit.
+        If the mask is not boolean, is of another library, or its shape does not fit.
     """
     where = plain("where", where)
     remedy = f"pass booleans that broadcast against the data, of shape {tuple(like.shape)}."
@@ -181,7 +182,7 @@ def device_of(array: Array) -> Any:
 
 
 def device_key(array: Array) -> str:
-    """Return what tells devices apart as a key: CuPy's own have no hash."""
+    """Return a key that tells devices apart, as CuPy's own devices have no hash."""
     return str(device_of(array))
 
 
@@ -201,7 +202,7 @@ def at_least(xp: Any, array: Array, bound: float) -> Array:
 
 
 def count(xp: Any, usable: Array) -> Array:
-    """Return how many are true along the last axis, in the default integer type."""
+    """Return the number of true entries along the last axis, in the default integer type."""
     return xp.count_nonzero(usable, axis=-1)
 
 
@@ -211,7 +212,7 @@ def finite_log(xp: Any, values: Array, usable: Array) -> Array:
 
 
 def positive(xp: Any, values: Array) -> Array:
-    """Return where `values` are positive and finite."""
+    """Return a mask that is true where `values` are positive and finite."""
     return xp.isfinite(values) & (values > 0)
 
 

@@ -15,12 +15,12 @@ def is_real(value: Any) -> bool:
 
 
 def check_confidence(confidence: Any) -> None:
-    """Raise `InputError` unless it lies in (0, 1), and away from 1 by more than rounding."""
+    """Raise `InputError` unless the level lies in (0, 1), away from 1 by more than rounding."""
     if not (is_real(confidence) and confidence > 0 and (1 + confidence) / 2 < 1):
         raise InputError(f"confidence: {confidence!r} must lie between 0 and 1, for instance 0.95.")
 
 
 def check_mapping(name: str, value: Any) -> None:
-    """Raise `InputError` for what has no names."""
+    """Raise `InputError` unless the value is a mapping by name."""
     if not isinstance(value, Mapping):
         raise InputError(f"{name}: a {type(value).__name__} was passed; pass a dict.")

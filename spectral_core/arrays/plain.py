@@ -1,4 +1,4 @@
-"""Masks and units: what an array carries beside its numbers, and arithmetic here would lose."""
+"""Checks for masks and units, which an array carries beside its numbers and would lose here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _NUMBERS = (np.ndarray, float, int)
 
 
 def plain(name: str, value: Any) -> Any:
-    """Return a value that is nothing but numbers, and of a masked array without a mask its data.
+    """Return a value that is nothing but numbers; of a masked array without a mask, its data.
 
     Masks and units are told by the attributes that carry them in NumPy, astropy, pint, unyt, unxt
     and marray: no library is imported. Other subclasses of arrays stay as they are.
@@ -29,7 +29,7 @@ def plain(name: str, value: Any) -> Any:
     Raises
     ------
     InputError
-        If a value is masked, or numbers have a unit; also inside of a sequence.
+        If a value is masked, or numbers have a unit, also inside a sequence.
     """
     if type(value) in _NUMBERS or array_api_compat.is_jax_array(value):
         return value

@@ -12,7 +12,7 @@ __all__ = ["exact_products"]
 
 
 def exact_products(xp: Any, array: Array) -> AbstractContextManager[Any]:
-    """Return what is entered around products of arrays like this one.
+    """Return a context for exact products of arrays like this one.
 
     A PyTorch autocast around a step would multiply float32 in half precision, and so do JAX's
     defaults on a GPU or TPU; the rounding would be far above small dampings. Both are settings of

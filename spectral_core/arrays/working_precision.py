@@ -1,4 +1,4 @@
-"""Half precision is computed in float32, and rounded once: what comes out."""
+"""Half precision is computed in float32, and only the results are rounded."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -16,11 +16,11 @@ R = TypeVar("R")
 
 
 def in_working_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function of arrays see those of less than 32 bits in float32.
+    """Decorate a function of arrays so that it gets those of less than 32 bits in float32.
 
-    A logarithm in bfloat16 has two digits, and a difference of two of them none. What the function
-    returns, an array or dataclasses of them, is rounded to the type of the arrays where all are of
-    one such type; those without axes only count where there are no others.
+    A logarithm in bfloat16 has two digits, and a difference of two of them none. The result, an
+    array or dataclasses of arrays, is rounded to the type of the arguments if all are of one such
+    type. Arrays without axes count only if there are no others.
     """
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""What a backend is: the protocol of a problem, its arguments, results and certificates."""
+"""The interface of backends: the protocol of a problem, its arguments, results, certificates."""
 
 from spectral_core.curvature.certificate import Certificate as Certificate
 from spectral_core.curvature.certificate import LayerCurvature as LayerCurvature

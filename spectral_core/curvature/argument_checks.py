@@ -1,4 +1,4 @@
-"""What every backend says of its arguments, in the same words."""
+"""Checks of the arguments of every backend, with the same messages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -29,7 +29,7 @@ def find_layer(name: str, layers: Mapping[str, Layer], skipped: Mapping[str, str
     Raises
     ------
     InputError
-        If there is none, with the reason where it was skipped.
+        If there is no such layer. The message gives the reason if it was skipped.
     """
     if name in layers:
         return layers[name]
@@ -62,19 +62,19 @@ def check_direction_shapes(layer: LayerInfo, u: Sequence[int], v: Sequence[int])
 
 
 def check_draws(draws: Any) -> None:
-    """Raise `InputError` unless it is a number of random draws that has a spread."""
+    """Raise `InputError` unless `draws` is a whole number from which a spread can be estimated."""
     if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 2:
         raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
 
 
 def check_kind(kind: Any) -> None:
-    """Raise `InputError` for a kind of curvature that there is not."""
+    """Raise `InputError` for an unknown kind of curvature."""
     if kind not in get_args(CurvatureKind):
         raise InputError(f"kind: {kind!r} is unknown; choose 'hessian' or 'ggn'.")
 
 
 def check_reduction(reduction: Any) -> None:
-    """Raise `InputError` for a reduction that there is not; None is to be read off the loss."""
+    """Raise `InputError` for an unknown reduction; None means that the loss tells it."""
     if reduction not in (None, "mean", "sum"):
         raise InputError(f"reduction: {reduction!r} is unknown; choose 'mean' or 'sum'.")
 
@@ -115,7 +115,7 @@ def checked_count(count: Any) -> float:
     Raises
     ------
     InputError
-        If it is no number of 0 or more.
+        If `count` is no number of 0 or more.
     """
     try:
         value = float(count)

@@ -1,4 +1,4 @@
-"""What the problems of all backends have in common: what is asked, checked and documented once."""
+"""The common base of the problems of all backends: arguments are checked and documented once."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -108,16 +108,16 @@ class BaseProblem(ABC, Generic[LayerT]):
         Parameters
         ----------
         layer : str
-            Name of the layer.
+            The name of the layer.
         u, v : array
-            Shapes ``(m, K)`` and ``(n, K)``.
+            The directions, of shapes ``(m, K)`` and ``(n, K)``.
         kind : {"hessian", "ggn"}
             The Hessian of L in this layer's weight, or its generalised Gauss-Newton part.
 
         Returns
         -------
         array
-            Shape ``(K,)``, in the problem's dtype and on its device.
+            The curvatures, of shape ``(K,)``, in the problem's dtype and on its device.
 
         Raises
         ------
@@ -125,8 +125,8 @@ class BaseProblem(ABC, Generic[LayerT]):
             If the layer is unknown, the shapes do not fit it, or the outputs are not told and
             `kind` needs them.
         LayerError
-            If there is no way to the layer's curvature, such as a second derivative that the
-            framework lacks.
+            If no engine can compute the layer's curvature, for instance because the framework lacks
+            a second derivative.
         """
         located = self._find(layer)
         check_kind(kind)
@@ -151,23 +151,23 @@ class BaseProblem(ABC, Generic[LayerT]):
         Parameters
         ----------
         directions : mapping of str to (u, v)
-            By layer, shapes ``(m, K)`` and ``(n, K)``.
+            The directions of each layer, of shapes ``(m, K)`` and ``(n, K)``.
         kind : {"hessian", "ggn"}
-            As in `curvatures`.
+            The curvature that is computed, see `curvatures`.
         engine : str
             ``"auto"`` takes the cheapest engine that is exact for each layer. An engine's name, see
             `Engine`, makes it compute all layers; not every backend has every engine.
         draws : int
-            Random draws of ``"monte-carlo"`` for each batch, 2 or more.
+            The number of random draws of ``"monte-carlo"`` for each batch, 2 or more.
         done : collection of str
-            Layers that are not wanted. Skipping them leaves the others bit-identical.
+            The layers that are not wanted. Skipping them leaves the others bit-identical.
         tell : callable, optional
-            Hears, in a few words, what is being computed.
+            A function that is told, in a few words, what is being computed.
 
         Yields
         ------
         LayerCurvature or LayerError
-            For each layer, as soon as it is computed, in any order.
+            One result for each layer, as soon as it is computed, in any order.
 
         Raises
         ------
@@ -203,26 +203,30 @@ class BaseProblem(ABC, Generic[LayerT]):
         Parameters
         ----------
         layers : sequence of str
-            Names of layers.
+            The names of layers.
         delta : {"ggn", "fisher-mc", "empirical"}
-            Columns of the root of the loss's Hessian in the outputs; gradients for targets drawn
-            from the model; gradients for the true targets.
+            The output gradients that make ``C_δ``. ``"ggn"`` takes the columns of the root of the
+            loss's Hessian in the outputs, ``"fisher-mc"`` gradients for targets drawn from the
+            model, and ``"empirical"`` gradients for the true targets.
         sharing : {"expand", "reduce"}
-            Positions that share the weight each count, or inputs are averaged and output gradients
-            summed over them first (Theory 4.3; as in KFAC-expand and KFAC-reduce).
+            The treatment of positions that share the weight (Theory 4.3). ``"expand"`` counts each
+            position, as KFAC-expand does; ``"reduce"`` first averages the inputs and sums the
+            output gradients over them, as KFAC-reduce does.
         draws : int
-            Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be exact.
+            The number of Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be
+            exact.
         max_columns : int
-            ``C_δ`` is exact where the loss has at most this many root vectors per sample: classes
-            (less one) times positions of the outputs. Beyond it, or where samples of the outputs
-            meet in the network (flattened tokens), it is an unbiased estimate from `draws` random
-            combinations of all of them, with `KroneckerFactors.output_noise` for its standard
-            error.
+            The largest number of root vectors per sample for which ``C_δ`` is exact. The loss has
+            as many as classes (less one) times positions of the outputs. Beyond this number, or if
+            samples of the outputs meet in the network (flattened tokens), ``C_δ`` is an unbiased
+            estimate from `draws` random combinations of all of them, with
+            `KroneckerFactors.output_noise` for its standard error.
 
         Returns
         -------
         dict of str to KroneckerFactors
-            Arrays on the problem's device, in float64 where the framework has it enabled.
+            The factors by layer. Their arrays are on the problem's device, in float64 where the
+            framework has it enabled.
 
         Raises
         ------

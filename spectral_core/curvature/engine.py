@@ -1,4 +1,4 @@
-"""What an engine is: one way to the curvatures of layers, what it is asked, and what it finds."""
+"""Engines: one way each to the curvatures of layers, with their requests and findings."""
 
 import math
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ class HasInfo(Protocol):
 
     @property
     def info(self) -> LayerInfo:
-        """Its name, kind and shape."""
+        """The layer's name, kind and shape."""
         ...
 
 
@@ -40,28 +40,28 @@ LayerT = TypeVar("LayerT", bound=HasInfo)
 
 
 def _silent(text: str) -> None:
-    """Hear what is being computed, and say nothing."""
+    """Take a progress text and do nothing with it."""
 
 
 @dataclass(frozen=True)
 class CurvatureRequest:
-    """Which curvatures are wanted, and how.
+    """A request for curvatures: the layers, the directions and the options.
 
     Parameters
     ----------
     directions : mapping of str to (u, v)
-        By layer: u has shape ``(m, K)`` and v has shape ``(n, K)``.
+        The directions of each layer: u has shape ``(m, K)`` and v has shape ``(n, K)``.
     kind : {"hessian", "ggn"}
-        Which curvature.
+        The curvature that is wanted.
     engine : Engine
         ``"auto"``, or the name of the engine that must serve.
     options : mapping of str to object
-        Options of single engines by name, such as ``draws`` of ``"monte-carlo"``. An engine reads
-        its own and leaves the others alone.
+        The options of single engines by name, such as ``draws`` of ``"monte-carlo"``. An engine
+        reads its own and leaves the others alone.
     done : collection of str
-        Layers that are not wanted. Skipping them leaves the others bit-identical.
+        The layers that are not wanted. Skipping them leaves the others bit-identical.
     tell : callable
-        Hears in a few words what is being computed.
+        A function that is told, in a few words, what is being computed.
     """
 
     directions: Mapping[str, tuple[Any, Any]]
@@ -82,7 +82,7 @@ class CurvatureRequest:
 
 @dataclass(frozen=True)
 class LayerFinding:
-    """What an engine found for one layer; `certified` is what the user gets of it.
+    """The finding of an engine for one layer; `certified` makes of it what the user gets.
 
     Parameters
     ----------
@@ -91,11 +91,11 @@ class LayerFinding:
     values : array, shape (K,)
         The curvatures that were asked for.
     ggn, derivative : array of shape (K,), or None
-        As in `LayerCurvature`, where the engine found them on the way.
+        The values of the same names in `LayerCurvature`, if the engine computed them as well.
     standard_error : ndarray of shape (K,), or None
-        The error of the curvatures, where they are estimates.
+        The error of the curvatures, if they are estimates.
     reason, piecewise_linear, second_order, tolerance, predicted_cost, cost
-        As in `Certificate`.
+        The values of the same names in `Certificate`.
     """
 
     name: str
@@ -118,9 +118,10 @@ class LayerFinding:
         engine : str
             The name of the engine that found them.
         kind : {"hessian", "ggn"}
-            What was asked for.
+            The curvature that was requested.
         reason : str
-            Why no earlier engine served. Where there is none, the finding's own reason stands.
+            The reason why no earlier engine served. If it is empty, the finding's own reason
+            stands.
         """
         certificate = Certificate(
             engine=engine,
@@ -138,17 +139,17 @@ class LayerFinding:
 
 @dataclass(frozen=True)
 class Declined:
-    """A layer for which an engine, having run, does not vouch.
+    """A layer whose curvature an engine, having run, does not certify.
 
     Parameters
     ----------
     name : str
         The name of the layer.
     reason : str
-        What was seen. The certificate of the engine that takes the layer over cites it.
+        The observation. The certificate of the engine that takes the layer over cites it.
     refusal : str
-        What the user is told who asked for this engine by name, as a sentence. Where it is empty,
-        the next engine takes the layer over in this case, too.
+        The sentence for a user who asked for this engine by name. If it is empty, the next engine
+        takes the layer over in this case, too.
     """
 
     name: str
@@ -159,24 +160,24 @@ class Declined:
 class CurvatureEngine(ABC, Generic[LayerT]):
     """One way to the curvatures of layers.
 
-    The planner asks every engine in the order of its backend's list; see `planner`. An engine has
-    no state that a request changes, but for what it remembers to save time.
+    The planner asks every engine in the order of its backend's list; see `planner`. A request
+    changes no state of an engine except caches that save time.
 
     Attributes
     ----------
     name : str
         The name in certificates, by which the engine can be asked for.
     independent : bool
-        Whether neither bits nor price of a layer depend on the layers that run with it. Then the
-        planner decides layer by layer; else on all layers that the engine would take together, and
-        a layer on which an earlier engine failed has a run of its own.
+        Whether neither the bits nor the price of a layer depend on the layers that run with it. If
+        so, the planner decides layer by layer. If not, it decides on all layers that the engine
+        would take together, and a layer on which an earlier engine failed has a run of its own.
     shares_a_pass : bool
         Whether layers of an independent engine run together all the same, as that takes less time.
     rough_price : bool
-        Whether the price is a guess, such as one at the time of compiling, that decides between
-        this engine and those after it alone: engines before it are not weighed against it.
+        Whether the price is a guess, such as one at the time of compiling. It then decides only
+        between this engine and those after it: engines before it are not weighed against it.
     on_request : bool
-        Whether the engine serves only where it is asked for by name.
+        Whether the engine serves only if it is asked for by name.
     """
 
     name: str
@@ -186,7 +187,7 @@ class CurvatureEngine(ABC, Generic[LayerT]):
     on_request: ClassVar[bool] = False
 
     def declines(self, layer: LayerT, request: CurvatureRequest) -> str:
-        """Say why the layer's curvature would not be exact, as far as it shows before a run.
+        """Return the reason why the layer's curvature would not be exact, as far as known now.
 
         An empty text means that the engine serves. An engine that is asked for by name is not
         asked this.
@@ -196,31 +197,32 @@ class CurvatureEngine(ABC, Generic[LayerT]):
     def price(self, layers: Sequence[LayerT], request: CurvatureRequest) -> float:
         """Return the price of some layers together, in forward passes of the model.
 
-        Infinity is for what is never chosen as long as something else serves.
+        Infinity means that the engine is never chosen as long as another one serves.
         """
         return math.inf
 
     def too_dear(self, request: CurvatureRequest) -> str:
-        """Return what certificates say where the engine was passed over for its price."""
+        """Return the reason in certificates if the engine was passed over for its price."""
         return ""
 
     @abstractmethod
     def run(
         self, layers: Sequence[LayerT], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined | LayerError]:
-        """Yield, for each of the layers that is not done, what was found.
+        """Yield a result for each of the layers that is not done.
 
         Parameters
         ----------
         layers : sequence
             The layers that run together, those that are done among them.
         request : CurvatureRequest
-            What is wanted.
+            The request.
 
         Yields
         ------
         LayerFinding, Declined or LayerError
-            The curvatures; or why another engine must take over; or why there are none at all.
+            The curvatures, the reason why another engine must take over, or the reason why there
+            are none at all.
         """
 
 

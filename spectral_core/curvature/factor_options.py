@@ -1,4 +1,4 @@
-"""How Kronecker factors are made, and what is said of them, whatever makes them."""
+"""Options of Kronecker factors and the notes on them, the same for every backend."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -22,7 +22,7 @@ class FactorOptions:
     max_columns: int
 
     def check(self) -> None:
-        """Raise `InputError` for an option that there is not."""
+        """Raise `InputError` for an unknown option."""
         if self.delta not in get_args(Delta):
             raise InputError(
                 f"delta: {self.delta!r} is unknown; choose 'ggn', 'fisher-mc' or 'empirical'."
@@ -51,14 +51,14 @@ def check_factor_size(layer: LayerInfo) -> None:
 def factor_notes(
     options: FactorOptions, exact: bool, complete: bool, even: bool
 ) -> tuple[str, ...]:
-    """Return what a reader must know of a layer's factors.
+    """Return the notes that a reader of a layer's factors needs.
 
     Parameters
     ----------
     options : FactorOptions
-        As asked for.
+        The options that were requested.
     exact : bool
-        Whether ``C_δ`` is no estimate.
+        Whether ``C_δ`` is exact rather than an estimate.
     complete : bool
         Whether all uses of the matrix are in the factors.
     even : bool

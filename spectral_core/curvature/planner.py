@@ -1,4 +1,4 @@
-"""Which engine computes which layer, and what becomes of the layers on which one fails.
+"""The planner assigns layers to engines and passes those on which one fails to the next.
 
 A backend lists its engines in order; the last is the one that serves where no other does. Each in
 turn takes the layers for which it is exact, unless later engines would do the same for less. A
@@ -26,7 +26,7 @@ def curvatures_by(
     layers: Sequence[LayerT],
     request: CurvatureRequest,
 ) -> Iterator[LayerCurvature | LayerError]:
-    """Yield the curvatures of each layer that is not done, or why it has none.
+    """Yield the curvatures of each layer that is not done, or the reason why it has none.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def curvatures_by(
     layers : sequence
         The layers of the request, as the backend knows them.
     request : CurvatureRequest
-        What is wanted. An engine that it names computes all layers.
+        The request. An engine that it names computes all layers.
     """
     chain = _chain(engines, request.engine)
     apart = all(engine.independent and not engine.shares_a_pass for engine in chain)
@@ -86,7 +86,7 @@ class _Planner(Generic[LayerT]):
 
     def _declines(self, engine: CurvatureEngine[LayerT], layer: LayerT) -> bool:
         if engine.independent and not self._request.todo([layer]):
-            return True  # what is done has no part in such an engine's decisions
+            return True  # a finished layer has no part in such an engine's decisions
         return self._noted(layer, engine.declines(layer, self._request))
 
     def _is_worth_it(
@@ -95,7 +95,7 @@ class _Planner(Generic[LayerT]):
         layers: Sequence[LayerT],
         later: Sequence[CurvatureEngine[LayerT]],
     ) -> bool:
-        """Say whether no later engines, each layer by the cheapest, would do for less."""
+        """Return whether later engines, each layer by its cheapest, would not cost less."""
         later = [each for each in later if not each.rough_price]
         if not later:
             return True
@@ -139,7 +139,7 @@ class _Planner(Generic[LayerT]):
 def _groups(
     engine: CurvatureEngine[LayerT], planned: list[LayerT], late: list[LayerT]
 ) -> list[list[LayerT]]:
-    """Return what runs together: which layers fell must not change the bits of the others."""
+    """Return the groups that run together; a layer that fails must not change the others' bits."""
     return [planned + late] if engine.independent else [planned, *([layer] for layer in late)]
 
 

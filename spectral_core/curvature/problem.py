@@ -1,4 +1,4 @@
-"""What a backend supplies: the layers of a problem, their gradients and their curvatures."""
+"""The protocol of a backend: the layers of a problem, their gradients and their curvatures."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,18 +32,25 @@ class LayerInfo:
     Parameters
     ----------
     name : str
-        Unique in its problem, chosen so that globs select it: ``"layer2.0.conv1"``.
+        The name, unique in its problem and chosen so that globs select it: ``"layer2.0.conv1"``.
     kind : str
         The operation that consumes the weight: ``"linear"``, ``"conv2d"``, ``"embedding"``, …
         Several uses of a tied weight are joined: ``"embedding+linear"``.
     shape : tuple of int
-        ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
+        The shape ``(m, n)``: m outputs and n inputs of the matrix (Theory 1).
     parameter : str
-        The parameter that holds the matrix; empty where that is not known. It does not count where
-        layers are compared.
+        The parameter that holds the matrix; empty if it is not known. Comparisons of layers ignore
+        it.
     index : int
-        Which of the parameter's matrices it is, counted from 0: by where they begin in the
-        parameter, or as `MatrixLayout.split` has them.
+        The number of the matrix within its parameter, counted from 0 in the order in which matrices
+        begin in the parameter or in which `MatrixLayout.split` returns them.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> layer = sc.LayerInfo("layer2.0.conv1", "conv2d", (32, 144))
+    >>> layer.shape
+    (32, 144)
     """
 
     name: str
@@ -60,15 +67,25 @@ class KroneckerFactors:
     Parameters
     ----------
     output_covariance : array, shape (m, m)
-        ``C_δ = (1/N) Σ δ δᵀ`` of un-reduced terms, in units of loss² per output².
+        The factor ``C_δ = (1/N) Σ δ δᵀ`` of un-reduced terms, in units of loss² per output².
     input_covariance : array, shape (n, n)
-        ``C_A``, the mean of ``a aᵀ``, in units of input².
+        The factor ``C_A``, the mean of ``a aᵀ``, in units of input².
     output_noise : array of shape (m, m), or None
-        Half the difference of two independent estimates, where ``C_δ`` is a Monte-Carlo estimate:
-        the root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None where
+        Half the difference of two independent estimates, if ``C_δ`` is a Monte-Carlo estimate: the
+        root mean square of ``uᵀ noise u`` is the standard error of ``uᵀ C_δ u``. None means that
         ``C_δ`` is exact.
     notes : tuple of str
-        What a reader must know of them.
+        The remarks that a reader of the factors needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> x = np.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> factors = sc.KroneckerFactors(np.eye(3), x.T @ x / len(x))
+    >>> factors.input_covariance
+    array([[1., 1.],
+           [1., 2.]])
     """
 
     output_covariance: Any
@@ -82,6 +99,39 @@ class CurvatureProblem(Protocol):
     """A mean loss ``L = (1/N) Σ_i l_i`` as a function of its weight matrices.
 
     Any object with these members can be measured. Arrays may belong to any Array API library.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> class LeastSquares:  # L = Σ_i ‖W x_i − y_i‖² / 2N
+    ...     def __init__(self, w, x, y):
+    ...         self.w, self.x, self.y = w, x, y
+    ...
+    ...     def layers(self):
+    ...         return [sc.LayerInfo("w", "linear", self.w.shape)]
+    ...
+    ...     def skipped(self):
+    ...         return {}
+    ...
+    ...     def gradients(self, layers):
+    ...         return {"w": (self.x @ self.w.T - self.y).T @ self.x / len(self.x)}
+    ...
+    ...     def curvatures(self, layer, u, v, kind="hessian"):
+    ...         return np.sum(u**2, axis=0) * np.mean((self.x @ v) ** 2, axis=0)
+    ...
+    ...     def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
+    ...         c_a = self.x.T @ self.x / len(self.x)
+    ...         return {"w": sc.KroneckerFactors(np.eye(len(self.w)), c_a)}
+    ...
+    ...     def describe(self):
+    ...         return {"backend": "least squares"}
+    >>> rng = np.random.default_rng(0)
+    >>> problem = LeastSquares(np.zeros((5, 6)), rng.normal(size=(50, 6)), rng.normal(size=(50, 5)))
+    >>> isinstance(problem, sc.CurvatureProblem)
+    True
+    >>> len(sc.measure(problem, top_k=4, progress=False)["w"].curvature)
+    4
     """
 
     def layers(self) -> Sequence[LayerInfo]:
@@ -100,9 +150,9 @@ class CurvatureProblem(Protocol):
         """Return ``h_k = <D_k, H[D_k]>`` for ``D_k = u_k v_kᵀ``, an array of shape ``(K,)``.
 
         ``u`` has shape ``(m, K)`` and ``v`` has shape ``(n, K)``, unit columns. H is the Hessian of
-        L in this layer's weight, or its Gauss-Newton part. Raises `LayerError` where the layer
-        cannot be differentiated twice. Certificates call this way of computing what an attribute
-        `curvature_engine`, a text, says, and ``"own"`` where there is none.
+        L in this layer's weight, or its Gauss-Newton part. The method raises `LayerError` if the
+        layer cannot be differentiated twice. Certificates name this way of computing by the text in
+        an attribute `curvature_engine`, and call it ``"own"`` if there is no such attribute.
         """
         ...
 
@@ -115,12 +165,13 @@ class CurvatureProblem(Protocol):
     ) -> Mapping[str, KroneckerFactors]:
         """Return the Kronecker factors of each named layer (Theory 4).
 
-        Raises `LayerError` where a layer has none. Only `measure` with ``decompose=True`` asks.
+        The method raises `LayerError` if a layer has none. Only `measure` with ``decompose=True``
+        calls it.
         """
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what identifies the problem, as JSON values.
+        """Return a description that identifies the problem, as JSON values.
 
         Keys that reports show: ``backend``, ``versions``, ``dtype``, ``precision`` (where a model
         casts to a narrower type inside), ``device``, ``seed``, ``loss``, ``n_terms``,
@@ -132,7 +183,7 @@ class CurvatureProblem(Protocol):
 
 @runtime_checkable
 class ManyLayers(Protocol):
-    """What a `CurvatureProblem` may offer besides: curvatures of many layers computed together."""
+    """An optional part of a `CurvatureProblem`: curvatures of many layers computed together."""
 
     def layer_curvatures(
         self,
@@ -147,22 +198,22 @@ class ManyLayers(Protocol):
         """Yield the curvatures of each layer of `directions` that is not in `done`, in any order.
 
         `directions` are u (m, K) and v (n, K) by layer. Which layers are done must not change the
-        values of the others. `draws` is of the Monte-Carlo engine; `tell` hears in a few words
-        what is being computed.
+        values of the others. `draws` is an option of the Monte-Carlo engine. `tell` is called with
+        a few words on what is being computed.
         """
         ...
 
 
 @runtime_checkable
 class KnowsRounding(Protocol):
-    """What a `CurvatureProblem` may offer besides: the error of its gradients."""
+    """An optional part of a `CurvatureProblem`: the error of its gradients."""
 
     def gradient_errors(
         self, layers: Sequence[str], *, samples: int | None = None
     ) -> Mapping[str, Any]:
         """Return ``G − G'`` of shape ``(m, n)`` for named layers, with G' of a wider type.
 
-        Both are of the same terms: of all data, or of at most about `samples` of them that carry
-        the gradient. A layer of which nothing is known is left out.
+        Both are gradients of the same terms: of all data, or of at most about `samples` of them
+        that carry the gradient. A layer of which nothing is known is left out.
         """
         ...

@@ -1,4 +1,4 @@
-"""What processes of one run tell each other: whether they measure one model on different data.
+"""Notes between the processes of a run, to detect that they measure one model on different data.
 
 Nobody waits for a process that does not come: there are no collectives, only notes in a store that
 every process can write to and read. A measurement on one rank alone is a sane use.
@@ -22,18 +22,18 @@ LOSS_ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Board:
-    """Where the processes of a run leave notes for each other.
+    """A board on which the processes of a run leave notes for each other.
 
     Parameters
     ----------
     noun : str
         The word of a framework for a process: ``"rank"`` in PyTorch, ``"process"`` in JAX.
     rank, size : int
-        The number of this process, and of how many.
+        The number of this process, and the number of processes.
     leave : callable
-        ``leave(key, note)`` writes a note; raises `RuntimeError` where that cannot be done.
+        A function: ``leave(key, note)`` writes a note, and raises `RuntimeError` if it cannot.
     read : callable
-        ``read(key)`` returns a note, or None as long as there is none.
+        A function: ``read(key)`` returns a note, or None as long as there is none.
     """
 
     noun: str
@@ -51,15 +51,15 @@ def gather(
     Parameters
     ----------
     board : Board
-        Where.
+        The board that holds the notes.
     key : str
-        Used once by each process.
+        The key of the notes. Each process uses a key once.
     note : str
         The note of this process.
     patience : float
-        Seconds to wait until all are there.
+        The number of seconds to wait until all notes are there.
     but : collection of int
-        Ranks that are not waited for.
+        The ranks that are not waited for.
     """
     board.leave(f"{key}/{board.rank}", note)
     deadline = time.monotonic() + patience
@@ -71,18 +71,18 @@ def gather(
 
 
 class OtherData:
-    """Whether other processes measure the same model on other data, each as if it were the whole.
+    """A check for other processes that measure the same model on other data as if it were all.
 
     Parameters
     ----------
     board : Board or None
-        None where there is one process only.
+        The board of the run, or None if there is one process only.
     model : callable
-        Returns what identifies the parameters of the model, to the bit.
+        A function that returns what identifies the parameters of the model, to the bit.
     loss : float
         The mean loss of this process's data.
     n_terms : float or None
-        The number of its terms, where it is known.
+        The number of terms of that loss, if it is known.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class OtherData:
             self._warn(f"it cannot be told whether others hold other data ({first_line(error)})")
 
     def look(self) -> None:
-        """Warn, once, if another process has left a note of other data; it may come later."""
+        """Warn, once, if another process has left a note of other data; notes may come later."""
         if self._board is None:
             return
         for rank, note in _present(self._board, self._key).items():

@@ -1,4 +1,4 @@
-"""What a problem returns, checked before it is worked with: anyone can write one."""
+"""Checks of the results of a problem before they are used, as anyone can write a problem."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def check_problem(problem: Any) -> None:
-    """Raise `InputError` if it lacks methods."""
+    """Raise `InputError` if the problem lacks methods."""
     needed = ("layers", "skipped", "gradients", "curvatures", "describe")
     if missing := [name for name in needed if not hasattr(problem, name)]:
         raise InputError(
@@ -32,7 +32,7 @@ def check_problem(problem: Any) -> None:
 
 
 def checked_layers(problem: CurvatureProblem) -> list[LayerInfo]:
-    """Return its layers, each of a name of its own."""
+    """Return the layers of the problem, checked to have distinct names."""
     layers = list(problem.layers())
     for layer in layers:
         if not isinstance(layer, LayerInfo):
@@ -49,7 +49,7 @@ def checked_layers(problem: CurvatureProblem) -> list[LayerInfo]:
 
 
 def checked_description(problem: CurvatureProblem) -> dict[str, Any]:
-    """Return what it says of itself, which can be written as JSON."""
+    """Return the problem's description of itself, checked to be JSON values."""
     description = problem.describe()
     try:
         described = dict(description)

@@ -43,21 +43,31 @@ class PowerLawFit:
     Parameters
     ----------
     exponent : array
-        Slope of log y on log x.
+        The slope of log y on log x.
     log_prefactor : array
-        Natural logarithm of C.
+        The natural logarithm of C.
     r_squared : array
-        Share of the (weighted) variance of log y that is explained; NaN if log y is constant.
+        The share of the (weighted) variance of log y that is explained. It is NaN if log y is
+        constant.
     stderr : array
-        Standard error of the exponent, on n − 2 degrees of freedom.
+        The standard error of the exponent, on n − 2 degrees of freedom.
     interval : tuple of two arrays
-        Student t confidence interval of the exponent, low and high.
+        The Student t confidence interval of the exponent, low and high.
     n, n_dropped : array of int
-        Points used, and points left out (masked, not positive or not finite).
+        The number of points used, and of points left out (masked, not positive or not finite).
     status : array of int
-        0 where the fit stands; otherwise `reason` says why the numbers are NaN.
+        The code 0 for a fit that stands; otherwise `reason` says why the numbers are NaN.
     confidence : float
-        Of the interval.
+        The confidence level of the interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> x = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> fit = sc.fit_power_law(x, np.array([1.0, 4.1, 8.9, 16.2, 24.8])).to_floats()
+    >>> round(fit.exponent, 3), [round(end, 3) for end in fit.interval], fit.n, fit.reason
+    (1.995, [1.953, 2.037], 5, None)
     """
 
     exponent: Array
@@ -72,7 +82,7 @@ class PowerLawFit:
 
     @property
     def reason(self) -> Any:
-        """Why there is no fit: None or a sentence, in nested lists of the batch shape."""
+        """The reason for no fit: None or a sentence, in nested lists of the batch shape."""
         return _explain(to_numpy(self.status).tolist())
 
     def to_floats(self) -> Self:
@@ -91,31 +101,44 @@ def fit_power_law(
 ) -> PowerLawFit:
     """Fit ``y = C x^exponent`` by least squares on natural logarithms (Theory 2).
 
-    Ordinary least squares with intercept, over the last axis, on the points where x and y are
-    positive and finite. Runs under `jax.jit` and on batches.
+    The fit is ordinary least squares with intercept, over the last axis, on the points where x and
+    y are positive and finite. The function runs under `jax.jit` and on batches.
 
     Parameters
     ----------
     x, y : array, shape (..., K)
-        Abscissa and ordinate; broadcast against each other. Floating point, any scale.
+        The abscissas and ordinates, which broadcast against each other. They are floating point, of
+        any scale.
     where : array of bool, shape (..., K), optional
-        Points to use.
+        The points to use.
     weights : array, shape (..., K), optional
-        Relative weights of the squared residuals; points whose weight is not positive are dropped.
+        The relative weights of the squared residuals. Points whose weight is not positive are
+        dropped.
     confidence : float
-        Of the interval, in (0, 1).
+        The confidence level of the interval, in (0, 1).
 
     Returns
     -------
     PowerLawFit
-        In the dtype of the data. Fewer than 3 usable points, or an x that does not vary, give NaN
-        with a reason.
+        The fit, in the dtype of the data. With fewer than 3 usable points, or with an x that does
+        not vary, its numbers are NaN and it has a reason.
 
     Raises
     ------
     InputError
         For integer or complex arrays, shapes that do not fit, a mask that is not boolean, or a
         confidence outside (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> x = np.array([1.0, 2.0, 3.0, 4.0])
+    >>> fit = sc.fit_power_law(x, 5.0 * x**2).to_floats()
+    >>> round(fit.exponent, 6), round(np.exp(fit.log_prefactor).item(), 6)
+    (2.0, 5.0)
+    >>> sc.fit_power_law(x[:2], x[:2]).reason
+    'fewer than 3 usable points; widen the window or use more data'
     """
     check_confidence(confidence)
     given = {"x": x, "y": y} | ({} if weights is None else {"weights": weights})
@@ -213,7 +236,7 @@ def _plain(name: str, value: Any, per_direction: bool = False) -> Any:
 
 
 def _rounding(xp: Any, values: Array, mask: Array, weights: Array) -> Array:
-    """Return the weighted sum of squares that rounding alone gives to values that are all equal."""
+    """Return the weighted sum of squares that rounding alone gives if all values are equal."""
     scale = xp.max(xp.abs(values * mask), axis=-1)
     return xp.sum(weights, axis=-1) * (4 * float(xp.finfo(values.dtype).eps) * scale) ** 2
 

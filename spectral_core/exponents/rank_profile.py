@@ -1,4 +1,4 @@
-"""How singular values fall with rank: power law, exponential or log-normal, chosen by BIC."""
+"""The decay of singular values with rank: power law, exponential or log-normal, chosen by BIC."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +30,22 @@ class RankProfile:
     Parameters
     ----------
     parameters : mapping of str to array
-        ``gamma``, ``beta``, or ``a`` and ``b``, with ``log_prefactor``.
+        The parameters by name: ``gamma``, ``beta``, or ``a`` and ``b``, with ``log_prefactor``.
     rss : array
-        Residual sum of squares of log σ, not below the rounding of the data.
+        The residual sum of squares of log σ, not below the rounding of the data.
     bic, aic : array
-        ``n ln(RSS/n) + p ln n`` and ``n ln(RSS/n) + 2p`` with p parameters; NaN below p + 1 points.
+        The criteria ``n ln(RSS/n) + p ln n`` and ``n ln(RSS/n) + 2p`` with p parameters. They are
+        NaN below p + 1 points.
     n : array of int
-        Points used.
+        The number of points used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> profile = sc.fit_rank_profiles(1 / np.arange(1.0, 11.0)).power_law.to_floats()
+    >>> round(profile.parameters["gamma"], 6), profile.n
+    (1.0, 10)
     """
 
     parameters: Mapping[str, Array]
@@ -52,20 +61,29 @@ class RankProfile:
 
 @dataclass(frozen=True)
 class RankProfileFits:
-    """The three forms and which of them the BIC prefers (Theory 8).
+    """The fits of the three forms, and the one that the BIC prefers (Theory 8).
 
     Parameters
     ----------
     power_law : RankProfile
-        ``log σ = c − γ log k`` (2 parameters).
+        The form ``log σ = c − γ log k`` (2 parameters).
     exponential : RankProfile
-        ``log σ = c − β k`` (2 parameters).
+        The form ``log σ = c − β k`` (2 parameters).
     log_normal : RankProfile
-        ``log σ = c + a log k + b log² k`` (3 parameters).
+        The form ``log σ = c + a log k + b log² k`` (3 parameters).
     winner_code : array of int
-        0 power law, 1 exponential, 2 log-normal, 3 undecided (fewer than 4 points).
+        The code of the winner: 0 power law, 1 exponential, 2 log-normal, 3 undecided (fewer than 4
+        points).
     delta_bic : array
-        BIC of the second best less that of the best.
+        The BIC of the second best form less that of the best.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> fits = sc.fit_rank_profiles(np.exp(-np.arange(1.0, 11.0)))
+    >>> fits.winner, round(float(fits.exponential.parameters["beta"]), 6)
+    ('exponential', 1.0)
     """
 
     power_law: RankProfile
@@ -95,19 +113,29 @@ def fit_rank_profiles(sigma: ArrayLike, *, where: Array | None = None) -> RankPr
     Parameters
     ----------
     sigma : array, shape (..., K)
-        Singular values, descending; those not positive and finite are left out.
+        The singular values, descending. Those not positive and finite are left out.
     where : array of bool, shape (..., K), optional
-        Values to use; ranks are positions, not counts.
+        The values to use. Ranks are positions, not counts.
 
     Returns
     -------
     RankProfileFits
-        In the dtype of the data, of shape ``(...)``. Runs under `jax.jit`.
+        The fits, in the dtype of the data, of shape ``(...)``. The function runs under `jax.jit`.
 
     Raises
     ------
     InputError
         If `sigma` is not real floating point, or `where` no boolean array that fits it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> k = np.arange(1.0, 11.0)
+    >>> sc.fit_rank_profiles(1 / k).winner
+    'power_law'
+    >>> sc.fit_rank_profiles(np.stack([k**-2.0, np.exp(-k)])).winner
+    ['power_law', 'exponential']
     """
     xp, (sigma,) = spectra(sigma=sigma)
     usable = positive(xp, sigma)
@@ -173,7 +201,7 @@ def _fit(
     floor = xp.where(level > 0, n_float * level**2, xp.zeros_like(level)) + tiny
     rss = xp.maximum(_dot(xp, residual, residual), floor)
     safe_n = xp.where(n > 0, n_float, xp.ones_like(n_float))
-    # Not the logarithm of the quotient: below the smallest normal number some libraries take 0.
+    # The logarithm of the quotient would not do: some libraries take a subnormal quotient for 0.
     misfit = n_float * (xp.log(rss) - xp.log(safe_n))
     named = {
         name: xp.where(enough, sign * value, nan)

@@ -14,15 +14,15 @@ EXACT_DOF = 200
 def student_t_quantile(probability: float, dof: int) -> float:
     """Return t with ``P(T <= t) = probability``.
 
-    By bisection of the closed-form distribution function of whole degrees of freedom (Abramowitz
-    & Stegun 26.7.3 and 26.7.4), and beyond `EXACT_DOF` by `normal_expansion`.
+    It is found by bisection of the closed-form distribution function of whole degrees of freedom
+    (Abramowitz & Stegun 26.7.3 and 26.7.4), and beyond `EXACT_DOF` by `normal_expansion`.
 
     Parameters
     ----------
     probability : float
-        In [0.5, 1).
+        The probability, in [0.5, 1).
     dof : int
-        Degrees of freedom, at least 1.
+        The degrees of freedom, at least 1.
     """
     if dof == 1:
         return math.tan(math.pi * (probability - 0.5))
@@ -49,7 +49,8 @@ def student_t_quantile(probability: float, dof: int) -> float:
 def normal_expansion(probability: float) -> tuple[float, ...]:
     """Return c with ``t ≈ Σ_i c_i / dof^i`` (Abramowitz & Stegun 26.7.5).
 
-    From 200 degrees of freedom on within 1e-10 for probabilities up to 0.9995, relatively.
+    The relative error is at most 1e-10 from 200 degrees of freedom on, for probabilities up to
+    0.9995.
     """
     x = NormalDist().inv_cdf(probability)
     y = x * x

@@ -14,7 +14,7 @@ __all__ = ["ExponentTriangle", "exponent_triangle"]
 
 @dataclass(frozen=True)
 class ExponentTriangle:
-    """``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s``, and how far s is from αγ, without remainder.
+    """``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s``, and the terms of ``s − αγ``, without remainder.
 
     ``s − αγ = defect + ordering_term + window_term`` holds to rounding for any positive data
     (Theory 3.3). Each field has the batch shape.
@@ -22,29 +22,39 @@ class ExponentTriangle:
     Parameters
     ----------
     alpha : PowerLawFit
-        h on σ, where both are positive (Theory 2.1).
+        The fit of h on σ, where both are positive (Theory 2.1).
     gamma : PowerLawFit
-        Decay of σ with rank, on all positive σ (Theory 2.2); the exponent is γ, not −γ.
+        The decay of σ with rank, on all positive σ (Theory 2.2). The exponent is γ, not −γ.
     s : PowerLawFit
-        Decay of h with rank, where both are positive, in the chosen order (Theory 2.3).
+        The decay of h with rank, where both are positive, in the chosen order (Theory 2.3).
     order : str
-        ``"sorted"`` or ``"index"``.
+        The order of h: ``"sorted"`` or ``"index"``.
     predicted_s : array
-        αγ.
+        The product αγ.
     s_index, s_sorted : array
-        s in either order.
+        The exponent s in either order.
     gamma_window : array
-        γ on the window of α.
+        The exponent γ on the window of α.
     defect : array
-        ``τ = s_index − α γ_window = −<ε, x>/<x, x>`` (Theory 3.1).
+        The defect ``τ = s_index − α γ_window = −<ε, x>/<x, x>`` (Theory 3.1).
     ordering_term : array
-        ``s − s_index``: what sorting adds.
+        The contribution of sorting, ``s − s_index``.
     window_term : array
-        ``α (γ_window − γ)``: what the directions dropped for h <= 0 add.
+        The contribution of the directions dropped for h <= 0, ``α (γ_window − γ)``.
     defect_bound : array
-        ``|τ| <= (‖z‖/‖x‖) sqrt((1 − R²_α)(1 − R²_γ))`` (Theory 3.2).
+        The bound ``|τ| <= (‖z‖/‖x‖) sqrt((1 − R²_α)(1 − R²_γ))`` (Theory 3.2).
     relative_error : array
-        ``|s − αγ| / |s|``, the paper's figure; NaN where s is 0.
+        The paper's figure ``|s − αγ| / |s|``. It is NaN if s is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sigma = 1 / np.arange(1.0, 9.0)
+    >>> curvature = np.array([1.0, -0.1, 0.2, 0.05, 0.04, 0.03, 0.01, 0.02])
+    >>> triangle = sc.exponent_triangle(sigma, curvature).to_floats()
+    >>> triangle.alpha.n, triangle.alpha.n_dropped, abs(triangle.closure) < 1e-12
+    (7, 1, True)
     """
 
     alpha: PowerLawFit
@@ -63,7 +73,7 @@ class ExponentTriangle:
 
     @property
     def closure(self) -> Array:
-        """What is left of ``s − αγ`` after its three terms: rounding."""
+        """The remainder of ``s − αγ`` after its three terms, which is rounding."""
         explained = self.defect + self.ordering_term + self.window_term
         return self.s.exponent - self.predicted_s - explained
 
@@ -85,25 +95,35 @@ def exponent_triangle(
     Parameters
     ----------
     sigma : array, shape (..., K)
-        Singular values, descending.
+        The singular values, descending.
     curvature : array, shape (..., K)
-        Directional curvatures h in the same order; those not positive are dropped and counted.
+        The directional curvatures h in the same order. Those not positive are dropped and counted.
     order : {"sorted", "index"}
-        Rank for s: positive h sorted descending and ranked anew (the paper's tables), or the rank
-        of σ.
+        The ranks for s. ``"sorted"`` sorts the positive h descending and ranks them anew (the
+        paper's tables); ``"index"`` takes the rank of σ.
     confidence : float
-        Of the intervals.
+        The confidence level of the intervals, in (0, 1).
 
     Returns
     -------
     ExponentTriangle
-        In the dtype of the data, of shape ``(...)``. Runs under `jax.jit`.
+        The exponents, in the dtype of the data, of shape ``(...)``. The function runs under
+        `jax.jit`.
 
     Raises
     ------
     InputError
         For arrays that are not floating point or do not fit, an unknown order, or a confidence
         outside (0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sigma = np.arange(1.0, 9.0) ** -0.5
+    >>> triangle = sc.exponent_triangle(sigma, sigma**2).to_floats()
+    >>> [round(fit.exponent, 6) for fit in (triangle.alpha, triangle.gamma, triangle.s)]
+    [2.0, 0.5, 1.0]
     """
     if order not in ("sorted", "index"):
         raise InputError(f"order: {order!r} is unknown; choose 'sorted' or 'index'.")

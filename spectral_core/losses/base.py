@@ -1,4 +1,4 @@
-"""What all forms of a loss share: root vectors, gradients of single terms, and how well they fit.
+"""The common base of all forms of a loss: root vectors, gradients of single terms, and the fit.
 
 The Hessian of ``Σ_i l_i`` in the outputs z falls into one block per sample, and each block into a
 sum of outer products of *root vectors*. Sent back through the network they are the output gradients
@@ -27,17 +27,18 @@ TOLERANCE = 1e-8
 class OutputCurvature(ABC):
     """Root vectors of one batch's loss; each is an array like the outputs.
 
-    A column holds one root vector of every sample: samples must not meet in the network. All of it
-    may be traced, an index of a column too.
+    A column holds one root vector of every sample: samples must not meet in the network.
+    Everything may be traced, the index of a column too.
 
     Parameters
     ----------
     loss : OutputLoss
         The loss at the outputs.
     count : float or array
-        The number of terms of the batch; of no matter for `column`, `mixture`, `sampled` and `fit`.
+        The number of terms of the batch. `column`, `mixture`, `sampled` and `fit` do not depend on
+        it.
     axis : int
-        The axis of the classes, of a form that has classes.
+        The axis of the classes, for a form that has classes.
     """
 
     def __init__(self, loss: OutputLoss, count: Any, axis: int = -1) -> None:
@@ -49,7 +50,7 @@ class OutputCurvature(ABC):
     def axes(shape: Sequence[int]) -> Sequence[int]:
         """Return the axes along which outputs of a shape may have this form, the likeliest first.
 
-        A form without an axis of classes has −1 alone; one that is never looked for has none.
+        A form without an axis of classes has −1 alone. A form that is never looked for has none.
         """
         return (-1,)
 

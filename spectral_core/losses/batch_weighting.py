@@ -1,4 +1,4 @@
-"""How batches are weighted: what is read off their losses, and borne out by cutting a batch in two.
+"""The weights of batches, which are read off their losses and checked by cutting a batch in two.
 
 A mean over c terms is additive: ``c L = c₁ L₁ + c₂ L₂`` for the parts of a batch that is cut
 between samples. A mean of batch means is not, nor is a loss that compares the samples of a batch
@@ -20,14 +20,14 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Weighting:
-    """How the losses of batches are put together.
+    """The rule by which the losses of batches are combined.
 
     Parameters
     ----------
     place : (int, int)
-        Index of the reading that counts their terms, and of its variant.
+        The index of the reading that counts the terms, and the index of its variant.
     reduction : {"mean", "sum"} or None
-        The way in which a loss reduces its terms; None for what the reading says.
+        The way in which a loss reduces its terms. None stands for the way that the reading tells.
     """
 
     place: Place = (0, 0)
@@ -53,20 +53,20 @@ def settled(
     reduction: Reduction | None = None,
     strict: bool = True,
 ) -> Weighting:
-    """Return how to weight batches.
+    """Return the weighting of batches.
 
-    A count is borne out if it adds up, with the loss, over the parts of a batch, and sees along
-    every axis in which the batches differ that they do: a mean over eight losses of one time step
-    each has eight terms, however many samples it is of.
+    A count is borne out if it adds up, with the loss, over the parts of a batch, and if it changes
+    along every axis in which the batches differ. For instance, a mean over eight losses of one time
+    step each has eight terms, whatever the number of samples.
 
     Parameters
     ----------
     batches : sequence of BatchLoss
-        All of them.
+        The losses of all batches.
     cuts : sequence of Cut
-        Cuts of one of them along its axes, the likeliest axis first.
+        The cuts of one of them along its axes, the likeliest axis first.
     eps : float
-        Relative precision of the losses.
+        The relative precision of the losses.
     reduction : {"mean", "sum"} or None
         The reduction that the user gave.
     strict : bool
@@ -75,8 +75,8 @@ def settled(
     Raises
     ------
     InputError
-        If nothing tells how to weight several batches, or what the user says of them contradicts
-        what the loss itself says.
+        If nothing tells how to weight several batches, or the user's statement contradicts the
+        loss itself.
     """
     evidence = _examined([batch for batch in batches if not batch.empty], cuts, eps)
     several, weighted = len(batches) > 1, batches[0].weight is not None
@@ -106,18 +106,18 @@ def settled(
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Which readings are certain, and why there is none.
+    """The readings that are certain, or the reason why there is none.
 
     Parameters
     ----------
     certain : list of (int, int)
-        Readings, by index and that of the variant, the likeliest first.
+        The readings that are certain, by index and that of the variant, the likeliest first.
     borne_out : list of (int, int)
-        These, and other variants that add up just as well.
+        These readings, and other variants that add up just as well.
     problem : str
         The reason that speaks against the likeliest.
     example : BatchLoss or None
-        A batch.
+        A batch, if there is one.
     """
 
     certain: list[Place]
@@ -162,7 +162,7 @@ def _chosen(readings: Sequence[LossTerms], found: Sequence[Place], *, varies: bo
             return found[0]
         # The variants weigh batches differently: only sizes that vary tell where samples lie.
         return found[-1] if varies else None
-    # Nor is it seen whether a loop ran over samples.
+    # Readings do not show either whether a loop ran over samples.
     return None if first.stacked and not varies and found[0][1] == 0 else found[0]
 
 
@@ -196,14 +196,14 @@ class _Sums:
         return cls(terms.count, counts, total, (one, other))
 
     def add_up(self, eps: float) -> bool:
-        """Say whether the batch is the sum of its parts."""
+        """Return whether the batch is the sum of its parts."""
         tolerance = float(eps**0.5)
         off_count, off_total = sum(self.counts) - self.count, sum(self.totals) - self.total
         size = sum(map(abs, self.totals))
         return abs(off_count) <= tolerance * self.count and abs(off_total) <= tolerance * size
 
     def blind(self) -> bool:
-        """Say whether the count does not see that the parts are smaller."""
+        """Return whether the count hardly shrinks for the parts, although they are smaller."""
         return not sum(self.counts) < 1.5 * self.count
 
 
@@ -215,7 +215,7 @@ def _read(piece: BatchLoss, like: BatchLoss, place: Place) -> tuple[LossTerms, f
 
 
 def _likeliest(batches: Sequence[BatchLoss], reduction: Reduction | None) -> Weighting:
-    """Return what is taken where nothing is certain: the first reading whose counts are numbers."""
+    """Return the choice if nothing is certain: the first reading whose counts are numbers."""
     counted = [batch for batch in batches if not batch.empty] or batches
     places = [
         (index, variant)
@@ -237,7 +237,7 @@ def _check_weights(
 ) -> None:
     """Raise `InputError` unless weights are in proportion to the terms that a loss averages.
 
-    The total of a sum needs no weights, which only divide it; but a weight of 0 leaves a batch out.
+    The total of a sum needs no weights, which only divide it, but a weight of 0 leaves a batch out.
     """
     counted = [(i, batch) for i, batch in enumerate(batches) if not batch.empty]
     weights = [batch.weight or 0.0 for _, batch in counted]

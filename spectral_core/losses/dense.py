@@ -29,7 +29,7 @@ class Dense(OutputCurvature):
 
     @staticmethod
     def axes(shape: Sequence[int]) -> Sequence[int]:
-        """Return none: it is taken where no other form fits."""
+        """Return no axes: this form is taken if no other form fits."""
         return ()
 
     @staticmethod

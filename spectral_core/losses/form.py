@@ -1,4 +1,4 @@
-"""Which forms a loss may have as a function of the network's outputs: the list, and one by name."""
+"""The forms that a loss may have as a function of the network's outputs, listed and by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ FORMS: dict[str, type[OutputCurvature]] = {
 
 @dataclass(frozen=True)
 class OutputForm:
-    """What a loss is as a function of the outputs z.
+    """The form of a loss as a function of the outputs z.
 
     Parameters
     ----------
     kind : str
-        One of `FORMS`. ``"dense"`` is any convex loss of few outputs; ``"gradient"`` has no root
-        vectors, only the gradients of terms.
+        One of the names in `FORMS`. ``"dense"`` is any convex loss of few outputs; ``"gradient"``
+        has no root vectors, only the gradients of terms.
     axis : int
         The axis of the classes.
     """
@@ -54,12 +54,12 @@ class OutputForm:
 
 
 def output_curvature(form: OutputForm, loss: OutputLoss, count: Any = 1.0) -> OutputCurvature:
-    """Return the root vectors of a batch's loss, were it of a form; may be traced.
+    """Return the root vectors of a batch's loss, presuming its form; the call may be traced.
 
     Parameters
     ----------
     form : OutputForm
-        The form of the loss; whether it has it, `OutputCurvature.fit` says.
+        The presumed form of the loss. `OutputCurvature.fit` tells whether the loss has it.
     loss : OutputLoss
         The loss at the outputs of the network.
     count : float or array

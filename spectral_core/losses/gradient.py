@@ -15,12 +15,12 @@ class Gradient(OutputCurvature):
 
     @staticmethod
     def axes(shape: Sequence[int]) -> Sequence[int]:
-        """Return none: it is taken where no other form fits and no root vector is wanted."""
+        """Return no axes: this form is taken if no other fits and no root vector is wanted."""
         return ()
 
     @staticmethod
     def columns_in(shape: Sequence[int], axis: int) -> int:
-        """Return none."""
+        """Return 0: there are no root vectors."""
         return 0
 
     @staticmethod
@@ -41,7 +41,7 @@ class Gradient(OutputCurvature):
         raise InputError(_NO_ROOTS)
 
     def fit(self) -> Fit:
-        """Return that it fits, whatever the loss."""
+        """Return a perfect fit, whatever the loss."""
         return self._fit(self._xp.zeros_like(self._xp.sum(self.gradient)), self.gradient)
 
 

@@ -12,10 +12,10 @@ __all__ = ["Logistic"]
 
 
 class Logistic(Elementwise):
-    """``ω p (1 − p)`` with ``p = 1 / (1 + exp(−z))`` for each element; targets are coins."""
+    """A Hessian of ``ω p (1 − p)``, ``p = 1 / (1 + exp(−z))``, for each element; binary targets."""
 
     def sampled(self, draws: Draws) -> Array:
-        """Return ``√ω (p − ỹ)`` for coins ỹ that fall with probability p."""
+        """Return ``√ω (p − ỹ)`` for targets ỹ that are 1 with probability p."""
         xp, p = self._xp, _sigmoid(self._xp, self.outputs)
         # The variance of p − ỹ is p (1 − p).
         variance = at_least(xp, p * (1 - p), float(xp.finfo(p.dtype).smallest_normal))
@@ -25,7 +25,7 @@ class Logistic(Elementwise):
         """Return how well weighted logistic losses describe the loss."""
         xp, probe = self._xp, self._loss.probe
         elementwise = super().fit()
-        # At the probe and at zero, where two losses that agree at the outputs do not.
+        # Two losses that agree at the outputs differ at the probe and at zero.
         here, weights = self._diagonal_at(probe), self._weights
         p = _sigmoid(xp, probe)
         off = self._relative(here, weights * p * (1 - p))
@@ -38,7 +38,7 @@ class Logistic(Elementwise):
 
     @cached_property
     def _weights(self) -> Array:
-        """ω of each element, read off at zero."""
+        """The weight ω of each element, read off at zero."""
         return 4 * self._diagonal_at(self._xp.zeros_like(self.outputs))
 
     def _diagonal_at(self, z: Array) -> Array:

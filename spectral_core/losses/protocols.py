@@ -1,4 +1,4 @@
-"""What a backend supplies of a loss: its derivatives in the outputs, and random numbers."""
+"""The protocols of a backend's loss: its derivatives in the outputs, and random numbers."""
 
 from typing import NamedTuple, Protocol
 
@@ -46,7 +46,7 @@ class Draws(Protocol):
 
 
 class Fit(NamedTuple):
-    """How well a form describes a loss; numbers that may be traced."""
+    """The misfit of a form to a loss, in numbers that may be traced."""
 
     misfit: Array
     """Relative error of ``Σ r rᵀ`` against the Hessian, on the probe."""

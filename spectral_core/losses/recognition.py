@@ -1,8 +1,8 @@
-"""Which form a loss has as a function of the network's outputs, by what its Hessian does.
+"""The form of a loss as a function of the network's outputs, recognised by its Hessian.
 
-Not by its name: a softmax cross-entropy of any make (classes, probabilities, ignored targets, label
-smoothing, class weights), losses of single elements (logistic, squared error), and any convex loss
-of few outputs (Theory 4.4).
+The name of the loss does not matter. Recognised are a softmax cross-entropy of any make (classes,
+probabilities, ignored targets, label smoothing, class weights), losses of single elements
+(logistic, squared error), and any convex loss of few outputs (Theory 4.4).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,21 +28,21 @@ def find_form(
     Parameters
     ----------
     shape : sequence of int
-        Of the outputs.
+        The shape of the outputs.
     eps : float
-        Of their dtype.
+        The machine precision of their dtype.
     fits : callable
-        Returns `OutputCurvature.fit` for each of several forms, or yields them: the first that fits
-        is taken.
+        A function that returns or yields `OutputCurvature.fit` for each of several forms. The first
+        that fits is taken.
     most : int
-        Largest number of outputs of a sample for which a dense block is made.
+        The largest number of outputs of a sample for which a dense block is made.
     convex : bool
         Whether the root vectors will be used, and not only the gradients of terms.
 
     Raises
     ------
     InputError
-        If the loss is linear in z, is not convex in z, compares samples, or has no form known.
+        If the loss is linear in z, is not convex in z, compares samples, or has no known form.
     """
     forms = [OutputForm(kind, axis) for kind, form in FORMS.items() for axis in form.axes(shape)]
     for form, fit in zip(forms, fits(forms), strict=False):

@@ -1,4 +1,4 @@
-"""Where the samples of a batch lie, and its loss beside those of the two parts of a cut.
+"""The axes of samples in a batch, and its loss beside those of the two parts of a cut.
 
 Samples lie along the first axis, unless shapes say more: along an axis in which the batches differ
 in size, a loss can be cut as well, as time may come first. Arrays without such an axis, like a mask
@@ -21,16 +21,16 @@ Pieces = tuple[BatchLoss, BatchLoss, BatchLoss]
 
 @dataclass(frozen=True)
 class Cut:
-    """What cutting a batch along one axis showed.
+    """The result of cutting a batch along one axis.
 
     Parameters
     ----------
     varies : bool
         Whether the batches differ in size along the axis.
     pieces : tuple of BatchLoss, or None
-        The batch and its parts; None if no cut could be made.
+        The batch and its parts, or None if no cut could be made.
     failure : str
-        Why not.
+        The reason why no cut could be made.
     """
 
     varies: bool
@@ -45,12 +45,12 @@ class SampleAxis:
     Parameters
     ----------
     axes : tuple of (int or None)
-        Axis of each array; None for those that belong whole to each part.
+        The axis of each array, or None for an array that belongs whole to each part.
     each : tuple of tuple of int
-        Number of indices that one sample has, of each array, by batch; it is above one where tokens
-        are flattened.
+        The number of indices that one sample has, for each array, by batch. It is above one where
+        tokens are flattened.
     sizes : tuple of int
-        Number of samples in each batch.
+        The number of samples in each batch.
     """
 
     axes: tuple[int | None, ...]
@@ -59,7 +59,7 @@ class SampleAxis:
 
     @property
     def varies(self) -> bool:
-        """Say whether batches differ in size."""
+        """Whether batches differ in size."""
         return len(set(self.sizes)) > 1
 
     def of(self, batch: int) -> "SampleAxis":
@@ -75,19 +75,19 @@ class SampleAxis:
 
 @dataclass(frozen=True)
 class Cutter(Generic[Data]):
-    """What a backend does with the data of a loss.
+    """The operations of a backend on the data of a loss.
 
     Parameters
     ----------
     data : callable
-        ``data(index)`` returns those of a batch.
+        A function: ``data(index)`` returns the data of a batch.
     part : callable
-        ``part(data, axis, start, stop)`` returns those of some of its samples.
+        A function: ``part(data, axis, start, stop)`` returns the data of some of its samples.
     joined : callable
-        ``joined(data, data, axis)`` returns those of the samples of two batches, other axes cropped
-        to the shorter.
+        A function: ``joined(data, data, axis)`` returns the data of the samples of two batches,
+        with other axes cropped to the shorter.
     loss : callable
-        Returns the loss of data.
+        A function that returns the loss of data.
     """
 
     data: Callable[[int], Data]
@@ -102,9 +102,9 @@ def cut_batches(batches: Sequence[BatchLoss], cutter: Cutter[Data]) -> list[Cut]
     Parameters
     ----------
     batches : sequence of BatchLoss
-        All of them.
+        The losses of all batches.
     cutter : Cutter
-        Takes batches apart and computes their losses.
+        The object that takes batches apart and computes their losses.
     """
     usable = [i for i, batch in enumerate(batches) if not batch.empty]
     if not usable or not batches[usable[0]].readings:
@@ -143,18 +143,18 @@ def _way(
     anywhere: bool,
     flattened: bool,
 ) -> SampleAxis:
-    """Return where arrays have axes of given sizes.
+    """Return the axes of arrays that have given sizes.
 
     Parameters
     ----------
     lengths : sequence
         The length of each axis of each array, by batch.
     sizes : tuple of int
-        Number of samples by batch.
+        The number of samples by batch.
     anywhere : bool
         Whether the axis need not be the first one.
     flattened : bool
-        Whether a sample may have several indices of it.
+        Whether a sample may have several indices of the axis.
     """
     axes: list[int | None] = []
     each = []
@@ -170,7 +170,7 @@ def _way(
 
 
 def _each(lengths: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return how many times each batch's size its length is; None if that is no whole number."""
+    """Return the length over the size for each batch; None if a quotient is no whole number."""
     if lengths == sizes:
         return (1,) * len(sizes)
     divide = all(size > 1 and n % size == 0 for n, size in zip(lengths, sizes, strict=True))
@@ -193,7 +193,7 @@ def _cut(
             whole, size = data[0], sizes[largest[0]]
             if not alone:
                 whole, size = cutter.joined(data[0], data[1], way), 2
-            loss = cutter.loss(whole)  # again, as a loader may give other data now
+            loss = cutter.loss(whole)  # computed again, as a loader may give other data now
             for middle in _middles(size):
                 try:
                     parts = (
@@ -201,7 +201,7 @@ def _cut(
                     )
                     one, other = map(cutter.loss, parts)
                     return Cut(varies, (loss, one, other))
-                except Exception as error:  # of the user's code: losses of batches of one size only
+                except Exception as error:  # the user's code may take one batch size only
                     failure = failure or first_line(error)
     except Exception as error:  # batches that do not fit together
         failure = failure or first_line(error)
@@ -209,6 +209,6 @@ def _cut(
 
 
 def _middles(size: int) -> Iterator[int]:
-    """Yield where to cut: in the middle, or nearby between pairs or groups of four."""
+    """Yield positions of a cut: in the middle, or nearby between pairs or groups of four."""
     middle = size // 2
     yield from dict.fromkeys(m for m in (middle, middle - middle % 2, middle - middle % 4) if m)

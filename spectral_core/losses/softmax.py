@@ -12,10 +12,10 @@ __all__ = ["Softmax"]
 
 
 class Softmax(OutputCurvature):
-    """``ω (diag(p) − p pᵀ)`` for each term (Theory 4.4).
+    """A Hessian of ``ω (diag(p) − p pᵀ)`` for each term (Theory 4.4).
 
-    It has one root vector less than classes: the columns of its Cholesky factor, known in closed
-    form (Tanabe and Sagae, J. R. Stat. Soc. B 54, 1992).
+    The number of root vectors is one less than that of classes. They are the columns of the
+    Cholesky factor, known in closed form (Tanabe and Sagae, J. R. Stat. Soc. B 54, 1992).
     """
 
     def __init__(self, loss: OutputLoss, count: Any, axis: int = -1) -> None:
@@ -45,7 +45,7 @@ class Softmax(OutputCurvature):
         rows = xp.reshape(p, (p.shape[0], -1, classes))
         term, c = index // (classes - 1), index % (classes - 1)
         own = take_one(xp, rows, term, 1)
-        # What classes c, c + 1, … have together: summed from behind, so that nothing cancels.
+        # The joint probability of classes c, c + 1, … is summed from behind: nothing cancels.
         tail = xp.flip(xp.cumulative_sum(xp.flip(own, axis=1), axis=1), axis=1)
         here, behind = take_one(xp, tail, c, 1), take_one(xp, tail, c + 1, 1)
         size = xp.sqrt(take_one(xp, own, c, 1) * _ratio(xp, here=here, part=behind))[:, None]
@@ -71,11 +71,11 @@ class Softmax(OutputCurvature):
     def fit(self) -> Fit:
         """Return how well a cross-entropy with weights, flat along ones, describes the loss."""
         xp, probe, eps = self._xp, self._loss.probe, eps_of(self._xp, self.outputs)
-        # Where every probability is saturated the Hessian is a difference of near equals.
+        # If every probability is saturated, the Hessian is a difference of near equals.
         rounding = 16 * eps * norm(xp, self._weights * probe)
         expected = self._weights * _softmax_product(xp, self.outputs, probe, self._axis)
         off = self._relative(self._product(probe), expected, rounding)
-        # What a small regulariser adds shows best where a cross-entropy has no curvature.
+        # A small regulariser shows best where a cross-entropy has no curvature.
         along_ones = self._product(xp.ones_like(probe))
         is_flat = norm(xp, along_ones) <= 16 * eps * norm(
             xp, xp.broadcast_to(self._weights, probe.shape)
@@ -97,7 +97,7 @@ class Softmax(OutputCurvature):
     def _weights_at_zero(self) -> tuple[Array, Array]:
         """Return the weight ω of each term, were this a cross-entropy, and how far it is from one.
 
-        It is read off at logits of zero, where no probability is saturated.
+        Both are read off at logits of zero, where no probability is saturated.
         """
         xp, axis, probe = self._xp, self._axis, self._loss.probe
         zero = xp.zeros_like(self.outputs)
@@ -128,5 +128,5 @@ def _softmax_product(xp: Any, logits: Array, vector: Array, axis: int) -> Array:
 
 
 def _ratio(xp: Any, *, part: Array, here: Array) -> Array:
-    """Return part of what is here, of probabilities, and zero of nothing, whose parts are zero."""
+    """Return the quotient of two sums of probabilities, and zero if the divisor is zero."""
     return part / xp.where(here > 0, here, xp.ones_like(here))

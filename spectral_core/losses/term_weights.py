@@ -1,4 +1,4 @@
-"""How many terms each sample of a batch is, read off the loss's curvature in the outputs.
+"""The number of terms of each sample of a batch, read off the loss's curvature in the outputs.
 
 A loss may weigh its samples, leave elements out, or divide by a number of its own. At outputs that
 all samples share, the curvature of one that counts ω times is ω times that of one that counts once,
@@ -15,7 +15,7 @@ __all__ = ["TermWeights", "counted_weights", "term_weights"]
 
 
 class TermWeights(NamedTuple):
-    """What each sample counts."""
+    """The weight of each sample."""
 
     samples: Array
     """Number of terms of each sample, up to a common factor, shape ``(B,)``."""
@@ -31,14 +31,14 @@ def term_weights(
     Samples are alike where the curvature does not tell, as that of a Huber loss does not. A number
     of terms that is the number of samples, positions or elements makes each one term, which needs
     no weight; any other is shared out. So samples that all have as many terms as there are outputs
-    pass for a mean over elements: the two are one function. May be traced.
+    pass for a mean over elements: the two are one function. The call may be traced.
 
     Parameters
     ----------
     loss : OutputLoss
-        At the outputs of a batch.
+        The loss at the outputs of a batch.
     n_terms : int
-        Terms of a sample, each of which has a gradient of its own.
+        The number of terms of a sample, each of which has a gradient of its own.
     count : float or array
         The number of terms of the batch.
     elementwise : bool
@@ -63,16 +63,16 @@ def term_weights(
 
 
 def counted_weights(xp: Any, weights: Array, n_terms: int, count: Any) -> TermWeights:
-    """Return weights that are known, where their sum is the number of terms; else none.
+    """Return the known weights if their sum is the number of terms, and none otherwise.
 
-    Not so are those that a loss gives to classes without dividing by their sum.
+    The sum is another one if a loss weights classes without dividing by the sum of weights.
 
     Parameters
     ----------
     weights : array, shaped like z
-        ω of each output.
+        The weight ω of each output.
     n_terms, count
-        As above.
+        The numbers of terms of a sample and of the batch, see `term_weights`.
     """
     tolerance = float(xp.finfo(weights.dtype).eps) ** 0.5
     total = xp.sum(weights)
@@ -83,7 +83,7 @@ def counted_weights(xp: Any, weights: Array, n_terms: int, count: Any) -> TermWe
 
 
 def _size(xp: Any, weights: Array, is_per_element: Array, n_terms: int, count: Any) -> Array:
-    """Return what turns weights (B, outputs), the largest of them 1, into numbers of terms."""
+    """Return the factor from weights (B, outputs), the largest of them 1, to numbers of terms."""
     tolerance = float(xp.finfo(weights.dtype).eps) ** 0.5
     counts = weights > tolerance
     even = xp.all(~counts | (weights > 1 - tolerance))

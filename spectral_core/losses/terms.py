@@ -1,4 +1,4 @@
-"""How many terms a batch's loss averages, as far as the loss itself tells.
+"""The number of terms that a batch's loss averages, as far as the loss itself tells.
 
 ``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). A backend
 reads off a loss how it reduces them; whether that is so, `batch_weighting` finds out.
@@ -22,17 +22,17 @@ class LossTerms:
     Parameters
     ----------
     count : float
-        Number of the terms, or their total class weight; NaN where the loss does not tell.
+        The number of the terms, or their total class weight. NaN means that the loss does not tell.
     reduction : {"mean", "sum"}
         The way in which the loss reduces them.
     inside : float or None
-        Number of terms that each of the counted values is a mean of; NaN where they differ in it,
-        None where the values are no means as far as can be seen.
+        The number of terms of which each of the counted values is a mean. NaN means that they
+        differ in it, and None that the values are no means as far as can be seen.
     stacked : bool
-        Whether the counted values were put together one by one, as those of a loop are: nothing
-        tells if it ran over samples.
+        Whether the counted values were put together one by one, as those of a loop are. In that
+        case nothing tells if the loop ran over samples.
     known : bool
-        False where the loss did not tell and one batch stands for itself.
+        False if the loss did not tell and one batch stands for itself.
     """
 
     count: float
@@ -43,18 +43,18 @@ class LossTerms:
 
     @property
     def scale(self) -> float:
-        """What turns the batch's loss into a sum over its terms."""
+        """The factor from the batch's loss to the sum over its terms."""
         return self.count if self.reduction == "mean" else 1.0
 
     @property
     def averaged(self) -> float | None:
-        """How many terms are averaged in all, by this reduction and inside; None if none are."""
+        """The number of terms averaged in all, by this reduction and inside; None if none are."""
         if self.reduction == "sum":
             return self.inside
         return self.count if self.inside is None else self.count * self.inside
 
     def variants(self) -> tuple["LossTerms", ...]:
-        """Return what a reduction of means may be one of: of all terms inside, or of the means.
+        """Return the readings of a reduction of means: of all terms inside, or of the means.
 
         A mean of means of c terms each is a mean of all terms, and a sum of such means is a mean
         over c terms, if these hold the samples; if the reduction runs over the samples itself, its
@@ -73,11 +73,11 @@ class BatchLoss:
     Parameters
     ----------
     loss : float
-        Its value.
+        The value of the loss.
     readings : tuple of LossTerms
         The ways in which it may reduce its terms, the likeliest first.
     weight : float or None
-        Number of terms that the user says it has.
+        The number of terms that the batch has according to the user.
     shapes : sequence of tuple
         The shapes of the arrays that the loss is computed from.
     """
@@ -99,7 +99,7 @@ class BatchLoss:
         return self.readings[place[0]].variants()[place[1]]
 
     def alike(self, other: "BatchLoss") -> bool:
-        """Say whether two losses were reduced in the same way."""
+        """Return whether two losses were reduced in the same way."""
         one, two = (
             [(reading.reduction, reading.inside is None) for reading in batch.readings]
             for batch in (self, other)

@@ -1,4 +1,4 @@
-"""Which matrices a parameter holds (Theory 1)."""
+"""The matrices in a parameter, and the names of layers (Theory 1)."""
 
 from spectral_core.matrices.layout import MatrixLayout as MatrixLayout
 from spectral_core.matrices.layout import MatrixSpec as MatrixSpec

@@ -22,12 +22,12 @@ _SHORTHANDS = "'matrix', 'conv', 'conv-transpose', 'conv-last', 'qkv', 'stack'"
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """How a parameter is made of matrices.
+    """The rule by which a parameter is made of matrices.
 
     Parameters
     ----------
     kind : {"matrix", "conv", "conv-transpose", "conv-last"}
-        What is left of the parameter without its leading `stack` axes:
+        The layout of the parameter without its leading `stack` axes:
 
         ==================== =============================== ===================================
         kind                 parameter                       each matrix
@@ -38,13 +38,14 @@ class MatrixSpec:
         ``"conv-last"``      (kernel …, in / groups, out)    (out / groups, kernel · in / groups)
         ==================== =============================== ===================================
     stack : int
-        Leading axes that count independent layers: experts, scanned blocks.
+        The number of leading axes that count independent layers: experts, scanned blocks.
     groups : int
-        Of a convolution: each group is a matrix.
+        The number of groups of a convolution. Each group is a matrix.
     rows, columns : int or tuple of int
-        Blocks into which rows and columns are cut: how many of one size, or their sizes. Fused
-        queries, keys and values are ``rows=3``, for grouped queries ``rows=(q, k, v)``, with the
-        heads apart ``rows=3 * heads``; heads of the output projection are ``columns=heads``.
+        The blocks into which rows and columns are cut: their number if all have one size, or their
+        sizes. Fused queries, keys and values are ``rows=3``, for grouped queries
+        ``rows=(q, k, v)``, with the heads apart ``rows=3 * heads``; heads of the output projection
+        are ``columns=heads``.
 
     Raises
     ------
@@ -55,6 +56,13 @@ class MatrixSpec:
     -----
     ``str(spec)`` is a short text, ``"conv groups=4"`` or ``"matrix stack=1 rows=512,128,128"``,
     which `parse` reads back.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> spec = sc.MatrixSpec.parse("conv groups=4")
+    >>> spec.kind, spec.groups, str(spec)
+    ('conv', 4, 'conv groups=4')
     """
 
     kind: str = "matrix"
@@ -102,7 +110,7 @@ class MatrixSpec:
         Raises
         ------
         InputError
-            If it is no such text.
+            If the text is not understood.
         """
         if not isinstance(text, str):
             raise InputError(f"spec: a {type(text).__name__} is no text; write for instance 'qkv'.")
@@ -130,9 +138,17 @@ class MatrixLayout:
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     spec : MatrixSpec
-        How it is made of matrices.
+        The rule by which the parameter is made of matrices.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> sc.as_matrices((16, 3, 5, 5), "conv").matrices
+    ((1, 16, 75),)
+    >>> sc.as_matrices((12, 6, 4), "stack").stack
+    (12,)
     """
 
     shape: tuple[int, ...]
@@ -164,7 +180,7 @@ class MatrixLayout:
 
     @property
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
-        """The shapes (B, m, n) of what `split` returns."""
+        """The shapes (B, m, n) of the arrays that `split` returns."""
         batch = self._whole[0]
         return tuple((batch * len(at), *shape) for shape, at in self._blocks().items())
 
@@ -175,7 +191,7 @@ class MatrixLayout:
 
     @property
     def slices(self) -> tuple[tuple[int, ...], ...]:
-        """Which slice of the stack holds each matrix of what `split` returns."""
+        """The slice of the stack for each of the matrices that `split` returns."""
         own = [index for index in range(prod(self.stack)) for _ in range(self.spec.groups)]
         return tuple(tuple(own * len(at)) for at in self._blocks().values())
 
@@ -185,18 +201,18 @@ class MatrixLayout:
         Parameters
         ----------
         array : array
-            Of any Array API library and dtype; may be traced.
+            An array of any Array API library and dtype, which may be traced.
 
         Returns
         -------
         list of array, each of shape (B, m, n)
-            Blocks of one shape share an array: block by block, rows first, each with all its
-            layers and groups. Shapes come in the order in which they are met.
+            The matrices. Blocks of one shape share an array: block by block, rows first, each with
+            all its layers and groups. Shapes come in the order in which they are met.
 
         Raises
         ------
         InputError
-            If it is no array, or has another shape.
+            If `array` is no array, or has another shape.
         """
         array = _checked("array", array)
         if tuple(array.shape) != self.shape:
@@ -219,12 +235,12 @@ class MatrixLayout:
         Parameters
         ----------
         matrices : list of array
-            As from `split`.
+            The matrices in the order and the shapes of `split`.
 
         Raises
         ------
         InputError
-            If they are no arrays of one library, or their number or a shape is another.
+            If `matrices` are no arrays of one library, or have another number or shape.
         """
         if not isinstance(matrices, (list, tuple)):
             raise InputError(
@@ -280,7 +296,7 @@ class MatrixLayout:
 
     @property
     def _starts(self) -> tuple[list[int], list[int]]:
-        """Where blocks begin, along rows and along columns."""
+        """The offsets at which blocks begin, along rows and along columns."""
         _, height, width = self._whole
         return _starts(_sizes(height, self.spec.rows)), _starts(_sizes(width, self.spec.columns))
 
@@ -307,19 +323,31 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     spec : MatrixSpec or str
-        A text is read by `MatrixSpec.parse`; ``"stack"`` has all axes but the last two as layers.
+        The rule by which the parameter is made of matrices. A text is read by `MatrixSpec.parse`;
+        ``"stack"`` takes all axes but the last two as layers.
 
     Returns
     -------
     MatrixLayout
-        ``merge(split(x))`` is x, bit for bit.
+        The layout, for which ``merge(split(x))`` is x, bit for bit.
 
     Raises
     ------
     InputError
-        If the shape is no sequence of lengths, the spec is not understood, or they do not fit.
+        If the shape is no sequence of lengths, the spec is not understood, or the two do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> layout = sc.as_matrices((6, 4), "qkv")
+    >>> parts = layout.split(np.arange(24.0).reshape(6, 4))
+    >>> [part.shape for part in parts]
+    [(3, 2, 4)]
+    >>> layout.merge(parts).shape
+    (6, 4)
     """
     lengths: tuple[Any, ...] = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not all(_is_count(length, 0) for length in lengths):
@@ -336,7 +364,7 @@ def as_matrices(shape: tuple[int, ...], spec: MatrixSpec | str = "matrix") -> Ma
 def matrices_of(
     name: str, shape: tuple[int, ...], matrices: MatrixSpec | str | None
 ) -> MatrixLayout | None:
-    """Return the matrices of an argument as `matrices=` says; None for (m, n) and (B, m, n).
+    """Return the layout of an argument by its `matrices=`; None for (m, n) and (B, m, n).
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""What layers are called: from the names of parameters to those of layers, and back.
+"""The names of layers: from the names of parameters to those of layers, and back.
 
 A backend names a layer after its parameter: ``up.kernel`` holds ``up``. Where a parameter holds
 several matrices, a block of a stack has its number in the path (``blocks.0.up`` of
-``blocks.up.kernel``), and another part has a label behind (``attn.in_proj.q``, ``conv.group1``).
-Reports know layers alone, and `match_layers` finds the parameters that they are of.
+``blocks.up.kernel``), and any other part has a label at the end (``attn.in_proj.q``,
+``conv.group1``). Reports know layers alone; `match_layers` finds their parameters.
 """
 
 import re
@@ -58,16 +58,18 @@ def layer_names(
 ) -> list[str]:
     """Return the name of the layer that each parameter holds.
 
-    It is the parameter's without an ending that says nothing, unless two would then be the same.
+    It is the parameter's name without an ending that says nothing, unless two names would then be
+    the same.
 
     Parameters
     ----------
     parameters : sequence of str
-        Dotted names.
+        The dotted names of the parameters.
     ending : Pattern
-        What is dropped, such as `TREE_ENDING`.
+        The ending that is dropped, such as `TREE_ENDING`.
     matrices : sequence of bool, optional
-        Which parameters have two axes or more; the names of others are not compared.
+        A truth value for each parameter: True if it has two axes or more. The names of others are
+        not compared.
     """
     short = [ending.sub("", name) for name in parameters]
     counted = [n for i, n in enumerate(short) if matrices is None or matrices[i]]
@@ -83,11 +85,12 @@ def block_name(base: str, block: int, together: Iterable[str]) -> str:
     Parameters
     ----------
     base : str
-        Name of the parameter's layer.
+        The name of the parameter's layer.
     block : int
-        Which block it is.
+        The number of the block.
     together : iterable of str
-        Names of all that is stacked with it; the number stands behind what they have in common.
+        The names of all parameters that are stacked with it. The number stands behind what they
+        have in common.
     """
     shared = _common([name.split(".") for name in together])
     within = base.split(".")[len(shared) :]
@@ -95,7 +98,7 @@ def block_name(base: str, block: int, together: Iterable[str]) -> str:
 
 
 def distinct_name(name: str, *taken: Collection[str]) -> str:
-    """Return a name that is not taken: with lines under its end until it is free."""
+    """Return a name that is not taken: underscores are appended until it is free."""
     while any(name in names for names in taken):
         name += "_"
     return name
@@ -108,10 +111,10 @@ class MatchedLayer:
     Parameters
     ----------
     name : str
-        Name of the layer.
+        The name of the layer.
     index : int or None
-        Which slice of the parameter's stack holds it, counted along all stacked axes; None where
-        the parameter is no stack, or where the name does not tell.
+        The slice of the parameter's stack that holds the layer, counted along all stacked axes. It
+        is None if the parameter is no stack, or if the name does not tell.
     """
 
     name: str
@@ -120,15 +123,15 @@ class MatchedLayer:
 
 @dataclass(frozen=True)
 class LayerMatches:
-    """What `match_layers` found.
+    """The result of `match_layers`.
 
     Parameters
     ----------
     layers : list of list of MatchedLayer
         The layers of each parameter, in the order in which they were given.
     doubts : list of str
-        For each parameter a layer that may as well be another's, or that stands beside another
-        of one meaning; empty for none.
+        One entry for each parameter: a layer that may as well belong to another parameter, or that
+        stands beside another of one meaning. The entry is empty if there is no such layer.
     """
 
     layers: list[list[MatchedLayer]]
@@ -142,16 +145,17 @@ def match_layers(
 
     Endings, a root ``params`` and the way in which numbers are written (``layers_0``, ``layers.0``)
     do not count, unless only they tell two parameters apart. A parameter has the layers of the
-    strictest reading of their names that fits any; what could be two parameters' is none's.
+    strictest reading of their names that fits any. A layer that could belong to two parameters
+    belongs to none.
 
     Parameters
     ----------
     parameters : sequence of str
-        Dotted names of all that hold matrices.
+        The dotted names of all parameters that hold matrices.
     layers : iterable of str
-        Names of layers.
+        The names of layers.
     stacks : sequence of sequence of int
-        Lengths of the axes of each parameter that count independent matrices; empty for none.
+        The lengths of the axes of each parameter that count independent matrices; empty for none.
     """
     found: list[list[MatchedLayer]] = [[] for _ in parameters]
     doubts = ["" for _ in parameters]
@@ -182,17 +186,17 @@ def match_layers(
 
 @dataclass(frozen=True)
 class _Place:
-    """What the name of a layer tells of its place in a parameter."""
+    """The part of a parameter that the name of a layer tells."""
 
     block: int | None = None
     group: int | None = None
 
     def fits(self, stack: Sequence[int]) -> bool:
-        """Say whether a stack has such a block."""
+        """Return whether a stack has such a block."""
         return self.block is None or (len(stack) > 0 and self.block < stack[0])
 
     def index(self, stack: Sequence[int]) -> int | None:
-        """Return the slice of a stack, or None where that is not told."""
+        """Return the slice of a stack, or None if the name does not tell."""
         within = prod(stack) if self.block is None else prod(stack[1:])
         inner = 0 if within == 1 else self.group
         if not stack or inner is None or inner >= within:
@@ -228,7 +232,7 @@ def _as_block(layer: str) -> Iterator[tuple[str, _Place]]:
 
 @dataclass(frozen=True)
 class _Spelling:
-    """How names are written before they are compared: `before` a layer is read, and after."""
+    """The normalisation of names for a comparison: `before` a layer is read, and after."""
 
     parameter: Callable[[str], str]
     layer: Callable[[str], str]

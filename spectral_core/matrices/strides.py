@@ -15,18 +15,19 @@ Axes = tuple[tuple[int, int], ...]
 class ParameterSlice:
     """The elements of one parameter that form one ``(m, n)`` matrix.
 
-    A slice of a packed projection, one group of a convolution, a transposed weight, one block of a
-    stack: size, strides and offset (in elements of the parameter in C order) say which element goes
-    where. The first `out_axes` axes together count the m outputs, the others the n inputs.
+    It may be a slice of a packed projection, one group of a convolution, a transposed weight or one
+    block of a stack. Size, strides and offset (in elements of the parameter in C order) say which
+    element goes where. The first `out_axes` axes together count the m outputs, the others the n
+    inputs.
 
     Parameters
     ----------
     size, stride : tuple of int
-        Lengths and steps of its axes, any number of them.
+        The lengths and steps of its axes, any number of them.
     offset : int
-        Where its first element is.
+        The offset of its first element.
     out_axes : int
-        Number of leading axes that make up m.
+        The number of leading axes that make up m.
     """
 
     size: tuple[int, ...]
@@ -41,13 +42,13 @@ class ParameterSlice:
 
     @property
     def order(self) -> tuple[Axes, Axes]:
-        """Say how outputs and inputs lie: equal for two slices that read elements in one order."""
+        """Return the order of outputs and inputs: equal for slices that read in the same order."""
         axes = list(zip(self.size, self.stride, strict=True))
         return _joined(axes[: self.out_axes]), _joined(axes[self.out_axes :])
 
     @property
     def elements(self) -> tuple[int, Axes]:
-        """Identify the elements whatever the order of axes: equal for a slice and its transpose."""
+        """Return a key of the elements in any order: equal for a slice and its transpose."""
         axes = zip(self.size, self.stride, strict=True)
         return self.offset, _joined(sorted(axes, key=lambda axis: (-axis[1], axis[0])))
 
@@ -59,16 +60,16 @@ class ParameterSlice:
 
     @property
     def row_offsets(self) -> list[int]:
-        """Say where in the parameter each row begins."""
+        """Return the offset in the parameter at which each row begins."""
         return [self.offset + step for step in self._steps(range(self.out_axes))]
 
     @property
     def column_offsets(self) -> list[int]:
-        """Say how far from its row's beginning each column is."""
+        """Return the distance of each column from the beginning of its row."""
         return self._steps(range(self.out_axes, len(self.size)))
 
     def _steps(self, axes: Iterable[int]) -> list[int]:
-        """Return how far each element along some axes is from the first."""
+        """Return the distance of each element along some axes from the first."""
         steps = [[i * self.stride[axis] for i in range(self.size[axis])] for axis in axes]
         return [sum(each) for each in product(*steps)]
 

@@ -29,14 +29,14 @@ def curvatures_of(
 ) -> Iterator[LayerCurvature | LayerError]:
     """Yield the curvatures of each layer that is not done, with NumPy arrays in float64.
 
-    Each is held against what is known of it: the derivative along ``D_k`` that the engine saw must
-    be σ_k. Where it is not, some use of the weight was overlooked, and the problem is asked for the
-    layer by itself. `precision` is the type that a model casts to on the way, if it does.
+    Each result is checked: the derivative along ``D_k`` that the engine computed must be σ_k. If it
+    is not, some use of the weight was overlooked, and the problem is asked for the layer by itself.
+    `precision` is the type to which a model casts on the way, if it does.
 
     Raises
     ------
     InputError
-        If the problem has no choice of engines, and one is asked for.
+        If an engine is asked for and the problem has no choice of engines.
     """
     if not isinstance(problem, ManyLayers):
         if request.engine != "auto":
@@ -67,7 +67,7 @@ def curvatures_of(
 
 
 def _derivative_error(found: LayerCurvature, sigma: npt.NDArray[np.float64]) -> float:
-    """Return the largest ``|<∂L, D_k> − σ_k| / σ_1``; NaN where no derivative was seen."""
+    """Return the largest ``|<∂L, D_k> − σ_k| / σ_1``; NaN if no derivative was computed."""
     if found.derivative is None:
         return float("nan")
     seen = to_numpy(found.derivative).astype(np.float64)
@@ -75,7 +75,7 @@ def _derivative_error(found: LayerCurvature, sigma: npt.NDArray[np.float64]) -> 
 
 
 def _doubt(found: LayerCurvature, error: float, tolerance: float) -> str:
-    """Say why what an engine found cannot be right, or nothing."""
+    """Return the reason why an engine's finding cannot be right, or an empty text."""
     if not bool(np.all(np.isfinite(to_numpy(found.values)))):
         return "met values that are not finite"
     if found.derivative is not None and not error <= tolerance:
@@ -84,9 +84,9 @@ def _doubt(found: LayerCurvature, error: float, tolerance: float) -> str:
 
 
 def _tolerance(window: Window, precision: str | None) -> float:
-    """Return by how much of σ_1 derivatives may differ that two passes have rounded.
+    """Return the largest difference, over σ_1, of derivatives that two passes have rounded.
 
-    It is far above rounding, and far below what an overlooked use would make.
+    It is far above rounding, and far below the difference that an overlooked use would make.
     """
     xp = array_api_compat.array_namespace(window.u)
     eps = max(float(xp.finfo(window.u.dtype).eps), _EPS.get(precision or "", 0.0))
@@ -99,7 +99,7 @@ def _tolerance(window: Window, precision: str | None) -> float:
 def _by_itself(
     problem: CurvatureProblem, name: str, request: CurvatureRequest, reason: str = ""
 ) -> LayerCurvature | LayerError:
-    """Ask the problem for one layer, in the way that it has for that."""
+    """Ask the problem for one layer, by its method for single layers."""
     try:
         values = problem.curvatures(name, *request.directions[name], request.kind)
     except LayerError as error:
@@ -111,10 +111,10 @@ def _by_itself(
 
 
 def why_not_finite(values: Any) -> str:
-    """Say how many of a layer's curvatures are not finite and what to look for, or nothing.
+    """Return the number of curvatures that are not finite with advice, or an empty text.
 
-    Where one is not, the loss has no second derivative at these weights or its numbers have left
-    their range, and nothing vouches for the others.
+    If one is not finite, the loss has no second derivative at these weights or its numbers have
+    left their range. Then nothing shows that the others are right.
     """
     host = to_numpy(values)
     kinds = {"NaN": int(np.sum(np.isnan(host))), "infinite": int(np.sum(np.isinf(host)))}

@@ -27,13 +27,14 @@ class Window:
     Parameters
     ----------
     u, v : array
-        Shapes ``(m, K)`` and ``(n, K)``, of the gradient's own library.
+        The directions, of shapes ``(m, K)`` and ``(n, K)``, in the gradient's own library.
     sigma : ndarray, shape (K,), float64
-        Singular values, descending.
+        The singular values, descending.
     notes : tuple of str
-        What limits them.
+        The reasons why there are no more directions, and other limits.
     rounding : ndarray of shape (K,), float64, or None
-        How far each σ_k may lie from a singular value of the exact gradient; None if not known.
+        The largest distance of each σ_k from a singular value of the exact gradient, or None if it
+        is not known.
     """
 
     u: Any
@@ -51,14 +52,15 @@ def top_directions(
     Parameters
     ----------
     layer : LayerInfo
-        Whose gradient it is.
+        The layer of the gradient.
     gradient : array, shape (m, n)
-        Of any library.
+        The gradient, an array of any library.
     top_k : int
-        How many directions to return at most.
+        The largest number of directions to return.
     svd : {"exact", "randomized"}
-        The thin singular value decomposition; or subspace iteration from random vectors (Halko,
-        Martinsson and Tropp, SIAM Review 53, 2011), whose residual is stated in the notes.
+        The algorithm. ``"exact"`` is the thin singular value decomposition; ``"randomized"`` is
+        subspace iteration from random vectors (Halko, Martinsson and Tropp, SIAM Review 53, 2011),
+        whose residual is stated in the notes.
 
     Raises
     ------
@@ -86,7 +88,7 @@ def top_directions(
         raise LayerError(
             layer.name, "its gradient is zero on these data; no direction can be measured."
         )
-    # Below this level a singular value is rounding of the largest (numpy's matrix_rank), and its
+    # A singular value below this level is rounding of the largest (numpy's matrix_rank), and its
     # direction means nothing.
     floor = float(sigma[0]) * max(layer.shape) * float(xp.finfo(gradient.dtype).eps)
     rank = int(np.sum(sigma > floor))

@@ -32,9 +32,9 @@ class Aligned:
     Parameters
     ----------
     alignment : SpectralAlignment
-        With NumPy arrays.
+        The alignment, with NumPy arrays.
     notes : tuple of str
-        On the factors.
+        The remarks on the factors.
     """
 
     alignment: SpectralAlignment
@@ -47,13 +47,13 @@ class FactorSource:
     Parameters
     ----------
     problem : CurvatureProblem
-        Where they come from.
+        The problem that computes the factors.
     layers : sequence of LayerInfo
-        In the order in which they will be asked for.
+        The layers in the order in which they will be asked for.
     directions : mapping of str to (u, v)
-        By layer, shapes (m, K) and (n, K).
+        The directions of each layer, of shapes (m, K) and (n, K).
     delta, sharing
-        As in `CurvatureProblem.kronecker_factors`.
+        The options of `CurvatureProblem.kronecker_factors`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FactorSource:
         self._found: dict[str, Aligned | LayerError] = {}
 
     def take(self, layer: LayerInfo) -> "Aligned":
-        """Return what the factors say of the layer's directions, on the host.
+        """Return the alignment of the layer's directions with its factors, on the host.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class FactorSource:
         return found
 
     def prepare(self) -> None:
-        """Fetch the first factors, so that what is wrong with the loss is said at once."""
+        """Fetch the first factors, so that an error of the loss is raised at once."""
         if self._groups:
             self._fetch(self._groups[0])
 

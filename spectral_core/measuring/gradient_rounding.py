@@ -1,4 +1,4 @@
-"""What of a singular value is rounding: the gradient held against itself in a wider type."""
+"""The rounding of singular values, by comparison with the gradient in a wider type."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ Rounding = npt.NDArray[np.float64]
 def with_rounding(
     problem: CurvatureProblem, layers: Sequence[LayerInfo], windows: Mapping[str, Window]
 ) -> dict[str, Window]:
-    """Return the windows with what is known of the rounding of their singular values.
+    """Return the windows with the rounding of their singular values, as far as it is known.
 
     A gradient in a wider type costs more than one in the problem's, so a few samples are looked at
     first, and all data only for layers of which these raise a doubt. Where the problem says nothing
@@ -68,7 +68,7 @@ def _looked_at(
 
 
 def _along(window: Window, error: Any) -> Rounding:
-    """Return how far each σ_k may be from a singular value of the gradient without its error E.
+    """Return a bound on the distance of each σ_k from a singular value of the exact gradient G − E.
 
     The residuals of (u_k, v_k, σ_k) in G − E are −E v_k and −Eᵀ u_k, and the root of their mean
     square bounds the distance of σ_k from the nearest eigenvalue of the symmetric matrix whose
@@ -84,12 +84,12 @@ def _along(window: Window, error: Any) -> Rounding:
 def without_rounding(layer: str, window: Window, precision: str | None) -> Window:
     """Return the window up to the first singular value of which too much may be rounding.
 
-    `precision` is the type that the model casts to on the way, if it does.
+    `precision` is the type to which the model casts on the way, if it does.
 
     Raises
     ------
     LayerError
-        If that is the first one.
+        If that singular value is the first one.
     """
     if window.rounding is None or np.all(window.rounding <= SHARE * window.sigma):
         return window

@@ -21,19 +21,20 @@ __all__ = ["Journal"]
 class Journal:
     """The layers that a measurement has finished, appended and synced one by one.
 
-    The first line says what is measured; a journal is continued only by the same measurement, and
-    a file that is no journal is never written to. Each other line carries a checksum. One that was
-    cut short by a crash or damaged since is passed over, and its layer is measured again. A layer
-    that could not be measured is no finished layer: a resumed run tries again, perhaps with more
-    memory. While one process writes to the file no other can: several would write its header twice,
-    measure the same layers, and cut off a line that another is writing. Threads may share it.
+    The first line describes the measurement. A journal is continued only by the same measurement,
+    and a file that is no journal is never written to. Each other line carries a checksum. A line
+    that was cut short by a crash or damaged since is passed over, and its layer is measured again.
+    A layer that could not be measured is no finished layer: a resumed run tries again, perhaps with
+    more memory. Only one process at a time can write to the file: several would write its header
+    twice, measure the same layers, and cut off a line that another is writing. Threads may share
+    it.
 
     Parameters
     ----------
     path : path or None
-        The file; created with its folder. None keeps the layers in memory only.
+        The file, which is created with its folder. None keeps the layers in memory only.
     provenance : Provenance
-        What is measured.
+        The description of the measurement.
     shapes : dict of str to tuple of int
         The selected layers and the shapes of their matrices.
 
@@ -63,7 +64,7 @@ class Journal:
         )
 
     def __contains__(self, name: str) -> bool:
-        """Say whether the layer is finished."""
+        """Return whether the layer is finished."""
         return name in self.spectra
 
     def add(self, spectrum: LayerSpectrum) -> None:
@@ -102,7 +103,7 @@ class Journal:
         try:
             check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with exclusively():  # of threads that share it, one writes the header
+            with exclusively():  # one of the threads that share the file writes the header
                 self._file = LoneFile(path)
                 self._read(self._file.handle, header)
         except OSError as error:
@@ -130,7 +131,7 @@ class Journal:
             spectrum = _finished(line)
             if spectrum is not None and spectrum.name in self._shapes:
                 self.spectra[spectrum.name] = spectrum
-        if lines[-1]:  # else another thread may have added a line since
+        if lines[-1]:  # otherwise another thread may have added a line since
             os.ftruncate(handle, len(content) - len(lines[-1]))
 
     def _parsed_header(self, line: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Which layers of a problem to measure: by glob, by several, or by a predicate."""
+"""The selection of layers to measure: by glob, by several globs, or by a predicate."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -25,17 +25,27 @@ def select_layers(
     Parameters
     ----------
     layers : sequence of LayerInfo
-        What there is to select from.
+        The layers to select from.
     selection : str, iterable of str, or callable
-        A glob such as ``"layer2.*.conv*"``, several of them, or a function of a `LayerInfo`.
+        A glob such as ``"layer2.*.conv*"``, several globs, or a function of a `LayerInfo`.
     skipped : mapping of str to str
-        Parameters that are no layer, with the reason: said of what is asked for and is not there.
+        The parameters that are no layer, with the reason. An error message cites the reason if one
+        of them is asked for.
 
     Raises
     ------
     InputError
         If there is no layer, a pattern matches none, the predicate accepts none, or `selection` is
         none of these.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> layers = [sc.LayerInfo("conv1", "conv2d", (8, 27)), sc.LayerInfo("fc", "linear", (10, 8))]
+    >>> [layer.name for layer in sc.select_layers(layers, "conv*")]
+    ['conv1']
+    >>> [layer.name for layer in sc.select_layers(layers, lambda layer: layer.kind == "linear")]
+    ['fc']
     """
     if not layers:
         raise InputError(

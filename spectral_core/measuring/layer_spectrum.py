@@ -42,15 +42,15 @@ def measured_spectrum(
     problem : CurvatureProblem
         The problem, which is asked for Gauss-Newton curvatures that did not come with the others.
     layer : LayerInfo
-        The layer.
+        The layer of the directions.
     window : Window
-        Its directions.
+        The directions of the layer.
     found : LayerCurvature
         The curvatures along them.
     provenance : Provenance
-        What was asked for.
+        The description of the measurement, with the options that were requested.
     source : FactorSource or None
-        Where Kronecker factors come from; None without a decomposition.
+        The source of Kronecker factors, or None without a decomposition.
     """
     aligned, reason = _aligned(source, layer)
     notes = window.notes + reason
@@ -89,13 +89,13 @@ def spectrum_from_values(
     Parameters
     ----------
     layer : LayerInfo
-        The layer they belong to.
+        The layer to which the values belong.
     sigma, curvature : ndarray, shape (K,), float64
-        Singular values, descending, and curvatures in the same order.
+        The singular values, descending, and the curvatures in the same order.
     confidence : float
-        Of the intervals.
+        The confidence level of every interval, in (0, 1).
     notes : tuple of str
-        What is known already; dropped directions and failed fits are added.
+        The notes that exist already. Dropped directions and failed fits are added.
     """
     triangle = exponent_triangle(sigma, curvature, confidence=confidence).to_floats()
     if triangle.alpha.n_dropped:
@@ -139,7 +139,7 @@ def _decomposed(
 def _aligned(
     source: FactorSource | None, layer: LayerInfo
 ) -> tuple[Aligned | None, tuple[str, ...]]:
-    """Return the directions in their factors, or None with the reason why there is nothing."""
+    """Return the alignment with the factors, or None with the reason why there is none."""
     if source is None:
         return None, ()
     try:

@@ -59,46 +59,49 @@ def measure(
 ) -> SpectralReport:
     """Measure how curvature follows the gradient's singular values, layer by layer.
 
-    For each layer: the thin SVD ``G = U Σ Vᵀ`` of its gradient, the curvatures
-    ``h_k = <u_k v_kᵀ, H[u_k v_kᵀ]>`` of the top directions, and from these the exponents
-    ``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s`` with the exact transfer identity (Theory 1-3), the
-    participation ratio with its bounds (Theory 7) and the rank profile (Theory 8).
+    For each layer the function computes the thin SVD ``G = U Σ Vᵀ`` of its gradient and the
+    curvatures ``h_k = <u_k v_kᵀ, H[u_k v_kᵀ]>`` of the top directions. From these it fits the
+    exponents ``h ∝ σ^α``, ``σ ∝ k^−γ``, ``h ∝ k^−s`` with the exact transfer identity (Theory 1-3),
+    the participation ratio with its bounds (Theory 7) and the rank profile (Theory 8).
 
     Parameters
     ----------
     problem : CurvatureProblem
-        From a backend, for instance ``spectral_backends.torch.CurvatureProblem``.
+        A problem of a backend, for instance ``spectral_backends.torch.CurvatureProblem``.
     layers : str, iterable of str, or callable
-        A glob (``"layer2.*.conv*"``), several, or a predicate of a `LayerInfo`.
+        A glob (``"layer2.*.conv*"``), several globs, or a predicate of a `LayerInfo`.
     top_k : int
-        The window K: how many directions, at most. Cut at the numerical rank of the gradient, and
-        said so in the layer's notes.
+        The window K, the largest number of directions. It is cut at the numerical rank of the
+        gradient, and the layer's notes then say so.
     curvature : {"hessian", "ggn"}
         The exact Hessian of the loss, or its Gauss-Newton part.
     engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
-        How curvatures are computed: see `Engine`. ``"auto"`` takes, layer by layer, the cheapest
-        that is exact; each layer's `Certificate` says which and what shows that it is right.
+        The way in which curvatures are computed: by GGN columns, in forward mode, by Hessian-vector
+        products, or by random estimates, see `Engine`. ``"auto"`` takes, layer by layer, the
+        cheapest that is exact; each layer's `Certificate` names the engine and the evidence that
+        its result is right.
     draws : int
-        Of ``engine="monte-carlo"``, for each batch.
+        The number of random draws of ``engine="monte-carlo"`` for each batch.
     svd : {"exact", "randomized"}
-        How the directions are found. The randomized one is for layers thousands wide on both
-        sides; its error is stated in the layer's notes.
+        The algorithm that finds the directions. The randomized one is for layers thousands wide on
+        both sides; its error is stated in the layer's notes.
     decompose : bool
-        Measure also the Gauss-Newton curvatures and the Kronecker factors, and split α into
-        ``β + φ + κ + ν`` (Theory 5). About twice the time. A layer whose factors cannot be had
-        keeps its spectrum, with the reason among its notes.
+        Whether to measure also the Gauss-Newton curvatures and the Kronecker factors, and to split
+        α into ``β + φ + κ + ν`` (Theory 5). This takes about twice the time. A layer whose factors
+        cannot be had keeps its spectrum, with the reason among its notes.
     delta : {"ggn", "fisher-mc", "empirical"}
-        Which output gradients make ``C_δ`` (Theory 4.4).
+        The output gradients that make ``C_δ`` (Theory 4.4).
     sharing : {"expand", "reduce"}
-        How positions that share a weight enter the factors (Theory 4.3).
+        The treatment of positions that share a weight in the factors (Theory 4.3).
     confidence : float
-        Of the intervals, in (0, 1).
+        The confidence level of every interval, in (0, 1).
     progress : callable, bool or None
-        ``progress(done, total, name)``; None shows a bar on a terminal and nothing in a pipe.
+        A function that is called as ``progress(done, total, name)``. True shows a bar and False
+        shows nothing. None shows a bar on a terminal and nothing in a pipe.
     resume : path, optional
         A journal to which each finished layer is appended. If it holds layers of the same
-        measurement they are not measured again, and the report is the same to the byte. One
-        process at a time: each process or rank needs a file of its own.
+        measurement they are not measured again, and the report is the same to the byte. Only one
+        process at a time can use it: each process or rank needs a file of its own.
 
     Returns
     -------
@@ -116,6 +119,19 @@ def measure(
     ReportError
         If `resume` cannot be written, belongs to another measurement, or another process is
         writing to it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, top_k=5, progress=False)
+    >>> list(report), report["head"].alpha.n
+    (['0', 'head'], 5)
     """
     check_problem(problem)
     _check_arguments(top_k, curvature, confidence, draws, progress)

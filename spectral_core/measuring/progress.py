@@ -13,15 +13,15 @@ ProgressCallback = Callable[[int, int, str], None]
 
 @contextmanager
 def reporting(progress: ProgressCallback | bool | None, total: int) -> Iterator[ProgressCallback]:
-    """Yield the function that is told of progress.
+    """Yield the function to call with progress.
 
     Parameters
     ----------
     progress : callable, bool or None
-        The caller's own function; True for a bar, False for silence, None for a bar where standard
-        error is a terminal.
+        The caller's own function, or True for a bar, False for silence, and None for a bar if
+        standard error is a terminal.
     total : int
-        Number of layers.
+        The number of layers.
     """
     if callable(progress):
         yield progress

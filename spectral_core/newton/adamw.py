@@ -34,24 +34,25 @@ def adamw_step(
     Parameters
     ----------
     weight, gradient : array
-        Of one shape.
+        The weight and its gradient, of one shape.
     mean, square : array
-        m and v of the step before, zeros at first, of that shape. All is computed in their dtype.
+        The moments m and v of the step before, zeros at first, of that shape. The step is computed
+        in their dtype.
     count : int or array
-        t, 1 in the first step; may be traced.
+        The number t of the step, 1 in the first; it may be traced.
     lr : float or array
-        Learning rate.
+        The learning rate.
     betas : tuple of float
-        β₁ and β₂, in [0, 1).
+        The coefficients β₁ and β₂, in [0, 1).
     eps : float
-        Added to the root, as in PyTorch; positive.
+        The number that is added to the root, as in PyTorch; positive.
     weight_decay : float or array
-        Decoupled.
+        The coefficient of decoupled weight decay.
 
     Returns
     -------
     step : array
-        In the dtype of the weight.
+        The step, in the dtype of the weight.
     mean, square : array
         The new moments. A gradient that holds a NaN or an infinity gives a step of exactly 0 and
         leaves them as they are.
@@ -101,7 +102,7 @@ def adamw_options(given: Mapping[str, Any], scale: str) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If there are others than AdamW has.
+        If an option is none of AdamW's.
     """
     check_mapping("adamw", given)
     if unknown := set(given) - set(_OPTIONS):

@@ -16,29 +16,30 @@ from spectral_core.preconditioning.function import is_number
 
 __all__ = ["Layout", "spectral_newton_steps"]
 
-# So that the copies of a batch stay small beside a large model: 256 MiB in float32.
+# The limit keeps the copies of a batch small beside a large model: 256 MiB in float32.
 BATCH_ELEMENTS = 2**26
 
 
 class Layout(Protocol):
-    """How a parameter is made of matrices: a `MatrixLayout`, or what has these members."""
+    """The matrices of a parameter: a `MatrixLayout`, or an object with the same members."""
 
     @property
     def slices(self) -> tuple[tuple[int, ...], ...]:
-        """Which slice of the parameter holds each matrix of what `split` returns."""
+        """The slice of the parameter for each of the matrices that `split` returns."""
 
     def split(self, array: Array) -> list[Array]:
         """Return arrays of matrices, each of shape (B, m, n)."""
 
     def merge(self, matrices: list[Array]) -> Array:
-        """Return the array that `split` takes apart."""
+        """Return the array of the parameter; this undoes `split`."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Matrices (B, m, n) of one shape and α in a parameter, which is known by its number.
+    """Matrices (B, m, n) of one shape and one α in a parameter, which is known by its number.
 
-    They are all or a part of one array of the parameter's split, known by its number too.
+    They are all, or some, of the matrices in one array of the parameter's split, which is known by
+    its number, too.
     """
 
     parameter: int
@@ -73,28 +74,28 @@ def spectral_newton_steps(
     Parameters
     ----------
     weights, gradients, momenta : sequence of array
-        One of each for every parameter, of its shape. Nothing is written to.
+        One array of each kind for every parameter, of its shape. Nothing is written to.
     layouts : sequence of Layout
-        The matrices of each.
+        The matrices of each parameter.
     alphas : sequence of float or 0-d array
-        The exponent of each. It may be a tuple with one number for each slice of the parameter's
-        stack.
+        The exponent of each parameter. It may be a tuple with one number for each slice of the
+        parameter's stack.
     options : StepOptions
-        The options of all.
+        The options, which all parameters share.
     weight_decays : sequence of float or array, optional
-        The weight decay of each, where it is not that of the options.
+        The weight decay of each parameter, if it is not that of the options.
 
     Returns
     -------
     steps, momenta : list of array
-        Equal, up to rounding, to those of every matrix by itself: the batches depend on shapes,
-        dtypes, devices, α and weight decay alone. Arrays for the latter two are the same only if
-        they are one object. Runs under `jax.jit`.
+        The steps and momenta. They are equal, up to rounding, to those of every matrix by itself:
+        the batches depend on shapes, dtypes, devices, α and weight decay alone. Arrays for the
+        latter two are the same only if they are one object. The function runs under `jax.jit`.
 
     Raises
     ------
     InputError
-        As `spectral_newton_step`, or if a shape is not that of its layout.
+        If `spectral_newton_step` raises it, or a shape is not that of its layout.
     """
     decays = [options.weight_decay] * len(layouts) if weight_decays is None else weight_decays
     parts: list[_Part] = []
@@ -111,7 +112,7 @@ def spectral_newton_steps(
             results[id(part)] = result
         previous = result[0]
     found: list[dict[int, list[tuple[Array, Array]]]] = [{} for _ in layouts]
-    for part in parts:  # in the order of their parameter's matrices
+    for part in parts:  # the order is that of their parameter's matrices
         found[part.parameter].setdefault(part.array, []).append(results[id(part)])
     return _merged(layouts, found, 0), _merged(layouts, found, 1)
 
@@ -129,7 +130,7 @@ def _merged(
 def _runs(
     alpha: float | Array | tuple[float, ...], layout: Layout, index: int
 ) -> list[tuple[float | Array, slice | None]]:
-    """Return each α of an array of a split with the matrices that have it; None for all of them."""
+    """Return each α with its matrices within one array of a split; None stands for all."""
     if not isinstance(alpha, tuple) or len(set(alpha)) == 1:
         return [(alpha[0] if isinstance(alpha, tuple) else alpha, None)]
     runs: list[tuple[float | Array, slice | None]] = []
@@ -142,7 +143,7 @@ def _runs(
 
 
 def _batches(parts: Iterable[_Part]) -> list[list[_Part]]:
-    """Return what is updated together, in an order that depends on the parameters alone."""
+    """Return the batches of parts, in an order that depends on the parameters alone."""
     open_batches: dict[Hashable, list[_Part]] = {}
     done: list[list[_Part]] = []
     for part in parts:
@@ -182,5 +183,5 @@ def _joined(arrays: Sequence[Array]) -> Array:
 
 
 def _identity(value: float | Array) -> Hashable:
-    """Return a number itself; of an array, whose value may be traced, which object it is."""
+    """Return a number itself, and for an array, whose value may be traced, its identity."""
     return float(value) if is_number(value) else ("array", id(value))

@@ -18,12 +18,13 @@ __all__ = ["StepOptions"]
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The options of `spectral_newton_step`, but for α and the layout, which a matrix has its own.
+    """The options of `spectral_newton_step` except α and the layout, which each matrix has itself.
 
     Parameters
     ----------
     lr, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance, precision
-        As there. `lr`, `damping`, `beta` and `weight_decay` may be arrays, traced ones too.
+        The arguments of the same names of `spectral_newton_step`. `lr`, `damping`, `beta` and
+        `weight_decay` may be arrays, traced ones too.
     """
 
     lr: float | Array
@@ -42,7 +43,7 @@ class StepOptions:
         return DampedPower(alpha, self.damping, self.damping_mode)
 
     def check(self, shape: tuple[int, ...] | None = None) -> None:
-        """Check what `precondition` does not, for a weight of a shape if there is one.
+        """Check the options that `precondition` does not check, against a shape if one is given.
 
         Raises
         ------
@@ -66,19 +67,19 @@ class StepOptions:
             )
 
     def check_all(self, alpha: float | Array, epsilon: float) -> None:
-        """Check what a step would, before there is a matrix: at the door of an optimizer.
+        """Check everything that a step would check; an optimizer calls this when it is made.
 
         Parameters
         ----------
         alpha : float or 0-d array
-            The exponent of its matrices.
+            The exponent of the matrices.
         epsilon : float
-            That of the dtype that is likely computed in.
+            The machine precision of the dtype in which the step will likely be computed.
 
         Raises
         ------
         InputError
-            As `spectral_newton_step` does for the smallest matrix, 2 × 2.
+            If `spectral_newton_step` raises it for the smallest matrix, 2 × 2.
         """
         self.check()
         function = self.function(alpha)

@@ -42,44 +42,55 @@ def spectral_newton_step(
     Parameters
     ----------
     weight, gradient : array, shape (m, n) or (B, m, n)
-        One matrix, or a batch of independent ones; of any shape with `matrices`.
+        One matrix, or a batch of independent ones. With `matrices`, any shape is allowed.
     momentum : array, of the same shape
-        m of the step before, zeros at first. All is computed in its dtype: keep it in float32 for
-        weights of half precision.
+        The momentum m of the step before, zeros at first. The step is computed in its dtype: keep
+        it in float32 for weights of half precision.
     lr : float or array
-        Learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so do
-        those of `beta` and `weight_decay`. Their values are not checked.
+        The learning rate, not negative. Arrays, traced ones too, broadcast against the weight; so
+        do those of `beta` and `weight_decay`. Their values are not checked.
     alpha, damping, damping_mode, method, tolerance, precision, matrices
-        As in `precondition`.
+        The arguments of `precondition`.
     beta : float or array
-        Coefficient of the exponential moving average, in [0, 1).
+        The coefficient of the exponential moving average, in [0, 1).
     nesterov : bool
-        Whether to look ahead.
+        Whether to use Nesterov momentum.
     weight_decay : float or array
-        Decoupled, as in AdamW; not negative.
+        The coefficient of decoupled weight decay, as in AdamW; not negative.
     scale : {"rms", "spectral", "none"}
-        Of ``T(d)``. ``"rms"``: the root mean square of the entries is 0.2, the usual size of
-        AdamW's updates, so that its learning rates serve. ``"spectral"``: divided by the closed
-        bound of T, so that a step without weight decay has a spectral norm of at most `lr`
-        (Theory 9.5). ``"none"``: T as it is.
+        The scaling of ``T(d)``. ``"rms"`` makes the root mean square of the entries 0.2, the usual
+        size of AdamW's updates, so that its learning rates serve. ``"spectral"`` divides by the
+        closed bound of T, so that a step without weight decay has a spectral norm of at most `lr`
+        (Theory 9.5). ``"none"`` leaves T as it is.
 
     Returns
     -------
     step : array, of the same shape
-        In the dtype of the weight.
+        The step, in the dtype of the weight.
     momentum : array, of the same shape
-        m', in the dtype of the momentum.
+        The new momentum m', in the dtype of the old one.
 
         A matrix of the batch whose gradient holds a NaN or an infinity gets a step of exactly 0
         and keeps its momentum. One whose gradient is 0 throughout gets weight decay alone, while
         its momentum decays: T does not see how small momentum has become, and would make a full
-        step for ever. No argument is written to. Runs under `jax.jit`.
+        step for ever. No argument is written to. The function runs under `jax.jit`.
 
     Raises
     ------
     InputError
         If an argument is out of range or no number, shapes do not fit, or more than three axes
         come without `matrices`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> weight, gradient = np.ones((2, 2)), np.array([[3.0, 0.0], [0.0, 1.0]])
+    >>> momentum = np.zeros((2, 2))
+    >>> step, momentum = sc.spectral_newton_step(weight, gradient, momentum, lr=0.1, alpha=2.0)
+    >>> (weight + step).round(3)
+    array([[0.98 , 1.   ],
+           [1.   , 0.965]])
     """
     options = StepOptions(
         lr, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance, precision
@@ -95,7 +106,7 @@ def newton_step(
     options: StepOptions,
     matrices: MatrixSpec | str | None = None,
 ) -> tuple[Array, Array]:
-    """Return what `spectral_newton_step` does, with its options in one hand."""
+    """Return what `spectral_newton_step` returns; the options come as one object."""
     xp, (weight, gradient, momentum) = floating(weight=weight, gradient=gradient, momentum=momentum)
     _check_shapes(weight, gradient, momentum)
     layout = matrices_of("weight", tuple(weight.shape), matrices)
@@ -129,7 +140,7 @@ def newton_step(
 def _for_each(
     xp: Any, quantifier: Callable[..., Array], mask: Array, layout: MatrixLayout | None
 ) -> Array:
-    """Return for each matrix whether all, or any, of its entries are true; broadcasts to them."""
+    """Return whether all, or any, entries of each matrix are true; the result broadcasts."""
     if layout is None:
         return quantifier(mask, axis=(-2, -1), keepdims=True)
     parts = layout.split(mask)

@@ -1,4 +1,4 @@
-"""How many directions carry the curvature, and how few a power law allows."""
+"""The number of directions that carry the curvature, and its bound under a power law."""
 
 from typing import Any
 
@@ -38,17 +38,25 @@ def participation_ratio(h: ArrayLike) -> Array:
     Parameters
     ----------
     h : array, shape (..., K)
-        Curvatures in any order and scale; values that are not positive and finite are left out.
+        The curvatures, in any order and scale. Values that are not positive and finite are left
+        out.
 
     Returns
     -------
     array, shape (...)
-        Between 1 and the number of positive values; NaN if there is none.
+        The ratio, between 1 and the number of positive values. It is NaN if there is none.
 
     Raises
     ------
     InputError
         If `h` is not real floating point or has no value along its last axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> float(sc.participation_ratio(np.array([1.0, 1.0, 0.0, -2.0])))
+    2.0
     """
     xp, (h,) = spectra(h=h)
     p = _shares(xp, h)
@@ -59,8 +67,15 @@ def participation_ratio(h: ArrayLike) -> Array:
 def entropy_rank(h: ArrayLike) -> Array:
     """Return ``exp(−Σ p log p)`` with ``p = h / Σ h`` over the positive values (Theory 7.1).
 
-    Parameters and result as in `participation_ratio`, which it is never below; so are the
-    reasons for which it raises `InputError`.
+    The entropy rank is never below `participation_ratio`. It has the same parameter, its result has
+    the same range, and it raises `InputError` for the same reasons.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(float(sc.entropy_rank(np.array([0.5, 0.25, 0.25]))), 3)
+    2.828
     """
     xp, (h,) = spectra(h=h)
     p = _shares(xp, h)
@@ -74,19 +89,26 @@ def window_bound(s: ArrayLike, k: int) -> Array:
     Parameters
     ----------
     s : array, any shape
-        Exponent; any real number. Infinity, the limit, gives 1.
+        The exponent, any real number. Infinity, the limit, gives 1.
     k : int
-        Window K, at least 1.
+        The window K, at least 1.
 
     Returns
     -------
     array
-        Shape and dtype of `s`.
+        The bound, in the shape and dtype of `s`.
 
     Raises
     ------
     InputError
         If `k` is not a positive integer of at most 10 million, or `s` not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.window_bound(np.array([0.0, 1.0, 2.0]), 100).round(3)
+    array([100.   ,  16.458,   2.47 ])
     """
     xp, (s,) = floating(s=s)
     endless = xp.isinf(s)
@@ -101,17 +123,24 @@ def zeta_bound(s: ArrayLike) -> Array:
     Parameters
     ----------
     s : array, any shape
-        Exponent. For s <= 1 there is no bound without a window: the result is infinite.
+        The exponent. For s <= 1 there is no bound without a window, and the result is infinite.
 
     Returns
     -------
     array
-        Shape and dtype of `s`; 2.5 at s = 2.
+        The bound, in the shape and dtype of `s`. It is 2.5 at s = 2.
 
     Raises
     ------
     InputError
         If `s` is not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.zeta_bound(np.array([1.0, 1.5, 2.0])).round(3)
+    array([  inf, 5.677, 2.5  ])
     """
     xp, (s,) = floating(s=s)
     safe = xp.where(s > 1, s, 2 * xp.ones_like(s))
@@ -130,17 +159,25 @@ def certified_exponent(h: ArrayLike) -> Array:
     Parameters
     ----------
     h : array, shape (..., K)
-        Curvatures in any order; values that are not positive and finite are left out.
+        The curvatures, in any order. Values that are not positive and finite are left out.
 
     Returns
     -------
     array, shape (...)
-        ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0; NaN for fewer than two values.
+        The exponent ``min_k log(h_k/h_{k+1}) / log((k+1)/k)``, at least 0. It is NaN for fewer than
+        two values.
 
     Raises
     ------
     InputError
         If `h` is not real floating point or has no value along its last axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(float(sc.certified_exponent(np.arange(1.0, 9.0) ** -1.5)), 6)
+    1.5
     """
     xp, (h,) = spectra(h=h)
     usable = positive(xp, h)
@@ -163,27 +200,35 @@ def certified_exponent(h: ArrayLike) -> Array:
 def exponential_participation(b: ArrayLike, k: int | None = None) -> Array:
     """Return the participation ratio of ``h ∝ e^(−b k)`` (Theory 7.4).
 
-    ``coth(b/2)`` without end; ``coth(b/2) tanh(bK/2)`` on a window of K.
+    It is ``coth(b/2)`` without a window, and ``coth(b/2) tanh(bK/2)`` on a window of K.
 
     Parameters
     ----------
     b : array, any shape
-        Rate, positive.
+        The rate, positive.
     k : int, optional
-        Window K.
+        The window K. By default there is no window.
 
     Returns
     -------
     array
-        Shape and dtype of `b`; NaN where b is not positive.
+        The ratio, in the shape and dtype of `b`. It is NaN where b is not positive.
 
     Raises
     ------
     InputError
         If `k` is not a positive integer of at most 10 million, or `b` not real floating point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> b = np.array([0.5, 1.0])
+    >>> sc.exponential_participation(b).round(3), sc.exponential_participation(b, k=2).round(3)
+    (array([4.083, 2.164]), array([1.887, 1.648]))
     """
     xp, (b,) = floating(b=b)
-    # Below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
+    # For b below the normal numbers 1/b would overflow; the limit b → 0 is reached long before.
     rate = at_least(xp, b, 4 * float(xp.finfo(b.dtype).smallest_normal))
     ratio = 1 / xp.tanh(rate / 2)
     if k is not None:
@@ -198,15 +243,23 @@ def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
     Parameters
     ----------
     a, b : array
-        As in the log-normal `fit_rank_profiles`; broadcast against each other.
+        The parameters of the log-normal form of `fit_rank_profiles`, which broadcast against each
+        other.
     k : int
-        Window K.
+        The window K.
 
     Raises
     ------
     InputError
         If `k` is not a positive integer of at most 10 million, or `a` and `b` are not real
         floating point or do not broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> round(float(sc.log_normal_participation(np.array(-1.0), np.array(0.0), k=10)), 3)
+    5.536
     """
     xp, (a, b) = floating(a=a, b=b)
     check_broadcast(a=a, b=b)
@@ -215,7 +268,7 @@ def log_normal_participation(a: ArrayLike, b: ArrayLike, k: int) -> Array:
 
 
 def _shares(xp: Any, h: Array) -> Array:
-    """Return h / Σ h over the positive values; NaN if there is none. The maximum guards the sum."""
+    """Return h / Σ h over the positive values; NaN if there is none. No sum overflows."""
     usable = positive(xp, h)
     kept = xp.where(usable, h, xp.zeros_like(h))
     largest = xp.max(kept, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Which method serves a request."""
+"""The choice of the method that serves a request."""
 
 from spectral_core.errors import InputError
 from spectral_core.preconditioning.methods.table import METHODS
@@ -18,7 +18,7 @@ def choose(request: Request) -> str:
     name = request.method
     if name == "auto" and not request.low:
         return _cheapest(request)
-    if name == "auto":  # the first that multiplies so serves, or says why not
+    if name == "auto":  # the first method that multiplies so serves, or gives the reason why not
         name = next(name for name in METHODS if METHODS[name].multiplies_low(request))
     if request.low and not METHODS[name].multiplies_low(request):
         able = ", ".join(repr(name) for name, method in METHODS.items() if method.low)
@@ -31,7 +31,7 @@ def choose(request: Request) -> str:
 
 
 def _cheapest(request: Request) -> str:
-    """Return what takes the least time; where rounding misses the tolerance, of what is exact."""
+    """Return the fastest method, or the fastest exact one if rounding misses the tolerance."""
     able = [method for method in METHODS.values() if not method.left_by_auto(request)]
     able = [method for method in able if not method.refuses(request)] or [
         method for method in able if method.exact(request)

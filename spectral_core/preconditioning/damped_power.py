@@ -22,14 +22,14 @@ __all__ = ["DampedPower", "ScaledDampedPower", "gram_rounding"]
 
 @dataclass(frozen=True)
 class DampedPower(SpectralFunction):
-    """T with its parameters.
+    """The function T with its parameters.
 
     Parameters
     ----------
     alpha, damping : float or 0-d array
-        As in `precondition`; the values of arrays count as unknown.
+        The arguments of `precondition`. The values of arrays count as unknown.
     damping_mode : {"spectral", "absolute"}
-        As there.
+        The argument of `precondition`.
     """
 
     formula: ClassVar[str] = "T(σ) = σ / (σ^α + d)"
@@ -55,7 +55,7 @@ class DampedPower(SpectralFunction):
 
     @property
     def linear(self) -> bool:
-        """Whether it is a multiple of σ, as far as is known."""
+        """Whether T is a multiple of σ, as far as is known."""
         return self.known and bool(self.alpha == 0)
 
     def check(self) -> None:

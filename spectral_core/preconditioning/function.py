@@ -32,27 +32,36 @@ def transfer(
     Parameters
     ----------
     sigma : array, shape (..., K)
-        Singular values, in any order.
+        The singular values, in any order.
     alpha : float or 0-d array
-        In [0, 4]. The values of an array are not checked: it may be traced.
+        The exponent α, in [0, 4]. The values of an array are not checked, since it may be traced.
     damping : float or 0-d array
-        δ for ``damping_mode="spectral"``, d for ``"absolute"``. Not negative; positive if α > 1.
+        The damping: δ for ``damping_mode="spectral"``, d for ``"absolute"``. It is not negative,
+        and it is positive if α > 1.
     damping_mode : {"spectral", "absolute"}
-        What `damping` is relative to: the largest of the K values to the power α, or nothing.
+        The reference of the damping. ``"spectral"`` makes it relative to the largest of the K
+        values to the power α; ``"absolute"`` takes it as it is.
 
     Returns
     -------
     array, shape (..., K)
-        In the dtype of `sigma`. ``T(0) = 0``, also without damping. A σ that is negative or not
-        finite gives NaN, with spectral damping for all that share its σ_max. No intermediate value
-        over- or underflows where T itself does not; where T does, it is infinite or 0. Relative
-        error a few roundings, with absolute damping ``1 + 4 |log σ| + |log d|`` of them. Runs under
-        `jax.jit`.
+        The values T(σ), in the dtype of `sigma`. ``T(0) = 0``, also without damping. A σ that is
+        negative or not finite gives NaN, with spectral damping for all that share its σ_max. No
+        intermediate value over- or underflows where T itself does not; where T does, it is infinite
+        or 0. The relative error is a few roundings, with absolute damping
+        ``1 + 4 |log σ| + |log d|`` of them. The function runs under `jax.jit`.
 
     Raises
     ------
     InputError
         If an argument is out of range, or `sigma` is not real floating point or has no axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> sc.transfer(np.array([2.0, 1.0, 0.0]), alpha=2.0, damping=0.1).round(3)
+    array([0.455, 0.714, 0.   ])
     """
     xp, (sigma,) = floating(sigma=sigma)
     check_exponent(alpha, damping, damping_mode)
@@ -69,7 +78,7 @@ def transfer(
     sigma = xp.where(usable, sigma, xp.ones_like(sigma))
     top = xp.max(sigma, axis=-1, keepdims=True)
     safe = xp.where(top > 0, top, xp.ones_like(top))
-    # In two halves: σ_max^(1−α) can leave the range of the dtype where its product with T does not.
+    # Two halves: σ_max^(1−α) can leave the range of the dtype while its product with T does not.
     half = power(xp, safe, (1 - alpha) / 2)
     values = damped_ratio(xp, sigma / safe, alpha, 1.0, damping) * half * half
     return xp.where(usable, values, nan)
@@ -86,23 +95,29 @@ def transfer_bound(
     Parameters
     ----------
     alpha : float
-        In [0, 4].
+        The exponent α, in [0, 4].
     damping : float
-        δ or d, as in `transfer`.
+        The damping δ or d, see `transfer`.
     damping_mode : {"spectral", "absolute"}
-        With ``"spectral"``, ``d = δ σ_max^α``.
+        The reference of the damping, see `transfer`. With ``"spectral"``, ``d = δ σ_max^α``.
     sigma_max : float
-        Positive.
+        The largest singular value, positive.
 
     Returns
     -------
     float
-        Infinite or 0 where it leaves the range of a float.
+        The maximum. It is infinite or 0 where it leaves the range of a float.
 
     Raises
     ------
     InputError
         If an argument is out of range, or no number.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> round(sc.transfer_bound(alpha=2.0, damping=0.01), 6)
+    5.0
     """
     check_exponent(alpha, damping, damping_mode)
     for name, value in (("alpha", alpha), ("damping", damping), ("sigma_max", sigma_max)):
@@ -156,20 +171,20 @@ def damped_ratio(
 
 def power(xp: Any, base: Array, exponent: float | Array) -> Array:
     """Return ``base ** exponent`` in the dtype of the base; the exponent may be traced."""
-    if is_number(exponent):  # made an array on a GPU, the host would wait for its copy
+    if is_number(exponent):  # the host would wait for the copy of an array to a GPU
         return base ** float(exponent)
     return xp.pow(base, as_like(xp, exponent, base))
 
 
 def _absolute(xp: Any, sigma: Array, alpha: float | Array, d: float | Array) -> Array:
-    """T without the maximum: the larger of σ^α and d is taken out of the denominator."""
+    """Return T without the maximum: the larger of σ^α and d is factored out of the denominator."""
     positive = sigma > 0
     log_sigma = xp.log(xp.where(positive, sigma, xp.ones_like(sigma)))
     log_d = log_damping(xp, sigma, d)
     excess = alpha * log_sigma - log_d  # log(σ^α / d)
     large = excess > 0
     shrunk = xp.exp(-xp.abs(excess))
-    # σ^(1−α) where σ^α > d, σ / d elsewhere: the logarithms add before they are taken back.
+    # The factor is σ^(1−α) where σ^α > d, and σ / d elsewhere; logarithms are added before exp.
     exponent = xp.where(large, (1 - alpha) * log_sigma, log_sigma - log_d)
     value = xp.exp(exponent) / (1 + shrunk)
     return xp.where(positive, value, xp.zeros_like(value))
@@ -190,7 +205,7 @@ def is_number(value: float | Array) -> TypeGuard[float]:
 
 
 def check_number_or_array(name: str, value: Any, axes: int | None = None) -> None:
-    """Raise `InputError` unless it is a real number, or an array of them with so many axes."""
+    """Raise `InputError` unless the value is a real number, or an array with so many axes."""
     if is_number(value):
         return
     plain(name, value)
@@ -207,12 +222,12 @@ def check_number_or_array(name: str, value: Any, axes: int | None = None) -> Non
 
 
 def check_exponent(alpha: float | Array, damping: float | Array, damping_mode: str) -> None:
-    """Check α, damping and its mode; the values of arrays are taken as they are.
+    """Check α, damping and its mode; the values of arrays are not checked.
 
     Raises
     ------
     InputError
-        If one is out of range, or neither a number nor an array without axes.
+        If one of them is out of range, or neither a number nor an array without axes.
     """
     check_number_or_array("alpha", alpha, 0)
     check_number_or_array("damping", damping, 0)

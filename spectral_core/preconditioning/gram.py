@@ -17,10 +17,11 @@ class ScaledMatrix:
     Parameters
     ----------
     wide : array, shape (..., k, n) with k ≤ n
-        In float32 or wider, so that squares neither over- nor underflow. NaN where G is not finite.
+        The matrix in float32 or wider, so that squares neither over- nor underflow. It is NaN where
+        G is not finite.
     scale : array, shape (..., 1, 1)
-        Largest magnitude in G; 1 for a zero matrix; NaN where G is not finite: it spoils the
-        result of that matrix and of no other.
+        The largest magnitude in G, or 1 for a zero matrix. It is NaN where G is not finite: it
+        spoils the result of that matrix and of no other.
     transposed : bool
         Whether `wide` is the transpose.
     """
@@ -33,7 +34,7 @@ class ScaledMatrix:
     def of(cls, xp: Any, gradient: Array, solved: bool) -> "ScaledMatrix":
         """Scale a gradient, shape (..., m, n).
 
-        Square ones are transposed too where it may be a right hand side: columns are then
+        Square ones are transposed too if they may be a right hand side, since columns are then
         contiguous, as solvers want them.
         """
         if xp.finfo(gradient.dtype).bits < 32:
@@ -70,14 +71,14 @@ def _largest_magnitude(xp: Any, matrix: Array) -> Array:
 
 @dataclass(frozen=True)
 class Gram:
-    """The Gram matrix of the small side.
+    """The Gram matrix on the small side.
 
     Parameters
     ----------
     matrix : array, shape (..., k, k)
-        ``A = X Xᵀ`` of the wide matrix X.
+        The Gram matrix ``A = X Xᵀ`` of the wide matrix X.
     top : array, shape (..., 1, 1)
-        Its largest eigenvalue by Lanczos steps; 1 for a matrix that is zero or not finite.
+        The largest eigenvalue by Lanczos steps, or 1 for a matrix that is zero or not finite.
     """
 
     matrix: Array
@@ -85,7 +86,7 @@ class Gram:
 
     @classmethod
     def of(cls, xp: Any, scaled: ScaledMatrix, steps: int = STEPS) -> "Gram":
-        """Form it: multiplied in the dtype of the wide matrix, kept in that of the scale."""
+        """Form the Gram matrix: multiply in the dtype of `wide`, keep the dtype of the scale."""
         matrix = scaled.wide @ xp.matrix_transpose(scaled.wide)
         matrix = xp.astype(matrix, scaled.scale.dtype, copy=False)
         top = largest_eigenvalue(xp, matrix, steps)
@@ -95,8 +96,8 @@ class Gram:
 def smallest_shift(size: int, epsilon: float) -> float:
     """Return ``η = (4 + √k) ε``: rounding of a k × k Gram matrix over its largest eigenvalue.
 
-    Entries of the product err by about ε/2 times the lengths of two rows, which are σ_max at most,
-    at random, and a random symmetric matrix has a spectral norm of 2 √k times its entries; 4 ε
-    are for its factorisation. A smaller shift is not seen.
+    Entries of the product err, at random, by about ε/2 times the lengths of two rows, which are
+    σ_max at most. A random symmetric matrix has a spectral norm of 2 √k times its entries, which
+    gives √k ε; 4 ε are added for the factorisation. A smaller shift is lost in rounding.
     """
     return (4 + math.sqrt(size)) * epsilon

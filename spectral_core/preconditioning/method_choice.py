@@ -27,13 +27,21 @@ class MethodChoice:
     Parameters
     ----------
     name : str
-        The method.
+        The name of the method.
     error : float
         The predicted ``‖T̂ − T‖₂ / ‖T‖₂``, as the notes of `precondition` bound it to first order,
         without λ. NaN where it depends on the matrix: with absolute damping, with arrays for α or
         the damping, and for "svd" without damping.
     reasons : mapping of str to str
-        Why each other method was not taken, as the rest of a sentence that begins with its name.
+        The reason why each other method was not taken, as the rest of a sentence that begins with
+        its name.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> choice = sc.precondition_method((64, 64), "float64", alpha=0.0)
+    >>> choice.name, "svd" in choice.reasons
+    ('closed', True)
     """
 
     name: str
@@ -41,7 +49,7 @@ class MethodChoice:
     reasons: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Say all of it in sentences."""
+        """Return the choice in sentences."""
         error = (
             "an error that depends on the matrix"
             if self.error != self.error
@@ -77,20 +85,21 @@ def precondition_method(
     dtype : dtype or str
         The dtype of the gradient, of any library, or its name such as ``"float32"``.
     alpha, damping, damping_mode, method, tolerance, precision, matrices
-        As in `precondition`.
+        The arguments of `precondition`.
     device : str or device
-        Where the gradient is: ``"cpu"`` or anything else, such as ``"cuda"``. Decompositions are
-        slow elsewhere, and "auto" avoids them there.
+        The device of the gradient: ``"cpu"`` or anything else, such as ``"cuda"``. Decompositions
+        are slow elsewhere, and "auto" avoids them there.
 
     Returns
     -------
     MethodChoice
-        If `matrices` cuts the gradient into matrices of several shapes, that of the largest.
+        The choice. If `matrices` cuts the gradient into matrices of several shapes, it is that of
+        the largest.
 
     Raises
     ------
     InputError
-        Where `precondition` raises it for a gradient like that.
+        If `precondition` raises it for such a gradient.
 
     Examples
     --------
@@ -138,10 +147,10 @@ def _checked(shape: Any) -> tuple[int, ...]:
 
 
 def _epsilon(dtype: Any) -> float:
-    """Return that of the dtype that is computed in."""
+    """Return the machine precision of the dtype that is computed in."""
     try:
         name = "None" if dtype is None else np.dtype(dtype).name
-    except TypeError:  # of PyTorch, or a name that NumPy does not know
+    except TypeError:  # a dtype of PyTorch, or a name that NumPy does not know
         name = str(dtype).rpartition(".")[2]
     if name not in _EPSILONS:
         raise InputError(

@@ -36,40 +36,43 @@ def precondition(
     Parameters
     ----------
     gradient : array, shape (m, n) or (B, m, n)
-        G: one matrix, or a batch of independent ones; of any shape with `matrices`. Float16 and
-        bfloat16 are computed in float32.
+        The matrix G, or a batch of independent ones. With `matrices`, any shape is allowed. Float16
+        and bfloat16 are computed in float32.
     alpha : float or 0-d array
-        In [0, 4]. 0 leaves the direction of G, 1 without damping gives its polar factor, 2 is a
-        Newton step where curvature goes with σ².
+        The exponent α, in [0, 4]. 0 leaves the direction of G, 1 without damping gives its polar
+        factor, 2 is a Newton step where curvature goes with σ².
     damping : float or 0-d array
-        δ or d, not negative; positive if α > 1. Arrays, traced ones too, are for methods "eigh" and
-        "svd", and their values are not checked.
+        The damping δ or d, not negative, and positive if α > 1. Arrays, traced ones too, are for
+        methods "eigh" and "svd", and their values are not checked.
     damping_mode : {"spectral", "absolute"}
-        ``d = δ σ_max^α`` with the largest singular value of each matrix, or d itself.
+        The reference of the damping. ``"spectral"`` sets ``d = δ σ_max^α`` with the largest
+        singular value of each matrix; ``"absolute"`` takes d itself.
     method : {"auto", "closed", "shifts", "eigh", "svd", "polar", "polynomial"}
-        See the notes.
+        The method, see the notes.
     tolerance : float, optional
-        Largest error that the method may bring; 0.01 by default, 0.05 with products in bfloat16,
-        whose rounding comes on top.
+        The largest error that the method may bring. The default is 0.01, or 0.05 with products in
+        bfloat16, whose rounding comes on top.
     normalize : {"none", "spectral", "rms"}
-        ``"spectral"`` divides by ``max T`` over [0, σ_max] (Theory 9.5): the spectral norm is at
-        most 1. ``"rms"`` gives ``√(mean T²) = 0.2`` over the entries, as AdamW's updates have; a
-        zero matrix stays zero.
+        The normalisation of the result. ``"spectral"`` divides by ``max T`` over [0, σ_max] (Theory
+        9.5), so that the spectral norm is at most 1. ``"rms"`` gives ``√(mean T²) = 0.2`` over the
+        entries, as AdamW's updates have; a zero matrix stays zero. ``"none"`` leaves T as it is.
     precision : {"working", "bfloat16"}
-        ``"bfloat16"`` has method "polynomial" multiply in bfloat16, for hardware that does so
-        several times as fast as in float32; "auto" then takes that method, or "closed" for α = 0.
-        An error of several per cent, see the notes. For PyTorch and JAX.
+        The precision of products. ``"bfloat16"`` lets method "polynomial" multiply in bfloat16, for
+        hardware that does so several times as fast as in float32; "auto" then takes that method, or
+        "closed" for α = 0. The error is several per cent, see the notes. The option is for PyTorch
+        and JAX.
     matrices : MatrixSpec or str, optional
-        How G is made of matrices, in the words of `as_matrices`: ``"conv"`` takes a kernel (out,
+        The rule by which G is made of matrices, see `as_matrices`. ``"conv"`` takes a kernel (out,
         in, height, width) as one matrix (out, in · height · width), ``"stack"`` takes all axes but
-        the last two for those of a batch. More than three axes need it, and so does the kernel of
-        a convolution in one dimension, whose three axes are a batch otherwise.
+        the last two for those of a batch. More than three axes need it, and so does the kernel of a
+        convolution in one dimension, whose three axes are a batch otherwise.
 
     Returns
     -------
     array, shape of the gradient
-        In the dtype of the gradient. Exactly zero for a zero matrix; a matrix that holds a NaN or
-        an infinity gives NaN throughout and leaves the others of the batch alone.
+        The result, in the dtype of the gradient. It is exactly zero for a zero matrix. A matrix
+        that holds a NaN or an infinity gives NaN throughout and leaves the others of the batch
+        alone.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def precondition(
 
     Notes
     -----
-    With ``B = G Gᵀ / σ_max²`` on the small side, of k rows:
+    The methods use ``B = G Gᵀ / σ_max²`` on the small side, of k rows:
 
     ========== =================== ============================= ===============================
     method     serves              computes                      error
@@ -97,36 +100,49 @@ def precondition(
     Errors are ``‖T̂ − T‖₂ / ‖T‖₂``; those of single singular values are relative to
     ``T(max(σ, floor σ_max))``, with a floor of 5e-3 in float32 and 1e-3 in float64.
 
-    - ρ is what squaring loses. At machine precision ε it moves B by ``η = (4 + √k) ε``, and
+    - ρ is the loss by squaring. At machine precision ε it moves B by ``η = (4 + √k) ε``, and
       ``ρ = max_σ |T(√(σ² ± η)) − T(σ)| / max T``: about η/δ at α = 2, twice that at α = 4, 1e-4 and
-      less at δ = 0.1 in float32; 1e-3 at α = 1 and 8e-3 at α = 1/2. What is left of a σ below
-      √η σ_max (some 2e-3 in float32) is noise, which T keeps small unless δ is.
-    - ω is a small multiple of ``ε √k (1 + max |T'| σ_max / max T)``: of ``ε √k max(1, α)/δ``, and
-      without damping of ``ε √k (σ_max/σ_min)^α``, as the singular vectors of small σ mix.
+      less at δ = 0.1 in float32; 1e-3 at α = 1 and 8e-3 at α = 1/2. A σ below √η σ_max (some 2e-3
+      in float32) is lost in noise, which T keeps small unless δ is small.
+    - ω is a small multiple of ``ε √k (1 + max |T'| σ_max / max T)``. With damping that is of order
+      ``ε √k max(1, α)/δ``, and without damping ``ε √k (σ_max/σ_min)^α``, as the singular vectors of
+      small σ mix.
     - λ is the error of σ_max, which "closed" and "shifts" take from 16 Lanczos steps: ``(α/2) e``
       for an error e of σ_max². It is rounding up to 160 rows and for spectra that fall off;
       for Gaussian noise e was 0.07 % in the median of 60 matrices and 3 % in the worst.
-    - γ is what rounding does to "polynomial": to first order at most gain · u of max T if each
+    - γ is the effect of rounding on "polynomial": to first order at most gain · u of max T if each
       matrix that is stored errs by u of its spectral norm, u = ε/2, with the gain that
       `polynomial_table` states: 58 at α = 2, 153 at α = 1, 24 at α = 4, for δ = 0.1. In bfloat16
       (u = 1/256) that is 23 %, 60 % and 10 %, all roundings adding up at their worst. Seen in
-      total, with the 5 % tolerance, rounding and λ: 2 to 5 % where singular values fall off, 3 to
+      total, with the 5 % tolerance, rounding and λ: 2 to 5 % if singular values fall off, 3 to
       8 % for Gaussian noise. Small δ and α near 1 are the worst; a δ of 0.01 is often refused.
       For "polar" γ is at most 8,400 ε, 1e-3 in float32: its first step takes σ near 0.86 σ_max to
       0.008, and what it rounds grows with them. A quarter of that was seen.
     - In bfloat16 λ comes from 8 Lanczos steps: of 230 matrices of Gaussian noise e was 2 % in the
       median and 7 % in the worst. The polynomial is fitted up to an e of 17 %.
-    - A spectral damping below η is refused by "closed" and "shifts". With absolute damping, whose
-      ratio to σ_max^α nobody knows beforehand, "closed" raises it to ``η σ_max^α``.
+    - "closed" and "shifts" refuse a spectral damping below η. The ratio of an absolute damping to
+      σ_max^α is not known beforehand, so "closed" raises an absolute damping to ``η σ_max^α``.
 
     Products are in the dtype of their operands also inside `torch.autocast`, and in JAX whatever
     its default precision is. PyTorch's TF32 is a choice of the whole process that is left alone:
     with it products err by ``2⁻¹¹`` an operand and these bounds do not hold.
 
-    "auto" takes α = 0 as it is, and "polar" on a GPU where it serves. It takes "svd" with absolute
-    damping, with arrays for α or the damping, and where ρ is above the tolerance. Otherwise it goes
-    by "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh"; on a CPU and
-    up to 256 rows, where overhead decides, "eigh" comes before "shifts".
+    "auto" takes "closed" for α = 0, and "polar" on a GPU if it serves. It takes "svd" with absolute
+    damping, with arrays for α or the damping, and if ρ is above the tolerance. Otherwise it tries
+    "closed", "shifts" with up to 2 poles (on a GPU, with any number), and "eigh", in this order. On
+    a CPU and up to 256 rows, where overhead decides, "eigh" comes before "shifts".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> gradient = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> sc.precondition(gradient, alpha=2.0, damping=0.1).round(3)
+    array([[0.455, 0.   , 0.   ],
+           [0.   , 0.714, 0.   ]])
+    >>> sc.precondition(gradient, alpha=1.0, damping=0.0).round(3)
+    array([[1., 0., 0.],
+           [0., 1., 0.]])
     """
     return apply_function(
         gradient,
@@ -154,11 +170,11 @@ def apply_function(
     Parameters
     ----------
     gradient : array
-        G, as in `precondition`.
+        The gradient G, see `precondition`.
     function : SpectralFunction
-        T, with its parameters.
+        The function T, with its parameters.
     method, tolerance, normalize, precision, matrices
-        As in `precondition`.
+        The arguments of `precondition`.
     """
     xp, (gradient,) = floating(gradient=gradient)
     linear_algebra("gradient", gradient)
@@ -192,7 +208,7 @@ def check_arguments(
     normalize: str,
     precision: str,
 ) -> None:
-    """Check what can be checked without a matrix.
+    """Check all arguments that can be checked without a matrix.
 
     Raises
     ------

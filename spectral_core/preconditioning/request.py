@@ -1,4 +1,4 @@
-"""What a method is asked to do: a function, the matrices, and the error that it may bring."""
+"""Requests to a method: a function, the matrices, and the error that it may bring."""
 
 from dataclasses import dataclass
 
@@ -10,25 +10,25 @@ __all__ = ["PRECISIONS", "Request"]
 
 PRECISIONS = ("working", "bfloat16")
 TOLERANCE = 1e-2
-LOW_TOLERANCE = 5e-2  # about what rounding to bfloat16 adds
+LOW_TOLERANCE = 5e-2  # about the error that rounding to bfloat16 adds
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `precondition` was asked for one matrix of a batch.
+    """A request to `precondition`, for one matrix of a batch.
 
     Parameters
     ----------
     function : SpectralFunction
-        T, with its parameters.
+        The function T, with its parameters.
     method : str
         The name of a method, or "auto".
     tolerance : float or None
-        As given.
+        The tolerance that was given, if any.
     rows, columns : int
         The lengths of the wide matrix.
     epsilon : float
-        That of the dtype that is computed in.
+        The machine precision of the dtype in which the method computes.
     on_cpu : bool
         Whether eigendecompositions are cheap.
     low : bool
@@ -46,7 +46,7 @@ class Request:
 
     @property
     def damped_power(self) -> DampedPower:
-        """The function, for methods of this one alone."""
+        """The function, for methods that serve a `DampedPower` alone."""
         assert isinstance(self.function, DampedPower)
         return self.function
 
@@ -68,5 +68,5 @@ class Request:
         return self.function.known and self.function.scale_free
 
     def rounding(self) -> float:
-        """Return the error that squaring brings; 0 where it is not known."""
+        """Return the error that squaring brings; 0 if it is not known."""
         return self.function.rounding(self.shift) if self.predictable else 0.0

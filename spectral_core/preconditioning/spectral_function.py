@@ -1,7 +1,7 @@
-"""What a function of singular values supplies, so that the methods can apply it to matrices.
+"""The interface of a function of singular values, by which the methods apply it to matrices.
 
-Another function is a file like `damped_power`: a class of its parameters, and one of its values at
-a given σ_max.
+Another function is a file like `damped_power`, with a class of its parameters and one of its values
+at a given σ_max.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class ScaledFunction(Protocol):
 
     @property
     def factor(self) -> Array:
-        """What t is multiplied by, shape (..., 1, 1)."""
+        """The factor of t, shape (..., 1, 1)."""
 
     def values(self, xp: Any, ratios: Array) -> Array:
         """Return t(r) for ratios r in [0, 1]."""
@@ -38,7 +38,7 @@ class ScaledFunction(Protocol):
 class SpectralFunction(ABC):
     """A function T of singular values, with ``T(0) = 0`` (Theory 9.1).
 
-    It is applied by every method that says it serves it; "svd" and "eigh" need no more than the
+    Every method that serves the function can apply it; "svd" and "eigh" need no more than the
     values that `at` gives.
     """
 
@@ -73,7 +73,7 @@ class SpectralFunction(ABC):
         return squaring_error(lambda x: scaled.quotients(np, np.sqrt(x)), shift)
 
     def steepness(self) -> float:
-        """Return ``max |t'| / max t``: what T makes of an error in σ/σ_max."""
+        """Return ``max |t'| / max t``, the factor from an error in σ/σ_max to one in T."""
         ratios = np.concatenate([[0.0], np.geomspace(1e-8, 1, 2000)])
         values = self._at_one().values(np, ratios)
         return float(np.max(np.abs(np.diff(values) / np.diff(ratios))) / np.max(np.abs(values)))
@@ -87,18 +87,18 @@ def squaring_error(
 ) -> float:
     """Return ``max_σ |T(σ') − T(σ)| / max T`` where σ'² and σ² differ by `shift` (Theory 9.6).
 
-    That is what an error of that size in a Gram matrix does to T, to first order.
+    This is the effect on T of an error of that size in a Gram matrix, to first order.
 
     Parameters
     ----------
     quotient : callable
-        T(σ)/σ as a function of σ², on [0, 1].
+        The function T(σ)/σ of σ², on [0, 1].
     shift : float
         The error of the Gram matrix, for σ_max = 1.
     floor : float, optional
-        With it the change counts relative to ``T(max(σ, floor))``.
+        A singular value; if it is given, the change counts relative to ``T(max(σ, floor))``.
     power : int
-        The power of the Gram matrix that is formed; a second product errs as the first does.
+        The power of the Gram matrix that is formed. A second product errs as the first does.
     """
     x = np.concatenate([[0.0], np.geomspace(1e-3 * shift, 1, 2000)])
     middle = quotient(x)

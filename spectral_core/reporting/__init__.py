@@ -1,4 +1,4 @@
-"""What is shown and saved: spectra, reports, text tables, the sentence that explains a layer."""
+"""Results to show and save: spectra, reports, text tables, the sentence that explains a layer."""
 
 from spectral_core.reporting.explanation import Explanation as Explanation
 from spectral_core.reporting.explanation import Term as Term

@@ -1,4 +1,4 @@
-"""Which term carries a layer's deviation from α = 2, in one sentence that claims no more."""
+"""One sentence on the term that carries a layer's deviation from α = 2, which claims no more."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class Term:
     Parameters
     ----------
     value : float
-        What it adds to α.
+        The contribution of the term to α.
     interval : tuple of float
-        Confidence interval of the value.
+        The confidence interval of the value.
     share : float
-        ``|value|`` of the sum of all terms' absolute values.
+        The share ``|value|`` of the sum of all terms' absolute values.
     share_interval : tuple of float
-        Of the share, by the joint covariance of the slopes, within [0, 1].
+        The confidence interval of the share, by the joint covariance of the slopes, within [0, 1].
     """
 
     value: float
@@ -45,20 +45,33 @@ class Term:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What makes a layer's α what it is.
+    """The explanation of a layer's α by its terms.
 
     Parameters
     ----------
     sentence : str
-        In plain words; ``str()`` gives it.
+        The explanation in plain words, which ``str()`` gives.
     alpha : float
-        Over the common window.
+        The exponent over the common window.
     dominating : str or None
         ``"beta"``, ``"phi"``, ``"kappa"`` or ``"nu"``, where the intervals support it: the term
         has the sign of ``α − 2``, its interval excludes zero, and so do those of its lead over
         each other term (Bonferroni over the three).
     terms : mapping of str to Term
-        All four.
+        All four terms by name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, "head", top_k=5, decompose=True, progress=False)
+    >>> list(sc.explain(report["head"]).terms)
+    ['beta', 'phi', 'kappa', 'nu']
     """
 
     sentence: str
@@ -81,12 +94,28 @@ def explain(layer: LayerSpectrum) -> Explanation:
     Parameters
     ----------
     layer : LayerSpectrum
-        Measured with ``decompose=True``.
+        A layer of a report that was measured with ``decompose=True``.
 
     Raises
     ------
     InputError
-        If it is no layer of a report, or has no decomposition.
+        If `layer` is no layer of a report, or has no decomposition.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, "head", top_k=5, decompose=True, progress=False)
+    >>> explanation = sc.explain(report["head"])
+    >>> str(explanation) == explanation.sentence
+    True
+    >>> abs(explanation.alpha - 2 - sum(term.value for term in explanation.terms.values())) < 1e-9
+    True
     """
     if not isinstance(layer, LayerSpectrum):
         raise InputError(
@@ -169,7 +198,7 @@ def _dominating(
     covariance: npt.NDArray[np.float64],
     quantile: float,
 ) -> str | None:
-    towards = values * np.sign(deviation)  # what brings α away from 2 counts as positive
+    towards = values * np.sign(deviation)  # a term that brings α away from 2 counts as positive
     first = int(np.argmax(np.abs(towards)))
     if towards[first] <= quantile * np.sqrt(covariance[first, first]):
         return None

@@ -1,4 +1,4 @@
-"""What a measurement returns: one `LayerSpectrum` per layer, in a `SpectralReport`."""
+"""The result of a measurement: one `LayerSpectrum` per layer, in a `SpectralReport`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,24 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class SpectralReport(Mapping[str, LayerSpectrum]):
-    """Every measured layer by name, what was skipped and why, and where the numbers come from.
+    """Every measured layer by name, the skipped layers with reasons, and the provenance.
 
     ``print(report)`` shows a table; ``report["layer2.0.conv1"].alpha`` is a fit with its interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> report = sc.measure(problem, top_k=5, progress=False)
+    >>> len(report), report.skipped
+    (2, {})
+    >>> list(sc.SpectralReport.from_dict(report.to_dict()))
+    ['0', 'head']
     """
 
     provenance: Provenance
@@ -30,7 +45,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LayerSpectrum:
-        """Return the spectrum of the layer called `name`; `KeyError` says which there are."""
+        """Return the spectrum of the layer called `name`; a `KeyError` lists the names."""
         for spectrum in self.spectra:
             if spectrum.name == name:
                 return spectrum
@@ -51,7 +66,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         return self.summary()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict per layer: what tables and data frames are made of.
+        """Return one flat dict per layer, from which tables and data frames are made.
 
         Columns of the decomposition are there if any layer has one.
         """
@@ -161,7 +176,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
             if len({spectrum.name for spectrum in spectra}) < len(spectra):
                 raise ValueError("two layers of one name")
             report = replace(report, spectra=spectra)
-            report.summary(), report.rows()  # what cannot be shown is no report
+            report.summary(), report.rows()  # data that cannot be shown are no report
             return report
         except UNREADABLE as error:
             raise ReportError(

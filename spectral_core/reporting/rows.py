@@ -1,6 +1,6 @@
-"""Which columns a report has: in its tables, in flat rows, and so in CSV and data frames.
+"""The columns of a report: in its tables, in flat rows, and so in CSV and data frames.
 
-This list is the only place that says so: a column shows one quantity of a layer.
+This list is the only place that defines them. A column shows one quantity of a layer.
 """
 
 import math
@@ -19,16 +19,17 @@ __all__ = ["LAYER_COLUMNS", "TERM_COLUMNS", "Column", "half_width", "row", "tabl
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity of a layer: what a table calls it and shows, what a flat row calls it and holds.
+    """One quantity of a layer: its header and cell in a table, its keys and values in a flat row.
 
     Parameters
     ----------
     header : str
         The column's header in a table.
     cell : callable
-        Returns the text in the table.
+        A function that returns the text in the table.
     figures : callable
-        Returns what a row holds of it, by name and in full precision; nothing by default.
+        A function that returns the figures of a flat row, by name and in full precision. By default
+        there are none.
     """
 
     header: str
@@ -54,7 +55,7 @@ def row(columns: Iterable[Column], spectrum: LayerSpectrum) -> dict[str, Any]:
 
 
 def half_width(fit: PowerLawFit) -> float:
-    """Return half of the width of a fit's interval: what is written behind ±."""
+    """Return half of the width of a fit's interval, the number that is written behind ±."""
     low, high = fit.interval
     return float(high - low) / 2
 
@@ -135,7 +136,7 @@ def _terms(spectrum: LayerSpectrum) -> ExponentDecomposition:
 
 
 def _with_interval(fit: PowerLawFit) -> str:
-    return f"{fit.exponent:z.2f} ± {half_width(fit):.2f}"  # "z": what rounds to zero has no sign
+    return f"{fit.exponent:z.2f} ± {half_width(fit):.2f}"  # "z": no sign if it rounds to 0
 
 
 def _term(header: str, name: str) -> Column:
@@ -153,7 +154,7 @@ def _term(header: str, name: str) -> Column:
 
 
 def _of_chi(show: Callable[[Any], str]) -> Callable[[LayerSpectrum], str]:
-    """Return a cell that shows something of the χ that are known; nothing where none is."""
+    """Return a cell that shows something of the χ that are known, or nothing if none is."""
 
     def cell(spectrum: LayerSpectrum) -> str:
         chi = _terms(spectrum).chi

@@ -1,4 +1,4 @@
-"""What is known of one layer, and of the measurement that it comes from."""
+"""The spectrum of one layer, and the provenance of the measurement that it comes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,24 +20,38 @@ __all__ = ["LayerSpectrum", "ParticipationSummary", "Provenance"]
 
 @dataclass(frozen=True)
 class ParticipationSummary:
-    """How many directions carry a layer's curvature (Theory 7).
+    """The number of directions that carry a layer's curvature (Theory 7).
 
     Parameters
     ----------
     ratio : float
-        ``PR = (Σ h)² / Σ h²`` over the positive curvatures (7.1).
+        The ratio ``PR = (Σ h)² / Σ h²`` over the positive curvatures (7.1).
     entropy_rank : float
-        ``exp(H(p))`` with ``p = h / Σ h``.
+        The entropy rank ``exp(H(p))`` with ``p = h / Σ h``.
     count : int
-        Number of positive curvatures; an upper bound of both.
+        The number of positive curvatures, an upper bound of both.
     window_bound : float
-        ``PR_K(s)`` of a pure power law with the fitted s (7.2): a prediction, no certificate.
+        The ratio ``PR_K(s)`` of a pure power law with the fitted s (7.2). It is a prediction, no
+        certificate.
     zeta_bound : float
-        ``ζ(s)²/ζ(2s)``, its limit for a window without end; infinite for s <= 1.
+        The limit ``ζ(s)²/ζ(2s)`` of that ratio for a window without end; infinite for s <= 1.
     certified_exponent : float
-        Largest exponent that the sorted curvatures respect at every rank (7.3).
+        The largest exponent that the sorted curvatures respect at every rank (7.3).
     certified_bound : float
-        ``PR_K`` of that exponent: holds for these data without any fit.
+        The ratio ``PR_K`` of that exponent. It holds for these data without any fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> summary = sc.measure(problem, "head", top_k=5, progress=False)["head"].participation
+    >>> 1 <= summary.ratio <= summary.entropy_rank <= summary.count
+    True
     """
 
     ratio: float
@@ -56,34 +70,51 @@ class LayerSpectrum:
     Parameters
     ----------
     name, kind : str
-        As in `LayerInfo`.
+        The name and kind of the layer, see `LayerInfo`.
     shape : tuple of int
-        ``(m, n)`` of the weight matrix.
+        The shape ``(m, n)`` of the weight matrix.
     sigma : ndarray, shape (K,), float64
-        Singular values of the gradient, descending, in units of the loss per unit of weight.
+        The singular values of the gradient, descending, in units of the loss per unit of weight.
     curvature : ndarray, shape (K,), float64
-        ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, in units of the loss per weight squared.
+        The curvatures ``h_k = <D_k, H[D_k]>`` along ``D_k = u_k v_kᵀ``, in units of the loss per
+        weight squared.
     triangle : ExponentTriangle
-        α, γ and s with the exact transfer identity (Theory 2, 3).
+        The exponents α, γ and s with the exact transfer identity (Theory 2, 3).
     participation : ParticipationSummary
-        Participation ratio and its bounds (Theory 7).
+        The participation ratio and its bounds (Theory 7).
     rank_profile : RankProfileFits
         The form of log σ over rank, by BIC (Theory 8).
     notes : tuple of str
-        What a reader must know: dropped directions, a clipped window, near ties.
+        The remarks that a reader of the numbers needs: dropped directions, a clipped window, near
+        ties.
     ggn : ndarray, shape (K,), float64, or None
-        Gauss-Newton curvatures of the same directions; with ``decompose=True``.
+        The Gauss-Newton curvatures of the same directions, with ``decompose=True``.
     alignment : SpectralAlignment or None
-        The directions in the Kronecker factors (Theory 5.1); with ``decompose=True``.
+        The alignment of the directions with the Kronecker factors (Theory 5.1), with
+        ``decompose=True``.
     decomposition : ExponentDecomposition or None
-        α as β + φ + κ + ν (Theory 5.5); with ``decompose=True``.
+        The decomposition of α as β + φ + κ + ν (Theory 5.5), with ``decompose=True``.
     certificate : Certificate or None
-        How the curvatures were computed, and what shows that they are right. None in reports of
-        versions before 0.2.
+        The way in which the curvatures were computed, and the evidence that they are right. None in
+        reports of versions before 0.2.
     rounding : ndarray, shape (K,), float64, or None
-        How far each σ_k may be from a singular value of the gradient in a wider type, by the
-        gradient's own rounding (Theory 11.6): at most a tenth of it. From a few samples, where they
-        raise no doubt. None where it is not known, as in float64 itself.
+        The largest distance of each σ_k from a singular value of the gradient in a wider type,
+        caused by the gradient's own rounding (Theory 11.6): at most a tenth of σ_k. It is estimated
+        from a few samples if they raise no doubt. None means that it is not known, as in float64
+        itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> network = DenseNetwork((6, 8, 5), activation="tanh", loss="squared")
+    >>> data = [(rng.normal(size=(64, 6)), rng.normal(size=(64, 5)))]
+    >>> problem = network.problem(network.init(), data)
+    >>> spectrum = sc.measure(problem, "head", top_k=5, progress=False)["head"]
+    >>> spectrum.name, spectrum.shape, spectrum.sigma.shape, spectrum.alpha.n
+    ('head', (5, 8), (5,), 5)
     """
 
     name: str
@@ -127,7 +158,7 @@ class LayerSpectrum:
         Raises
         ------
         KeyError, TypeError, ValueError
-            If the data are none.
+            If the data are no spectrum.
         """
         spectrum = decode(cls, data)
         spectrum._check_directions()
@@ -143,7 +174,7 @@ class LayerSpectrum:
             raise ValueError(f"layer {self.name!r} has unequal numbers of σ and h")
 
     def _check_fits(self) -> None:
-        """Raise unless all fits are of single numbers, no batches, and say how they went."""
+        """Raise unless all fits are of single numbers, not batches, with a valid status."""
         for fits in (self.triangle, self.rank_profile, self.decomposition):
             if fits is not None:
                 fits.to_floats()
@@ -154,7 +185,7 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was measured, with what, and how.
+    """The provenance of a measurement: the problem, the versions and the options.
 
     Parameters
     ----------
@@ -162,19 +193,27 @@ class Provenance:
         The backend's description: backend, versions, dtype, device, seed, loss, term count; and
         `precision`, the type that the model casts to inside, where that is narrower than `dtype`.
     versions : mapping
-        Versions of this library, NumPy and Python.
+        The versions of this library, NumPy and Python.
     top_k : int
         The window K that was asked for.
     curvature : str
-        ``"hessian"`` or ``"ggn"``.
+        The curvature that was measured: ``"hessian"`` or ``"ggn"``.
     confidence : float
-        Of every interval in the report.
+        The confidence level of every interval in the report.
     factors : mapping, optional
-        ``delta`` and ``sharing`` of the Kronecker factors; None without a decomposition.
+        The options ``delta`` and ``sharing`` of the Kronecker factors; None without a
+        decomposition.
     engine : str
         The engine that was asked for.
     svd : str
-        How the directions were found.
+        The algorithm that found the directions.
+
+    Examples
+    --------
+    >>> import spectral_core as sc
+    >>> provenance = sc.Provenance({"backend": "numpy"}, {}, 20, "hessian", 0.95)
+    >>> provenance.engine, provenance.svd, provenance.factors
+    ('auto', 'exact', None)
     """
 
     problem: Mapping[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align `rows` under `header`; words to the left, numbers to the right."""
+    """Return `rows` aligned under `header`, with words to the left and numbers to the right."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(_width, column)) for column in columns]
     right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
@@ -21,7 +21,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters spelt out: a terminal would obey them."""
+    """Return a text with its control characters spelt out, as a terminal would obey them."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
     )

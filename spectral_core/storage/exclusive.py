@@ -1,4 +1,4 @@
-"""One at a time: what changes settings of the whole process, in whatever thread."""
+"""A lock for everything that changes settings of the whole process, in whatever thread."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ _lock = threading.RLock()
 
 @contextmanager
 def exclusively() -> Iterator[None]:
-    """Run while no other thread is in here; the same thread may be, further out.
+    """Run while no other thread is in here; the same thread may enter again.
 
     A pass of a measurement seeds the random generators of the process, sets its filters of warnings
     or its precision, and lends a module other parameters. Two at once would each get the other's.
@@ -22,7 +22,7 @@ def exclusively() -> Iterator[None]:
 
 
 def _renew() -> None:
-    # In a forked child the thread that holds the lock does not exist.
+    # A forked child does not have the thread that holds the lock.
     global _lock
     _lock = threading.RLock()
 

@@ -19,7 +19,7 @@ def as_path(name: str, path: Any) -> Path:
     Raises
     ------
     InputError
-        If it is none.
+        If `path` is no path.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or "\0" in text:
@@ -28,7 +28,7 @@ def as_path(name: str, path: Any) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Raise `ReportError` for what is there and is no file: reading a pipe may never end."""
+    """Raise `ReportError` if the path exists and is no file: reading a pipe may never end."""
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise ReportError(f"{path}: is no regular file; choose another name.")
 
@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
     Raises
     ------
     ReportError
-        If it cannot be read, is too long, or no text.
+        If the file cannot be read, is too long, or is no text.
     """
     try:
         check_regular(path)
@@ -73,8 +73,8 @@ def write_atomically(path: Path, text: str) -> None:
         If the folder cannot be created or written, or `path` is a folder or a device; what it held
         before is still there.
     """
-    # With the permissions that any new file has, which the files of `tempfile` have not. No part of
-    # the name that was asked for: with it, a long one would be too long.
+    # The file has the permissions of any new file, unlike the files of `tempfile`. Its name has no
+    # part of the requested name, since a long name would become too long.
     temporary = path.parent / f".spectral-core.{secrets.token_hex(8)}"
     try:
         check_regular(path)

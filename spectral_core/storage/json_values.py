@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON values and back, driven by their type hints."""
+"""Conversion of frozen dataclasses to JSON values and back, driven by their type hints."""
 
 import json
 import math
@@ -21,9 +21,10 @@ UNREADABLE = (
 
 
 def parse(text: str | bytes) -> Any:
-    """Return strict JSON as Python values: no NaN, no infinity, which `encode` writes otherwise.
+    """Return strict JSON as Python values.
 
-    Raises one of `UNREADABLE`.
+    NaN and infinities, which `encode` writes in another way, are refused. Text that is no strict
+    JSON raises one of `UNREADABLE`.
     """
     return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
 
@@ -62,7 +63,7 @@ def decode(cls: type[T], data: Any) -> T:
     Unknown keys are left out and missing ones take their default, so that a file of an older
     minor version is read.
 
-    Raises one of `UNREADABLE` if the data do not fit the class.
+    Data that do not fit the class raise one of `UNREADABLE`.
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"a {type(data).__name__} in place of a {cls.__name__}")
@@ -103,7 +104,7 @@ def _tuple(hints: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 
 
 def _of(kind: type, value: Any) -> Any:
-    """Return a value of that type and no other: True is no number."""
+    """Return a value, checked to be of exactly that type: True is no number."""
     if type(value) is not kind:
         raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value

@@ -10,17 +10,17 @@ from spectral_core.storage.exclusive import exclusively
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nobody is kept out
+except ImportError:  # Windows lacks it, and nobody is kept out there
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LoneFile", "delete_alone"]
 
 
 class LoneFile:
-    """A file to read and append, made if it is not there, that no other process has open so.
+    """A file to read and append that no other process has open as a `LoneFile`.
 
-    Threads of one process share it. A file system that knows no locks keeps nobody out. What Ctrl-C
-    leaves open is closed with the last reference to it.
+    It is created if it does not exist. Threads of one process share it. A file system that knows no
+    locks keeps nobody out. A file that Ctrl-C leaves open is closed with the last reference to it.
 
     Parameters
     ----------
@@ -30,29 +30,29 @@ class LoneFile:
     Attributes
     ----------
     handle : int
-        Its descriptor; -1 once it is closed.
+        The file descriptor, or -1 once the file is closed.
 
     Raises
     ------
     ReportError
-        If another process has it open.
+        If another process has the file open.
     OSError
-        If it cannot be opened.
+        If the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.handle = -1
-        with exclusively():  # of two threads, one makes the lock that both share
+        with exclusively():  # one of two threads makes the lock that both share
             while True:
                 self._lock = _lock_of(path)
                 self.handle = _opened(path)
                 with contextlib.suppress(FileNotFoundError):
                     if self._lock.key == _key(self.handle) == _key(path):
                         return
-                self.close()  # whoever had it open deleted it meanwhile: take what is there now
+                self.close()  # its last owner deleted it meanwhile: open the present file
 
     def close(self) -> None:
-        """Close the file; again, if need be."""
+        """Close the file; a second call does nothing."""
         handle, self.handle = self.handle, -1
         if handle >= 0:
             os.close(handle)
@@ -64,12 +64,12 @@ class LoneFile:
 
 
 def delete_alone(path: Path) -> None:
-    """Delete a file, if it is there, that nobody has open as a `LoneFile`.
+    """Delete a file, if it exists, unless someone has it open as a `LoneFile`.
 
     Raises
     ------
     ReportError
-        If someone has, or it cannot be deleted.
+        If someone has it open, or it cannot be deleted.
     """
     try:
         if fcntl is None:  # where an open file cannot be deleted either
@@ -112,7 +112,7 @@ class _Lock:
         """Release the lock, but not in a forked process, which has none of its own."""
         if self._handle < 0:
             return
-        # Processes forked since may still have it open, and with it the lock.
+        # Processes that were forked since may still have the file open, and with it the lock.
         if fcntl is not None and self._process == os.getpid():
             with contextlib.suppress(OSError):
                 fcntl.flock(self._handle, fcntl.LOCK_UN)

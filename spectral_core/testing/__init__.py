@@ -1,10 +1,10 @@
-"""The conformance suite: what every `CurvatureProblem` owes, to run against a backend of yours.
+"""The conformance suite: requirements on every `CurvatureProblem`, to run against your backend.
 
 >>> @pytest.mark.parametrize("clause", testing.clauses(), ids=str)
 ... def test_conformance(clause):
 ...     clause.check(make)
 
-with ``make(form, watch)``, which builds your problem of a `ClosedForm`.
+Here ``make(form, watch)`` builds your problem of a `ClosedForm`.
 """
 
 from spectral_core.testing.clause import Clause as Clause

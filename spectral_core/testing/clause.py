@@ -16,17 +16,17 @@ __all__ = ["Clause", "ConformanceError", "Make", "Trial", "Watch"]
 
 
 class Watch(Protocol):
-    """Takes a function whose result must stay the same from here on, whatever is measured."""
+    """A callable for state that must stay the same from here on, whatever is measured."""
 
     def __call__(self, state: Callable[[], Any], /) -> None:
-        """Remember what `state` returns now: arrays and plain values, in dicts and lists."""
+        """Remember the present result of `state`: arrays and plain values, in dicts and lists."""
 
 
 class Make(Protocol):
-    """Builds a backend's problem of a closed form."""
+    """A callable that builds a backend's problem of a closed form."""
 
     def __call__(self, form: ClosedForm, watch: Watch, /) -> Any:
-        """Return the `CurvatureProblem`; `watch` what must be left alone before it is built."""
+        """Return the `CurvatureProblem`; call `watch` on state to protect before building it."""
 
 
 ROUNDINGS = 1e4
@@ -39,16 +39,16 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Clause:
-    """One thing that every backend owes.
+    """One requirement on every backend.
 
     Parameters
     ----------
     name : str
-        Short; also ``str(clause)``.
+        A short name, which is also ``str(clause)``.
     statement : str
-        What must hold, in a sentence.
+        The requirement, in a sentence.
     run : callable
-        Looks at it.
+        A function that checks it.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Clause:
         return self.name
 
     def check(self, make: Make, *, tolerance: float | None = None) -> tuple[str, ...]:
-        """Hold a backend against the clause.
+        """Check a backend against the clause.
 
         Parameters
         ----------
@@ -69,14 +69,14 @@ class Clause:
             leave alone (parameters, gradients, mode, the framework's random state) as arrays and
             plain values; or do not.
         tolerance : float, optional
-            Largest error of a value relative to the largest of its kind. By default 10⁴ roundings
-            of ``describe()["dtype"]``.
+            The largest error of a value relative to the largest of its kind. The default is 10⁴
+            roundings of ``describe()["dtype"]``.
 
         Returns
         -------
         tuple of str
-            What the backend refused with a `LayerError` and was not looked at; empty where
-            everything is offered.
+            The things that the backend refused with a `LayerError` and that were not checked; empty
+            if everything is offered.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class Clause:
 
 
 class Trial:
-    """One check of one backend: builds problems, compares, and says where it was."""
+    """One check of one backend, which builds problems, compares, and names the place in errors."""
 
     def __init__(self, make: Make, tolerance: float | None) -> None:
         self._make, self._tolerance = make, tolerance
@@ -103,14 +103,14 @@ class Trial:
         self.refused: list[str] = []
 
     def problem(self, form: ClosedForm, watch: Watch = lambda state: None) -> "Subject":
-        """Build the backend's problem of a closed form, of a copy, whose arrays are watched."""
+        """Build the backend's problem of a copy of a closed form, whose arrays are watched."""
         self.place = f"{form.name}: "
         given = form.copy()
         watch(given.arrays)
         return Subject(self._make(given, watch), form, self)
 
     def require(self, holds: bool, sentence: str) -> None:
-        """Raise `ConformanceError` unless it holds."""
+        """Raise `ConformanceError` with the sentence unless the condition holds."""
         if not holds:
             raise ConformanceError(self.place + sentence)
 
@@ -155,7 +155,7 @@ class Trial:
 
 
 class Subject:
-    """A problem under test beside its closed form; layers go by their place, values by NumPy."""
+    """A problem under test beside its closed form; layers are numbered, values are NumPy arrays."""
 
     def __init__(self, problem: Any, form: ClosedForm, trial: Trial) -> None:
         self.problem, self.form, self._trial = problem, form, trial
@@ -184,7 +184,7 @@ class Subject:
         return self.values(f"{kind} curvatures of {self.names[layer]!r}", found, (u.shape[1],))
 
     def values(self, what: str, found: Any, shape: Sequence[int]) -> Array:
-        """Return an array on the host, looked at for its shape and type."""
+        """Return an array on the host, after a check of its shape and type."""
         require = self._trial.require
         require(
             array_api_compat.is_array_api_obj(found),
@@ -205,7 +205,7 @@ class Subject:
     def compare(self, what: str, found: Any, expected: Array, largest: float = 0.0) -> None:
         """Require values of that shape, near the expected ones.
 
-        `largest` is the size that errors are measured by, where it is more than the values'.
+        Errors are relative to `largest` if it is more than the size of the values.
         """
         found = self.values(what, found, expected.shape)
         size = max(float(np.max(np.abs(expected))), largest)
@@ -239,7 +239,7 @@ class Subject:
         )
 
     def compare_totals(self) -> None:
-        """Compare what sums over data: gradients, factors, and curvatures of the first layer."""
+        """Compare all sums over data: gradients, factors, and curvatures of the first layer."""
         gradients = self.problem.gradients(self.names)
         for layer, name in enumerate(self.names):
             self.compare(f"gradient of {name!r}", gradients[name], self.form.gradient(layer))
@@ -262,7 +262,7 @@ def directions(form: ClosedForm, layer: int) -> tuple[Array, Array]:
 
 
 def frozen(value: Any) -> Any:
-    """Return what can be compared later: arrays by their bytes, the rest by its text."""
+    """Return a value that can be compared later: arrays by their bytes, the rest by its text."""
     if array_api_compat.is_array_api_obj(value):
         array = to_numpy(value)
         return str(array.dtype), array.shape, array.tobytes()

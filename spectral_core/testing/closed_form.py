@@ -26,11 +26,11 @@ class Batch:
     Parameters
     ----------
     inputs : ndarray, shape (B, n) or (B, S, n), float64
-        x; S positions share the weights.
+        The inputs x. With an axis S, the S positions share the weights.
     targets : ndarray, shape (B, C), float64, or (B,), int64
-        t of a squared error, or labels.
+        The targets t of a squared error, or labels.
     weights : ndarray, shape (B,), float64
-        ω, how many terms each sample is; 0 leaves it out.
+        The number ω of terms that each sample is. A weight of 0 leaves the sample out.
     """
 
     inputs: Array
@@ -49,17 +49,18 @@ class ClosedForm:
     Parameters
     ----------
     name : str
-        For messages.
+        The name, for messages.
     matrices : tuple of ndarray, float64
-        ``W_1 … W_L`` in the order of the forward pass, outputs × inputs.
+        The matrices ``W_1 … W_L`` in the order of the forward pass, outputs × inputs.
     batches : tuple of Batch
         The data, batch by batch.
     loss : {"squared", "cross-entropy"}
-        l.
+        The loss l.
     metric : ndarray of shape (C, C), or None
-        M of a squared error, symmetric and positive definite; None for the identity.
+        The matrix M of a squared error, symmetric and positive definite; None for the identity.
     activation : {"identity", "square"}
-        φ: nothing, or ``φ(y) = y²``, with which the Hessian is not its Gauss-Newton part.
+        The activation φ: nothing, or ``φ(y) = y²``, with which the Hessian is not its Gauss-Newton
+        part.
     """
 
     name: str
@@ -84,10 +85,10 @@ class ClosedForm:
         """``Σ ω``, the number N of terms."""
         return float(sum(batch.weights.sum() for batch in self.batches))
 
-    # The same data in other ways
+    # These methods present the same data in other ways.
 
     def cut(self, sizes: Sequence[int]) -> "ClosedForm":
-        """Return it with batches of these sizes, the samples in the same order."""
+        """Return the form with batches of these sizes, the samples in the same order."""
         x, t, w = self._joined()
         edges = [0, *np.cumsum(sizes)]
         if edges[-1] != len(x):
@@ -96,17 +97,17 @@ class ClosedForm:
         return replace(self, batches=tuple(Batch(x[c], t[c], w[c]) for c in cuts))
 
     def repeated(self, times: int) -> "ClosedForm":
-        """Return it with every sample that often, in one batch."""
+        """Return the form with every sample that often, in one batch."""
         whole = (np.repeat(array, times, axis=0) for array in self._joined())
         return replace(self, batches=(Batch(*whole),))
 
     def with_weights(self, weights: Sequence[float]) -> "ClosedForm":
-        """Return it with these ω, in one batch."""
+        """Return the form with these ω, in one batch."""
         x, t, _ = self._joined()
         return replace(self, batches=(Batch(x, t, np.asarray(weights, np.float64)),))
 
     def copy(self) -> "ClosedForm":
-        """Return it with arrays of its own."""
+        """Return the form with arrays of its own."""
         return replace(
             self,
             matrices=tuple(w.copy() for w in self.matrices),
@@ -117,13 +118,13 @@ class ClosedForm:
         )
 
     def arrays(self) -> dict[str, Array]:
-        """Return everything that it holds, by name."""
+        """Return all arrays of the form, by name."""
         found = {f"matrix {index}": w for index, w in enumerate(self.matrices)}
         for index, batch in enumerate(self.batches):
             found |= {f"{name} of batch {index}": array for name, array in vars(batch).items()}
         return found if self.metric is None else found | {"metric": self.metric}
 
-    # Exact values
+    # These methods return exact values.
 
     def mean_loss(self) -> float:
         """Return L."""
@@ -182,7 +183,7 @@ class ClosedForm:
         c_a = np.einsum("i,isn,isk->nk", seen.weights, a, a) / a.shape[1]
         return c_delta, c_a
 
-    # How
+    # These methods are the implementation.
 
     def _joined(self) -> tuple[Array, Array, Array]:
         whole = [(b.inputs, b.targets, b.weights) for b in self.batches]
@@ -225,7 +226,7 @@ class ClosedForm:
 
 
 class _Pass(NamedTuple):
-    """What a forward pass over all samples leaves; positions are an axis, of length 1 or more."""
+    """The values of a forward pass over all samples; positions are an axis of length 1 or more."""
 
     inputs: list[Array]  # a of each layer, (N, S, n)
     outputs: list[Array]  # y = W a of each, (N, S, m)

@@ -1,4 +1,4 @@
-"""Clauses on measurements: what `measure` reports of a backend's problem."""
+"""Clauses on measurements: the reports of `measure` on a backend's problem."""
 
 import json
 from contextlib import suppress
@@ -61,7 +61,7 @@ def _compare(subject: Subject, layer: int, spectrum: LayerSpectrum, kind: Curvat
 
 
 class _Stopped(Exception):
-    """What interrupts a measurement."""
+    """An exception that interrupts a measurement."""
 
 
 def _resumption(trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""Clauses on what a problem is: its members, its layers, how it describes itself."""
+"""Clauses on the protocol of a problem: its members, its layers, its description."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Clauses on what is refused: an `InputError` that names the argument, the value and the remedy."""
+"""Clauses on refusals: an `InputError` names the argument, the value and the remedy."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,7 +99,7 @@ def _no_data(trial: Trial) -> None:
 
 
 def _measured(trial: Trial, form: ClosedForm) -> Callable[[], Any]:
-    """Return a call that builds a problem and asks for numbers, where it is told too late."""
+    """Return a call that builds a problem and asks for gradients, as errors may come only then."""
 
     def measured() -> Any:
         subject = trial.problem(form)

@@ -14,7 +14,7 @@ __all__ = ["clauses"]
 
 
 def clauses() -> tuple[Clause, ...]:
-    """Return what every backend owes, clause by clause; none depends on another."""
+    """Return the requirements on every backend as clauses; none depends on another."""
     return (
         *protocol_clauses.CLAUSES,
         *value_clauses.CLAUSES,

@@ -1,1 +1,1 @@
-"""Methods that apply T to a matrix: `base` says what one is, `table` which there are."""
+"""Methods that apply T to a matrix: `base` defines a method, and `table` lists all of them."""

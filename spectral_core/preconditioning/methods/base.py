@@ -1,4 +1,4 @@
-"""What a method is, and what all of them share."""
+"""The base of all methods."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 NORMALIZATIONS = ("none", "spectral", "rms")
-UPDATE_RMS = 0.2  # of AdamW's updates, as usually seen
-FEW_ROUNDINGS = 32  # in units of ε: no method promises less
+UPDATE_RMS = 0.2  # the usual root mean square of AdamW's updates
+FEW_ROUNDINGS = 32  # the least error that a method promises, in units of ε
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Product:
     left: Array | None = None
 
     def times(self, factor: Array) -> Array:
-        """Return the product times a factor (..., 1, 1), which goes to the smaller array."""
+        """Return the product times a factor (..., 1, 1), which multiplies the smaller array."""
         factor = factor * self.size
         return self.wide * factor if self.left is None else (self.left * factor) @ self.wide
 
@@ -58,7 +58,7 @@ class Filtered:
 
     @classmethod
     def of(cls, xp: Any, product: Product, root: Array, scaled: ScaledFunction) -> "Filtered":
-        """Take a product that is `root` times too large for singular values over σ_max."""
+        """Make it of a product that is `root` times too large for singular values over σ_max."""
         return cls(product, scaled.factor / root, lambda: scaled.peak(xp, root) * root)
 
     def normalized(self, xp: Any, normalize: str) -> Array:
@@ -68,7 +68,7 @@ class Filtered:
         if normalize == "spectral":
             return self.product.times(1 / self.peak())
         product = self.product.multiplied()
-        entries = xp.astype(product.wide, self.size.dtype, copy=False)  # from bfloat16
+        entries = xp.astype(product.wide, self.size.dtype, copy=False)  # it may be bfloat16
         rms = xp.sqrt(xp.mean(entries**2, axis=(-2, -1), keepdims=True))
         return product.times(UPDATE_RMS / xp.where(rms > 0, rms, xp.ones_like(rms)))
 
@@ -76,8 +76,8 @@ class Filtered:
 class Method(ABC):
     """A way to apply T to the singular values of a matrix.
 
-    A new one is a file beside this one with a class like those there, and a line in `table`. Its
-    reasons are rests of sentences that begin with its name.
+    A new method is a file beside this one with a class like those there, and a line in `table`. Its
+    reasons are the rest of sentences that begin with its name.
     """
 
     name: ClassVar[str]
@@ -102,36 +102,36 @@ class Method(ABC):
 
     @abstractmethod
     def price(self, request: Request) -> float:
-        """Return the time that it takes, in Cholesky factorisations of k rows and columns."""
+        """Return the time of the method, in Cholesky factorisations of k rows and columns."""
 
     def left_by_auto(self, request: Request) -> str:
-        """Say why "auto" does not consider it although it serves, or nothing."""
+        """Return the reason why "auto" leaves the method although it serves, or an empty text."""
         return ""
 
     def exact(self, request: Request) -> bool:
-        """Say whether rounding is its only error."""
+        """Return whether rounding is the method's only error."""
         return False
 
     def multiplies_low(self, request: Request) -> bool:
-        """Say whether all that it multiplies can be in bfloat16."""
+        """Return whether all products of the method can be in bfloat16."""
         return self.low
 
     def approximation(self, request: Request) -> float:
-        """Return the error that it would have without rounding."""
+        """Return the error that the method would have without rounding."""
         return 0.0
 
     def rounding(self, request: Request) -> float:
-        """Return the error that rounding brings, where that is more than a few roundings."""
+        """Return the error that rounding brings, if that is more than a few roundings."""
         return request.rounding()
 
     def error(self, request: Request) -> float:
-        """Return the predicted ``‖T̂ − T‖₂ / ‖T‖₂``; NaN where it depends on the matrix."""
+        """Return the predicted ``‖T̂ − T‖₂ / ‖T‖₂``; NaN if it depends on the matrix."""
         if not request.predictable:
             return math.nan
         return self.approximation(request) + self._all_rounding(request)
 
     def refuses(self, request: Request) -> str:
-        """Say why it does not serve a request, or nothing."""
+        """Return the reason why the method does not serve a request, or an empty text."""
         if reason := self.unsuited(request):
             return reason
         error = self.approximation(request) if self.remedy else 0.0
@@ -171,7 +171,7 @@ class DampedPowerMethod(Method):
 
     @abstractmethod
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
-        """Say the same of this function, whose parameters are numbers."""
+        """Return the reason against this function, whose parameters are numbers, if any."""
 
     def scaled(
         self, xp: Any, matrix: ScaledMatrix, root: Array, request: Request
@@ -183,7 +183,7 @@ class DampedPowerMethod(Method):
 
 
 def squares_too_much(request: Request) -> str:
-    """Say why "auto" does not trust the Gram matrix with a request, or nothing."""
+    """Return the reason why "auto" does not square the gradient for a request, or nothing."""
     if not request.function.known:
         return "has an error that nobody knows beforehand, as alpha or damping is an array."
     if not request.function.scale_free:
@@ -196,7 +196,7 @@ def squares_too_much(request: Request) -> str:
 
 
 def below_rounding(function: DampedPower, request: Request) -> str:
-    """Say that rounding hides the damping from a factorisation of the Gram matrix, or nothing."""
+    """Return the reason if rounding of the Gram matrix hides the damping, or an empty text."""
     if function.scale_free and function.damping < request.shift:
         return (
             f"needs a damping above the rounding of the Gram matrix, {request.shift:.1e} at this "

@@ -27,29 +27,29 @@ class Closed(DampedPowerMethod):
     stated_error = "ρ + λ"
 
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
-        """Say which α it is for, and that the damping must be seen."""
+        """Return the reason if α is another, or rounding hides the damping."""
         if function.alpha not in (0, 2, 4):
             return f"is for alpha = 0, 2 or 4, not {function.alpha}; use 'auto'."
         return "" if function.alpha == 0 else below_rounding(function, request)
 
     def price(self, request: Request) -> float:
-        """Return that of nothing, or of one factorisation."""
+        """Return a price of 0, or that of one factorisation."""
         return 0.0 if request.damped_power.linear else 1.0
 
     def left_by_auto(self, request: Request) -> str:
-        """Say what squaring loses; a multiple of the gradient squares nothing."""
+        """Return the reason if squaring loses too much; a multiple of the gradient is exempt."""
         return "" if self.exact(request) else squares_too_much(request)
 
     def exact(self, request: Request) -> bool:
-        """Say whether it is a multiple of the gradient, which needs no σ_max."""
+        """Return whether the result is a multiple of the gradient, which needs no σ_max."""
         return isinstance(request.function, DampedPower) and request.function.linear
 
     def multiplies_low(self, request: Request) -> bool:
-        """Say whether it is a multiple of the gradient, which takes no products."""
+        """Return whether the result is a multiple of the gradient, which takes no products."""
         return self.exact(request)
 
     def rounding(self, request: Request) -> float:
-        """Return what squaring brings, where anything is squared."""
+        """Return the error of squaring, if anything is squared."""
         return 0.0 if self.exact(request) else request.rounding()
 
     def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
@@ -77,8 +77,8 @@ def by_factor(
 ) -> Product:
     """Return ``(slope B^(α/2) + offset I)⁻¹ X`` for α = 2 or 4, with ``B = A / λ_max(A)``.
 
-    A very wide matrix is multiplied by the inverse: k³/3 more multiplications for the factor, but
-    one fast product instead of two triangular solves.
+    A very wide matrix is multiplied by the inverse. That takes k³/3 more multiplications for the
+    factor, but one fast product instead of two triangular solves.
     """
     matrix = gram.matrix * (slope / gram.top)
     if alpha == 4:

@@ -30,19 +30,19 @@ class Eigh(Method):
     stated_error = "ρ"
 
     def unsuited(self, request: Request) -> str:
-        """Return nothing: it serves everything."""
+        """Return an empty text: the method serves everything."""
         return ""
 
     def price(self, request: Request) -> float:
-        """Return that of an eigendecomposition."""
+        """Return the price of an eigendecomposition."""
         return _PRICE_ON_CPU if request.on_cpu else _PRICE_ELSEWHERE
 
     def left_by_auto(self, request: Request) -> str:
-        """Say what squaring loses."""
+        """Return the reason if squaring loses too much."""
         return squares_too_much(request)
 
     def exact(self, request: Request) -> bool:
-        """Return that it is: it finds σ_max itself."""
+        """Return True: the method finds σ_max itself."""
         return True
 
     def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
@@ -58,7 +58,7 @@ class Eigh(Method):
 def _eigen_ratios(xp: Any, gram: Array, undamped: bool) -> tuple[Array, Array, Array]:
     """Return eigenvectors, ``σ/σ_max`` of shape (..., 1, k), and ``σ_max`` of shape (..., 1, 1).
 
-    Without damping eigenvalues that are rounding count as zero.
+    Without damping, eigenvalues that are rounding count as zero.
     """
     values, vectors = eigh(xp, gram)
     values = values[..., None, :]

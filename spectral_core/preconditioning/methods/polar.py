@@ -11,8 +11,8 @@ from spectral_core.preconditioning.tables.polar import PolarSchedule, polar_sche
 
 __all__ = ["POLAR_FLOOR", "POLAR_MARGIN", "Polar", "polar_factor"]
 
-# The least σ/σ_max that comes out as 1, and by what σ_max is raised for the error of the Lanczos
-# steps.
+# The smallest σ/σ_max that comes out as 1, and the factor by which σ_max is raised for the error of
+# the Lanczos steps.
 POLAR_FLOOR, POLAR_MARGIN = 1e-3, 1.05
 _PRICE = 20.0  # on a GPU, where products are cheap: less than any decomposition
 
@@ -26,7 +26,7 @@ class Polar(DampedPowerMethod):
     stated_error = "tolerance + γ, σ ≥ 1e-3 σ_max"
 
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
-        """Say that it is for the polar factor."""
+        """Return the reason if T is not the polar factor."""
         alpha, damping = function.alpha, function.damping
         if alpha == 1 and damping == 0:
             return ""
@@ -36,11 +36,11 @@ class Polar(DampedPowerMethod):
         )
 
     def price(self, request: Request) -> float:
-        """Return that of some ten products."""
+        """Return the price of some ten products."""
         return _PRICE
 
     def left_by_auto(self, request: Request) -> str:
-        """Say where products are not cheap enough."""
+        """Return the reason if products are not cheap enough."""
         return "takes as long as 'svd' on a CPU." if request.on_cpu else ""
 
     def approximation(self, request: Request) -> float:
@@ -48,7 +48,7 @@ class Polar(DampedPowerMethod):
         return _schedule(request).error
 
     def rounding(self, request: Request) -> float:
-        """Return γ."""
+        """Return the error γ of rounding, see `precondition`."""
         return _schedule(request).gain * request.epsilon
 
     def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:

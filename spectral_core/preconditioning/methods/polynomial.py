@@ -18,7 +18,7 @@ from spectral_core.preconditioning.tables.polynomials import (
 
 __all__ = ["Polynomial", "by_polynomial", "polynomial_of"]
 
-_LOW_STEPS = 8  # of Lanczos in bfloat16: more would take longer than the products
+_LOW_STEPS = 8  # Lanczos steps in bfloat16; more would take longer than the products
 _LOW_EPSILON = 2.0**-7
 
 
@@ -33,7 +33,7 @@ class Polynomial(DampedPowerMethod):
     low = True
 
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
-        """Say which α and which damping it is for."""
+        """Return the reason if α or the damping is another than the method takes."""
         alpha, damping = function.alpha, function.damping
         if alpha > 0 and damping > 0 and function.scale_free:
             return ""
@@ -43,11 +43,11 @@ class Polynomial(DampedPowerMethod):
         )
 
     def price(self, request: Request) -> float:
-        """Return that of its products, each three factorisations and more."""
+        """Return the price of the products, each three factorisations and more."""
         return 6.0 * polynomial_of(request).products
 
     def left_by_auto(self, request: Request) -> str:
-        """Say that its products pay in bfloat16."""
+        """Return the reason: the products pay in bfloat16 alone."""
         return "" if request.low else "is taken with precision='bfloat16' alone."
 
     def approximation(self, request: Request) -> float:
@@ -55,12 +55,12 @@ class Polynomial(DampedPowerMethod):
         return polynomial_of(request).error
 
     def error(self, request: Request) -> float:
-        """Return the error of the table and γ, as all roundings at their worst would add up."""
+        """Return the error of the table plus γ, for roundings that add up at their worst."""
         unit = (_LOW_EPSILON if request.low else request.epsilon) / 2
         return self.approximation(request) + polynomial_of(request).gain * unit
 
     def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
-        """Evaluate it, in bfloat16 if that was asked for."""
+        """Evaluate the polynomial, in bfloat16 if that was asked for."""
         if request.low:
             matrix = matrix.lowered(xp)
         gram = Gram.of(xp, matrix, *([_LOW_STEPS] if request.low else []))
@@ -82,11 +82,11 @@ def by_polynomial(xp: Any, gram: Array, top: Array, wide: Array, table: Polynomi
     Parameters
     ----------
     gram : array, shape (..., k, k)
-        A, in float32 or wider.
+        The Gram matrix A, in float32 or wider.
     top : array, shape (..., 1, 1)
-        In the dtype of A.
+        The largest eigenvalue of A, in the dtype of A.
     wide : array, shape (..., k, n)
-        X.
+        The wide matrix X.
     table : PolynomialTable
     """
     first = xp.astype(gram * (2 / REACH / top), wide.dtype, copy=False)
@@ -96,10 +96,10 @@ def by_polynomial(xp: Any, gram: Array, top: Array, wide: Array, table: Polynomi
 
 
 def _arithmetic(xp: Any, like: Array) -> tuple[Add, Multiply]:
-    """Return sums and products that round once: the framework's own where it has them."""
+    """Return sums and products that round once, by the framework's own functions if it has them."""
     if array_api_compat.is_torch_namespace(xp) and like.ndim in (2, 3):
         return _torch_arithmetic(xp, like)
-    # Sums in float32: products of half precision are accumulated there, numbers stay precise.
+    # Sums are in float32: products of half precision are accumulated there, numbers stay precise.
     wider = xp.float32 if xp.finfo(like.dtype).bits < 32 else like.dtype
 
     def sum_of(first: Array, size: float, second: Array, factor: float) -> Array:
@@ -113,7 +113,7 @@ def _arithmetic(xp: Any, like: Array) -> tuple[Add, Multiply]:
 
 
 def _torch_arithmetic(xp: Any, like: Array) -> tuple[Add, Multiply]:
-    """Fused, and in place where that takes nothing away: fresh memory costs as much as a sum."""
+    """Return fused operations, in place if allowed, as fresh memory costs as much as a sum."""
     fused = xp.addmm if like.ndim == 2 else xp.baddbmm
     in_place = not like.requires_grad
 

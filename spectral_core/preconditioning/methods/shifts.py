@@ -20,7 +20,7 @@ from spectral_core.preconditioning.tables.poles import PoleTable, pole_table
 
 __all__ = ["Shifts", "poles_of", "relative_floor"]
 
-_FEW_ROWS = 256  # up to here an eigendecomposition takes no longer than any number of poles
+_FEW_ROWS = 256  # up to this size an eigendecomposition is as fast as any number of poles
 
 
 class Shifts(DampedPowerMethod):
@@ -33,7 +33,7 @@ class Shifts(DampedPowerMethod):
     remedy = "use 'eigh' or 'svd'"
 
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
-        """Say which α and which damping it is for."""
+        """Return the reason if α or the damping is another than the method takes."""
         if not 0 < function.alpha < 2:
             return f"is for alpha between 0 and 2, not {function.alpha}; use 'auto' or 'eigh'."
         if not function.scale_free:
@@ -41,11 +41,11 @@ class Shifts(DampedPowerMethod):
         return below_rounding(function, request)
 
     def price(self, request: Request) -> float:
-        """Return that of a factorisation and an inverse for each pole."""
+        """Return the price of a factorisation and an inverse for each pole."""
         return 2.0 * len(poles_of(request).poles)
 
     def left_by_auto(self, request: Request) -> str:
-        """Say what squaring loses, and where overhead decides."""
+        """Return the reason if squaring loses too much, or overhead decides against the method."""
         if reason := squares_too_much(request):
             return reason
         if request.on_cpu and request.rows <= _FEW_ROWS:
@@ -67,7 +67,7 @@ class Shifts(DampedPowerMethod):
 
 def poles_of(request: Request) -> PoleTable:
     """Return the table of a request."""
-    # Up to the next power of four rows, so that all sizes share a few tables.
+    # The size is rounded up to a power of four, so that all sizes share a few tables.
     rows = 4 ** int(np.ceil(np.log(max(request.rows, 1)) / np.log(4)))
     return pole_table(
         float(request.damped_power.alpha),
@@ -79,7 +79,7 @@ def poles_of(request: Request) -> PoleTable:
 
 
 def relative_floor(epsilon: float) -> float:
-    """Return σ/σ_max from which on a Gram matrix tells a singular value to some accuracy."""
+    """Return the least σ/σ_max that a Gram matrix resolves to some accuracy."""
     return 5e-3 if epsilon > 1e-10 else 1e-3
 
 

@@ -9,7 +9,7 @@ from spectral_core.preconditioning.request import Request
 
 __all__ = ["Svd"]
 
-_PRICE = 1000.0  # above that of every other method: it is for what no other serves
+_PRICE = 1000.0  # above every other method: this one is for requests that no other serves
 
 
 class Svd(Method):
@@ -22,19 +22,19 @@ class Svd(Method):
     sharper = "float64"
 
     def unsuited(self, request: Request) -> str:
-        """Return nothing: it serves everything."""
+        """Return an empty text: the method serves everything."""
         return ""
 
     def price(self, request: Request) -> float:
-        """Return that of the last resort."""
+        """Return the price of a last resort."""
         return _PRICE
 
     def exact(self, request: Request) -> bool:
-        """Return that it is: it finds σ_max itself."""
+        """Return True: the method finds σ_max itself."""
         return True
 
     def rounding(self, request: Request) -> float:
-        """Return nothing: it squares nothing, and what T makes of errors in σ is no refusal."""
+        """Return 0: nothing is squared, and the effect of errors in σ on T is no refusal."""
         return 0.0
 
     def error(self, request: Request) -> float:
@@ -51,7 +51,7 @@ class Svd(Method):
         top = sigma[..., :1]
         root = xp.where(top > 0, top, xp.ones_like(top))
         ratios = sigma / root
-        if request.function.undamped:  # what is rounding of zero has no direction
+        if request.function.undamped:  # a σ that is rounding of zero has no direction
             kept = ratios > request.columns * request.epsilon
             ratios = xp.where(kept, ratios, xp.zeros_like(ratios))
         scaled = request.function.at(xp, matrix.scale * root)

@@ -1,4 +1,4 @@
-"""The methods there are: a new one is a line here."""
+"""The table of methods. A new one is a line here."""
 
 from spectral_core.preconditioning.methods.base import Method
 from spectral_core.preconditioning.methods.closed import Closed

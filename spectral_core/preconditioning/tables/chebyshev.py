@@ -1,4 +1,4 @@
-"""How a Chebyshev expansion in a matrix is evaluated: few products, and no identity stored.
+"""The evaluation of a Chebyshev expansion in a matrix by few products, with no identity stored.
 
 Matrices stand for ``r I + R``, where the number r is the value at ``x = 0`` and R vanishes there:
 rounding R to few digits costs least on the many directions that a Gram matrix hardly has.
@@ -22,12 +22,12 @@ def evaluate(first: Any, rows: Rows, add: Add, multiply: Multiply) -> tuple[floa
     Parameters
     ----------
     first : matrix or numbers
-        ``2 B / h``; Chebyshev polynomials are those of ``x' = 2 B / h − 1``.
+        The matrix ``2 B / h``. Chebyshev polynomials are those of ``x' = 2 B / h − 1``.
     rows : sequence of s + 1 coefficients each
-        Of ``S_i = Σ_j rows[i][j] T_j``, from the lowest i. Takes ``s − 1`` products, and one for
-        every row but the last.
+        The coefficients of ``S_i = Σ_j rows[i][j] T_j``, from the lowest i. They take ``s − 1``
+        products, and one more for every row but the last.
     add, multiply : callable
-        The arithmetic of whatever `first` is. All sums are made by them, so that what is rounded is
+        The arithmetic of the type of `first`. All sums are made by them, so that every rounding is
         seen.
     """
     powers = _shifted_chebyshev(first, len(rows[0]) - 1, add, multiply)
@@ -63,9 +63,9 @@ def _shifted_chebyshev(first: Any, count: int, add: Add, multiply: Multiply) -> 
 
 
 def _sum(factors: Sequence[float], matrices: Sequence[Any], add: Add) -> tuple[float, Any]:
-    """Return q and M with ``Σ factors · matrices = q M``: nothing is spent on scaling.
+    """Return q and M with ``Σ factors · matrices = q M``, so that nothing is spent on scaling.
 
-    Of two matrices and more M is always a new one.
+    For two or more matrices, M is always a new one.
     """
     terms = [(f, m) for f, m in zip(factors, matrices, strict=True) if f != 0 or m is matrices[0]]
     sizes = [abs(factor) for factor, _ in terms]
@@ -81,5 +81,5 @@ def _at_zero(row: Sequence[float]) -> float:
 
 
 def _sign(k: int) -> float:
-    """T_k(−1)."""
+    """Return T_k(−1)."""
     return -1.0 if k % 2 else 1.0

@@ -22,11 +22,11 @@ class PolarSchedule:
     Parameters
     ----------
     steps : tuple of (float, float, float)
-        a, b, c in the order of use.
+        The coefficients a, b, c in the order of use.
     lowest, error : float
     gain : float
-        Where each step errs by u times the sum of its terms' sizes, the result errs by at most
-        ``gain · u`` in the spectral norm, to first order (Theory 9.6).
+        The growth of errors: if each step errs by u times the sum of its terms' sizes, the result
+        errs by at most ``gain · u`` in the spectral norm, to first order (Theory 9.6).
     """
 
     steps: tuple[Quintic, ...]
@@ -53,9 +53,9 @@ def polar_schedule(lowest: float, tolerance: float) -> PolarSchedule:
     Parameters
     ----------
     lowest : float
-        In (0, 1): smallest ratio σ/σ_max that must come out as 1.
+        The smallest ratio σ/σ_max that must come out as 1, in (0, 1).
     tolerance : float
-        Largest distance from 1; at least 1e-15.
+        The largest distance from 1, at least 1e-15.
 
     Returns
     -------

@@ -13,9 +13,9 @@ __all__ = ["PoleTable", "pole_table"]
 Vector = NDArray[np.float64]
 
 MOST_POLES = 12
-_ROUNDS = 400  # of Levenberg-Marquardt; it has settled long before
+_ROUNDS = 400  # rounds of Levenberg-Marquardt, which settles long before
 _GRID = 400  # points of the fit
-_CHECK = 4000  # points of the certificate: between those of the fit the error is seen too
+_CHECK = 4000  # points of the certificate, which also sees the error between points of the fit
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class PoleTable:
     Parameters
     ----------
     poles, weights : tuple of float
-        ``p_j`` and ``w_j``, all positive.
+        The numbers ``p_j`` and ``w_j``, all positive.
     constant : float
-        ``w_0 ≥ 0``.
+        The constant ``w_0 ≥ 0``.
     error : float
-        Largest relative error of T over σ/σ_max in [0, 1], relative to ``T(max(σ, floor))``.
+        The largest error of T over σ/σ_max in [0, 1], relative to ``T(max(σ, floor))``.
     """
 
     poles: tuple[float, ...]
@@ -57,21 +57,21 @@ def pole_table(
     Parameters
     ----------
     alpha : float
-        In (0, 2).
+        The exponent α, in (0, 2).
     damping : float
-        Spectral damping δ > 0.
+        The spectral damping δ > 0.
     tolerance : float
-        Largest relative error of T, as in `PoleTable.error`.
+        The largest relative error of T, see `PoleTable.error`.
     floor : float
-        Ratio σ/σ_max below which errors count relative to T at the floor.
+        The ratio σ/σ_max below which errors count relative to T at the floor.
     smallest : float
-        Lower bound of the poles: a shift must stand out of the rounding of the matrix.
+        The lower bound of the poles, as a shift must stand out of the rounding of the matrix.
 
     Returns
     -------
     PoleTable
-        The best one that was found where none of up to 12 poles reaches the tolerance: look at its
-        `error`.
+        The table. If no number of poles up to 12 reaches the tolerance, it is the best one found:
+        look at its `error`.
     """
     check = _Error(alpha, damping, floor, _CHECK)
     fit = _Error(alpha, damping, floor, _GRID)
@@ -149,11 +149,12 @@ def lawson(
     Parameters
     ----------
     evaluate : callable
-        Takes parameters, shape ``(P,)``; returns residuals ``(R,)`` and derivatives ``(R, P)``.
+        A function that takes parameters, shape ``(P,)``, and returns residuals ``(R,)`` and
+        derivatives ``(R, P)``.
     start : array, shape (P,)
-        Where to begin.
+        The parameters to begin with.
     rounds : int
-        Number of steps.
+        The number of steps.
 
     Returns
     -------

@@ -13,10 +13,10 @@ __all__ = ["PolynomialTable", "polynomial_table"]
 
 Vector = NDArray[np.float64]
 
-REACH = 1.2  # fitted up to here: σ_max² may be underestimated by a sixth
+REACH = 1.2  # the end of the fit, as σ_max² may be underestimated by a sixth
 # (degree, s): the highest degrees for 1, 2, 3 ... products, with T_s as the step.
 SCHEMES = ((2, 2), (4, 2), (6, 3), (9, 3), (12, 4), (16, 4), (20, 5), (25, 5), (30, 5), (36, 6))
-_ROUNDS = 60  # of Lawson's reweighting
+_ROUNDS = 60  # rounds of Lawson's reweighting
 _GRID = 300
 _CHECK = 4000  # points of the certificate
 
@@ -30,13 +30,13 @@ class PolynomialTable:
     Parameters
     ----------
     rows : tuple of tuples of s + 1 floats
-        Coefficients.
+        The coefficients.
     error : float
-        Largest ``|σ p(σ²) − T(σ)| / max T`` over ``0 ≤ σ² ≤ 1.2``: an estimate of σ_max² that is
-        a sixth too small is covered.
+        The largest ``|σ p(σ²) − T(σ)| / max T`` over ``0 ≤ σ² ≤ 1.2``, which covers an estimate of
+        σ_max² that is a sixth too small.
     gain : float
-        What rounding does: where every matrix that is stored errs by at most u times its own
-        spectral norm, T errs by at most ``gain · u`` of its maximum, to first order.
+        The growth of rounding errors: if every matrix that is stored errs by at most u times its
+        own spectral norm, T errs by at most ``gain · u`` of its maximum, to first order.
     """
 
     rows: tuple[tuple[float, ...], ...]
@@ -45,7 +45,7 @@ class PolynomialTable:
 
     @property
     def products(self) -> int:
-        """How many products of k rows and columns it takes, the Gram matrix apart."""
+        """The number of products of k rows and columns, not counting the Gram matrix."""
         return len(self.rows[0]) - 2 + len(self.rows) - 1
 
     def __call__(self, x: Vector) -> Vector:
@@ -57,23 +57,23 @@ class PolynomialTable:
 def polynomial_table(alpha: float, damping: float, tolerance: float) -> PolynomialTable:
     """Return the table with the fewest products that reaches a tolerance (Theory 9.6).
 
-    For each degree least squares in Chebyshev polynomials, with weights of the points that grow
-    where the error of T is large (Lawson), approach the least maximum.
+    For each degree, least squares in Chebyshev polynomials approach the least maximum: the weights
+    of points grow where the error of T is large (Lawson).
 
     Parameters
     ----------
     alpha : float
-        In (0, 4].
+        The exponent α, in (0, 4].
     damping : float
-        Spectral damping δ > 0.
+        The spectral damping δ > 0.
     tolerance : float
-        Largest error of T, as in `PolynomialTable.error`.
+        The largest error of T, see `PolynomialTable.error`.
 
     Returns
     -------
     PolynomialTable
-        The best one that was found where no degree up to 36 reaches the tolerance: look at its
-        `error`.
+        The table. If no degree up to 36 reaches the tolerance, it is the best one found: look at
+        its `error`.
     """
     tables = []
     for degree, step in SCHEMES:
@@ -159,7 +159,7 @@ class _Scalars:
 
 
 def _gain(rows: tuple[tuple[float, ...], ...], x: Vector, weight: Vector) -> float:
-    """Sum what one rounding of each stored matrix does to T, over its maximum (Theory 9.6)."""
+    """Return the summed effect of one rounding of each stored matrix on T (Theory 9.6)."""
     plain = _Scalars()
     p, small = plain.run(x, rows), 1e-6
 
@@ -168,7 +168,8 @@ def _gain(rows: tuple[tuple[float, ...], ...], x: Vector, weight: Vector) -> flo
         return float(np.max(np.abs(spoiled - p) * weight)) / small
 
     gram = change(0)
-    # Entries of G, twice in the product; the product; its quotient by λ_max, counted by change(0).
+    # Rounded are the entries of G, twice in the product; the product; and its quotient by λ_max,
+    # which change(0) counts.
     moved = _Scalars().run(x + small * np.sqrt(x), rows)
     gradient = float(np.max((p + 2 * np.abs(moved - p) / small) * weight / np.sqrt(x + 1e-12)))
     stored = sum(change(victim) for victim in range(plain.results))
