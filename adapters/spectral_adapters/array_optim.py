@@ -38,7 +38,7 @@ class SpectralNewtonState(NamedTuple):
     count : int
         Steps that were made.
     momentum : dict of str to array
-        Of what T updates, in float32 or wider.
+        The momentum of the parameters that T updates, in float32 or wider.
     mean, square : dict of str to array
         Moments of what AdamW updates.
     """
@@ -60,8 +60,8 @@ class SpectralNewton:
         The exponent: one number, or ``"per-type"`` by the type of layer that a name tells
         (`TYPE_ALPHAS`), or numbers by type or glob of names, or those of a report.
     damping, damping_mode, method, tolerance, precision
-        As in `spectral_core.precondition`, with less damping by default: δ = 0.001 and α = 2 won
-        the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
+        The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
+        2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
     momentum : float
         Coefficient of the exponential moving average of gradients.
     nesterov : bool
@@ -69,7 +69,7 @@ class SpectralNewton:
     weight_decay : float
         Decoupled.
     scale : {"rms", "spectral", "none"}
-        Of a step, as in `spectral_core.spectral_newton_step`.
+        The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
         ``lr``, ``betas``, ``eps`` and ``weight_decay`` of AdamW. Learning rate and weight decay are
         otherwise those above, but with another scale than ``"rms"`` a learning rate of 1e-3.
@@ -158,9 +158,10 @@ class SpectralNewton:
         Parameters
         ----------
         params, gradients : dict of str to array, or list of array
-            As in `init`. A gradient may be None, or be missing in a dict: its parameter stays.
+            The parameters, in the form that `init` received, and their gradients. A gradient may be
+            None, or be missing in a dict: its parameter stays.
         state : SpectralNewtonState
-            From `init` or the last `update`.
+            The state that `init` or the last `update` returned.
         lr : float or array, optional
             Instead of that of the optimizer, for schedules; AdamW follows unless it has its own.
 

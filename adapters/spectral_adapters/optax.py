@@ -107,17 +107,18 @@ def scale_by_spectral_newton(
         Decoupled; here, and not as `optax.add_decayed_weights` behind it, so that a matrix with a
         gradient that is not finite is not decayed either. Needs `params`.
     weight_decay_mask : pytree of bool or callable, optional
-        Of which leaves decay: a prefix of the parameters, or a function of them.
+        The leaves that decay: a prefix of the tree of parameters, or a function of it.
     mu_dtype : dtype, optional
-        In which momentum is kept; float32 or wider by default. It is computed in float32 or wider.
+        The dtype in which momentum is kept; float32 or wider by default. It is computed in float32
+        or wider.
     nesterov : bool
         Whether momentum looks ahead.
     scale : {"rms", "spectral", "none"}
-        As in `spectral_core.spectral_newton_step`.
+        The scale of a step, see `spectral_core.spectral_newton_step`.
     damping_mode, method, tolerance, precision
-        As in `spectral_core.precondition`. With an array for α or spectral damping "auto" is
-        "eigh", which serves any value at the price of an eigendecomposition of the small side;
-        its error grows for δ far below 0.1 in float32, where "svd" is exact.
+        The options of `spectral_core.precondition`. With an array for α or spectral damping, "auto"
+        is "eigh", which serves any value at the price of an eigendecomposition of the small side.
+        Its error grows for δ far below 0.1 in float32, where "svd" is exact.
     weight_dimension_numbers : MatrixAxes, pytree or callable, optional
         The matrices of each leaf: `SpectralDimensionNumbers`, or a spec of `as_matrices`; one for
         all, a prefix of the tree, or a function of the tree that returns one. By default all
@@ -216,20 +217,22 @@ def spectral_newton(
     Parameters
     ----------
     learning_rate : float, array or schedule
-        With ``scale="rms"`` that of AdamW serves.
+        The learning rate. With ``scale="rms"`` that of AdamW serves.
     alpha, damping, beta, mu_dtype, nesterov, scale, damping_mode, method, tolerance, precision
-        As in `scale_by_spectral_newton`.
+        The arguments of `scale_by_spectral_newton`.
     weight_decay, weight_decay_mask
-        As there, and of AdamW.
+        The arguments of `scale_by_spectral_newton`. They count for AdamW too.
     adam_learning_rate : float, array or schedule, optional
-        Of AdamW; `learning_rate` by default, but required with another scale than ``"rms"``.
+        The learning rate of AdamW. It is `learning_rate` by default, and required with another
+        scale than ``"rms"``.
     adam_b1, adam_b2, adam_eps : float or array
-        As in `optax.adamw`.
+        The arguments b1, b2 and eps of `optax.adamw`.
     adam_weight_decay : float or array, optional
-        Of AdamW, if it is another.
+        The weight decay of AdamW. By default it is `weight_decay`.
     weight_dimension_numbers : MatrixAxes, pytree or callable, optional
-        As in `scale_by_spectral_newton`, where None in a tree leaves a parameter to AdamW; by
-        default `default_dimension_numbers`. `routing_table` shows what becomes of each parameter.
+        The argument of `scale_by_spectral_newton`, where None in a tree leaves a parameter to
+        AdamW. By default it is `default_dimension_numbers`. `routing_table` shows what becomes of
+        each parameter.
 
     Returns
     -------

@@ -215,7 +215,7 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     Parameters
     ----------
     report : SpectralReport
-        With at least one layer.
+        A report with at least one layer.
     folder : path
         Created if need be.
 

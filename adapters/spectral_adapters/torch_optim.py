@@ -58,8 +58,8 @@ class SpectralNewton(torch.optim.Optimizer):
         every `measure_every` steps. Ranks of a process group that train the same parameters take
         that of the lowest, and warn if others measured another.
     damping, damping_mode, method, tolerance, precision
-        As in `spectral_core.precondition`, with less damping by default: δ = 0.001 and α = 2 won
-        the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
+        The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
+        2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
     momentum : float
         Coefficient of the exponential moving average of gradients.
     nesterov : bool
@@ -67,22 +67,24 @@ class SpectralNewton(torch.optim.Optimizer):
     weight_decay : float
         Decoupled.
     scale : {"rms", "spectral", "none"}
-        Of a step, as in `spectral_core.spectral_newton_step`.
+        The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
         ``lr``, ``betas``, ``eps`` and ``weight_decay`` of the parameters that AdamW updates.
         Learning rate and weight decay are otherwise those above, but with another scale than
         ``"rms"`` a learning rate of 1e-3.
     route : mapping, optional
-        Of a model: globs of parameter names to ``"spectral"``, ``"adamw"`` or a dict of options:
-        ``alpha``, ``matrices`` (a spec of `as_matrices`), ``lr`` or any other of a group.
+        The rules of a model's parameters: globs of their names to ``"spectral"``, ``"adamw"`` or a
+        dict of options. The options are ``alpha``, ``matrices`` (a spec of `as_matrices`), ``lr``
+        or any other of a parameter group.
     problem : callable, optional
-        For ``alpha="auto"``: returns a `CurvatureProblem` of the model on a small batch. The model
-        is in eval mode meanwhile, and as it was afterwards.
+        A function that returns a `CurvatureProblem` of the model on a small batch, for
+        ``alpha="auto"``. The model is in eval mode meanwhile, and as it was afterwards.
     measure_every : int
         Steps between measurements.
     measure_options : mapping, optional
-        Of `spectral_core.measure`, such as ``{"top_k": 10}``; ``{"curvature": "ggn"}`` by default,
-        as the Hessian far from a minimum has few positive curvatures to fit.
+        The options of `spectral_core.measure`, such as ``{"top_k": 10}``. The default is
+        ``{"curvature": "ggn"}``, as the Hessian far from a minimum has few positive curvatures to
+        fit.
     maximize : bool
         Climb instead of descending.
     capturable : bool
@@ -273,8 +275,8 @@ class SpectralNewton(torch.optim.Optimizer):
         Parameters
         ----------
         state_dict : dict
-            From `state_dict` of an optimizer of the same parameters. By name, in any order, where
-            both have names; otherwise by position.
+            The `state_dict` of an optimizer of the same parameters. States are matched by name, in
+            any order, if both have names; otherwise by position.
 
         Raises
         ------

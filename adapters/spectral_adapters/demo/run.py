@@ -26,7 +26,7 @@ class DemoRun:
     train_accuracy, test_accuracy : float
         Shares of correct digits.
     report : SpectralReport
-        Of every layer.
+        The report of every layer.
     files : tuple of Path
         The report and the figures.
     """
@@ -55,7 +55,7 @@ def run_demo(
     output : path
         Folder for ``cnn/`` and ``transformer/``, each with ``report.json`` and the figures.
     seed : int
-        Of the split, the weights and the order of samples.
+        The seed of the split, the weights and the order of samples.
     epochs : int
         Passes over the 1,437 training digits.
     samples : int
@@ -63,7 +63,7 @@ def run_demo(
     top_k : int
         Directions per layer.
     progress : callable, bool or None
-        As in `measure`.
+        The option of `spectral_core.measure`.
     tell : callable
         Receives a line at each step.
     """

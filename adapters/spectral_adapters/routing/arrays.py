@@ -24,9 +24,9 @@ def route_arrays(
     Parameters
     ----------
     shapes : mapping of str to tuple of int
-        By name.
+        The shapes of the parameters by name.
     alpha : float, str, mapping, SpectralReport or path
-        As in `choose_alphas`; nothing can be measured here, so not ``"auto"``.
+        The exponent, see `choose_alphas`. Nothing can be measured here, so ``"auto"`` is refused.
     overrides : mapping, optional
         The first glob that matches counts.
     named : bool

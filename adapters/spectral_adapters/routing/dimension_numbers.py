@@ -63,7 +63,7 @@ def layout_of(shape: tuple[int, ...], axes: MatrixAxes) -> "AxisLayout | MatrixL
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     axes : MatrixAxes
         Its dimension numbers or spec.
 
@@ -102,7 +102,7 @@ class AxisLayout:
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     rows, columns : tuple of int
         Axes of its inputs and outputs, in the order in which they are flattened.
     """

@@ -88,12 +88,12 @@ def default_dimension_numbers(params: Tree) -> Tree:
     Parameters
     ----------
     params : pytree of array
-        Of which shapes and paths count; `jax.ShapeDtypeStruct` will do.
+        The parameters. Only their shapes and paths count: `jax.ShapeDtypeStruct` will do.
 
     Returns
     -------
     pytree
-        Of the same structure. Change what you know better and pass it on.
+        A tree of the same structure. You may change it and pass it on.
     """
     axes = [rule.axes for rule in rules_of(params, None)]
     return jax.tree.unflatten(jax.tree.structure(params), axes)
@@ -138,7 +138,7 @@ def alphas_of(alpha: AlphaOrTree, tree: Tree, rules: Sequence[LeafRule]) -> list
     tree : pytree of array
         Parameters or updates.
     rules : sequence of LeafRule
-        Of its leaves.
+        The rules of the leaves of `tree`.
 
     Raises
     ------
@@ -156,9 +156,9 @@ def routing_table(
     Parameters
     ----------
     params : pytree of array
-        Of which shapes and paths count.
+        The parameters. Only their shapes and paths count.
     alpha, weight_dimension_numbers
-        As of `spectral_adapters.optax.spectral_newton`.
+        The arguments of `spectral_adapters.optax.spectral_newton`.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def spread(
     tree : pytree
         Masked nodes and other nodes without leaves take no value.
     name : str
-        Of the argument, for the error.
+        The name of the argument, for the error.
     is_value : callable, optional
         Whether a node of the prefix is a value.
 

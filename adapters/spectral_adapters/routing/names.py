@@ -37,7 +37,7 @@ def kind_of_name(path: str, out: int, inputs: int) -> str:
     Parameters
     ----------
     path : str
-        Of the layer, or of the parameter where its name says more.
+        The path of the layer, or of the parameter if its name says more.
     out, inputs : int
         Widths of the matrix.
     """

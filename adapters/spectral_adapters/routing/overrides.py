@@ -23,7 +23,7 @@ class Override:
     pattern : str
         The glob.
     rule : {"spectral", "adamw"} or None
-        None keeps the rule that a parameter has by itself.
+        The rule of the parameters. None keeps the rule that a parameter has by itself.
     alpha : float, optional
         The exponent.
     matrices : MatrixSpec or str, optional

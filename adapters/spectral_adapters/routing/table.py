@@ -20,11 +20,12 @@ class Route:
     Parameters
     ----------
     name : str
-        In the model, without wrappers; empty where parameters were passed without names.
+        The name in the model, without wrappers. It is empty if parameters were passed without
+        names.
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     rule : {"spectral", "adamw", "left out"}
-        What updates it.
+        The rule that updates the parameter.
     kind : str
         Layer type, for ``"spectral"``.
     matrices : str
@@ -34,9 +35,9 @@ class Route:
     alpha : float, tuple of float, or None
         Its exponent, for ``"spectral"``; a tuple has one for each slice of a stack.
     alpha_reason : str
-        Where that comes from.
+        The source of the exponent.
     options : mapping
-        What `route=` sets for it: options of its parameter group.
+        The options of its parameter group that `route=` sets.
     parameter : Tensor, optional
         Itself, of PyTorch.
     """

@@ -33,9 +33,9 @@ class LayerType:
     kind : str
         A key of `TYPE_ALPHAS`.
     matrices : str
-        For `spectral_core.MatrixSpec.parse`, or ``"stack"``; empty where it is not known.
+        A spec for `spectral_core.MatrixSpec.parse`, or ``"stack"``. It is empty if it is not known.
     reason : str
-        For the routing table.
+        The reason that the routing table shows.
     """
 
     kind: str
@@ -51,11 +51,12 @@ def layer_type(
     Parameters
     ----------
     module, parent : nn.Module or None
-        What holds the parameter, and what holds that; None where only the parameter is known.
+        The module that holds the parameter, and the module that holds that one. Both are None if
+        only the parameter is known.
     path : str
-        Of the module in the model, without wrappers.
+        The path of the module in the model, without wrappers.
     name : str
-        Of the parameter in the module.
+        The name of the parameter in the module.
     parameter : Tensor
         Its shape counts.
     """

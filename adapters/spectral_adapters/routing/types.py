@@ -19,7 +19,7 @@ def kind_of_matrices(path: str, layout: MatrixLayout, known: str = "") -> str:
     path : str
         Name of the layer.
     layout : MatrixLayout
-        How the parameter, outputs × inputs, is split.
+        The split of the parameter, which is outputs × inputs.
     known : str, optional
         The type of its module.
     """

@@ -30,8 +30,8 @@ class AlphaMeasurement:
     every : int
         Steps from one measurement to the next; the first is before the first step.
     options : mapping
-        Of `spectral_core.measure`; the curvature is that of Gauss-Newton unless they say otherwise,
-        as a Hessian far from a minimum has few positive curvatures to fit.
+        The options of `spectral_core.measure`. The curvature is that of Gauss-Newton unless they
+        say otherwise, as a Hessian far from a minimum has few positive curvatures to fit.
     """
 
     model: nn.Module

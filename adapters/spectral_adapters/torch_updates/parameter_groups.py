@@ -39,7 +39,7 @@ def split_group(
     given : mapping
         The group as the user passed it.
     routes : sequence of Route
-        Of its parameters.
+        The routes of its parameters.
     default : float, str, mapping, path or SpectralReport
         α where the group has none.
     """
@@ -59,7 +59,7 @@ def routes_of_group(
     Parameters
     ----------
     members : sequence of (str, Tensor)
-        From `group_members`.
+        The parameters with their names, as `group_members` returns them.
     given : mapping
         The group: ``"rule"``, ``"alpha"`` and ``"matrices"`` count.
     default : float, str, mapping, path or SpectralReport

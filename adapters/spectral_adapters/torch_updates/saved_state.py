@@ -37,7 +37,7 @@ def with_names(state: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     state : dict
-        As PyTorch packs it. Its groups are written to.
+        The state as PyTorch packs it. Its groups are written to.
     """
     for group in state["param_groups"]:
         for option in PER_PARAMETER:

@@ -42,7 +42,7 @@ class ComplexStep:
     Parameters
     ----------
     gradient : GradientFunction
-        Of the batch's mean loss.
+        The gradient of the batch's mean loss.
     params : mapping of str to array
         Real parameters of one floating type.
     """

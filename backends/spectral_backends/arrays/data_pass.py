@@ -25,7 +25,7 @@ class DataPass:
     Parameters
     ----------
     batches : iterable or None
-        None stands for one batch, which the functions hold themselves.
+        The batches. None means a single batch, which the functions hold themselves.
     weight : callable or None
         ``weight(batch)``, the number of terms that a batch's loss averages.
 
@@ -121,9 +121,9 @@ def check_batch(index: int, batch: Any) -> None:
     Parameters
     ----------
     index : int
-        Of the batch, among those that have terms.
+        The index of the batch among those that have terms.
     batch : Any
-        As the user gave it.
+        The batch as the user gave it.
     """
     if batch is NO_BATCH:
         return

@@ -51,7 +51,7 @@ class DenseNetwork:
     Parameters
     ----------
     widths : tuple of int
-        Of the input, the hidden layers and the output.
+        The widths of the input, the hidden layers and the output.
     activation : {"relu", "tanh", "gelu-tanh", "identity"}
         φ; ``"gelu-tanh"`` is PyTorch's ``GELU(approximate="tanh")``.
     loss : {"cross-entropy", "squared"}
@@ -90,7 +90,7 @@ class DenseNetwork:
         Parameters
         ----------
         seed : int
-            Of NumPy's generator; the same values in every library.
+            The seed of NumPy's generator. The values are the same in every library.
         like : array, optional
             Whose library, dtype and device they have; NumPy's float64 by default.
         """
@@ -140,7 +140,7 @@ class DenseNetwork:
         Parameters
         ----------
         params, batch
-            As above.
+            The parameters and one batch, as in `gradient`.
         directions : mapping of str to array
             D by parameter, of its shape behind leading axes that all share: many directions at
             once. Those that are left out are zero.
@@ -148,7 +148,7 @@ class DenseNetwork:
         Returns
         -------
         dict of str to array
-            For every parameter, leading axes as in `directions`.
+            The product for every parameter. Its leading axes are those of `directions`.
         """
         return self._product(params, batch, directions, gauss_newton=False)
 

@@ -46,9 +46,9 @@ class Differences:
     Parameters
     ----------
     gradient : GradientFunction
-        Of the batch's mean loss.
+        The gradient of the batch's mean loss.
     params : mapping of str to array
-        In float64.
+        The parameters, in float64.
     tolerance : float
         Largest error estimate of a curvature, relative to it.
     """
@@ -126,7 +126,7 @@ def extrapolated(
     slopes : ndarray, shape (L, K)
         Central differences at t, t/2, t/4, ….
     rounding : ndarray, shape (L, K)
-        Of each difference.
+        The rounding error of each difference.
     """
     table = [[slopes[level]] for level in range(len(slopes))]
     for level in range(1, len(slopes)):

@@ -33,9 +33,9 @@ def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
     Parameters
     ----------
     problem : CurvatureProblem
-        Of any library that exports DLPack. Its engines stay.
+        A problem of any library that exports DLPack. Its engines are kept.
     like : array
-        Of the library that is wanted, on the device of the problem.
+        An array of the wanted library, on the device of the problem.
 
     Raises
     ------
@@ -166,7 +166,7 @@ class _ManyThroughDLPack(_ThroughDLPack):
         Parameters
         ----------
         directions, kind, engine, draws, done, tell
-            As in `ManyLayers`.
+            The same arguments as those of `ManyLayers.layer_curvatures`.
         """
         own = {name: (self._in(u), self._in(v)) for name, (u, v) in directions.items()}
         for found in self._problem.layer_curvatures(

@@ -30,9 +30,9 @@ class LayerSlice:
     parameter : str
         Its name.
     layout : MatrixLayout
-        Of the parameter.
+        The layout of the parameter.
     part, index : int
-        Which array of ``layout.split``, and which of its matrices.
+        The index of the array in ``layout.split``, and the index of the matrix in that array.
     transposed : bool
         Whether the parameter holds inputs × outputs.
     """
@@ -72,7 +72,7 @@ def find_slices(
     Parameters
     ----------
     params : mapping of str to array
-        By name.
+        The parameters by name.
     matrices : mapping, optional
         Globs of names to ``"transposed"`` (inputs × outputs), a spec of `as_matrices`, or None for
         no layer; the first that matches counts. Two axes are outputs × inputs by default.

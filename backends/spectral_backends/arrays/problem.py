@@ -63,7 +63,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
     params : mapping of str to array
         Real floating parameters of one library, type and device; copied.
     batches : iterable, optional
-        Of anything that `gradient` understands; traversed as often as needed.
+        Batches of any form that `gradient` understands. They are traversed as often as needed.
     weight : callable, optional
         ``weight(batch)`` returns the number of loss terms that the batch's mean runs over; needed
         for more than one batch, so that no result depends on how the data are cut.
@@ -78,7 +78,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         ``hvp(layer, direction[, batch])`` returns H[D] in the layer's parameter, for a direction of
         its shape. Compared likewise.
     ggn : callable, optional
-        As `curvature`, of the Gauss-Newton part.
+        ``ggn(layer, u, v[, batch])`` returns the Gauss-Newton part, in the form of `curvature`.
     rows : callable, optional
         ``rows(layer[, batch])`` returns `Rows` of un-reduced terms: Kronecker factors, and the
         Gauss-Newton curvature where there is no `ggn`.

@@ -32,7 +32,8 @@ class RecordedProblem:
     Parameters
     ----------
     layers : mapping of str to Rows, or to a sequence of Rows
-        By layer; several are batches. ``h^GGN`` needs their `root_gradients`.
+        The recorded rows of each layer. Several `Rows` are several batches. ``h^GGN`` needs their
+        `root_gradients`.
     gradients : mapping of str to array, optional
         G of the MEAN loss, shape (m, n); by default made of inputs and output gradients,
         ``(1/N) Σ δ aᵀ``. Where both are there they are compared, which shows an output gradient

@@ -124,9 +124,9 @@ class RowSums:
     Parameters
     ----------
     layer : str
-        For messages.
+        The name of the layer, for messages.
     delta, sharing
-        As in `CurvatureProblem.kronecker_factors`.
+        The options of `CurvatureProblem.kronecker_factors`.
     """
 
     def __init__(self, layer: str, delta: Delta, sharing: Sharing) -> None:

@@ -24,9 +24,9 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
     rule : CurvatureRule
         The rule; the engine has its name.
     data : DataPass
-        What it is summed over.
+        The batches that the rule is summed over.
     gradients : mapping of str to array
-        Of the mean loss, by parameter.
+        The gradient of the mean loss, by parameter.
     why_not : callable, optional
         Returns why the rule does not serve for a layer, or nothing. It is asked once a layer.
     better : RuleEngine, optional

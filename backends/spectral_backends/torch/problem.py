@@ -54,8 +54,8 @@ class CurvatureProblem(BaseProblem[Layer]):
     loss_fn : callable or None
         ``loss_fn(outputs, targets)`` returns a scalar. None if `forward` returns the loss.
     batches : iterable
-        Of ``(*inputs, target)`` tuples, or of anything that `forward` understands; traversed as
-        often as needed. Tensors are moved to the model's device.
+        Batches ``(*inputs, target)``, or batches of any form that `forward` understands. They are
+        traversed as often as needed. Tensors are moved to the model's device.
     params : mapping of str to Tensor, optional
         The parameters, where `model` is a function.
     forward : callable, optional
@@ -66,14 +66,14 @@ class CurvatureProblem(BaseProblem[Layer]):
         classes, any loss with a ``reduction``, ``mean()``, ``sum()``), and the parts of a batch
         that is cut in two must bear it out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
-        How the loss reduces its terms, where that cannot be read off. A sum is divided by the
-        number of terms.
+        The way in which the loss reduces its terms, if it cannot be read off. A sum is divided by
+        the number of terms.
     dtype : torch.dtype, optional
         Measure in this type. By default the model's own, float32 for half precision.
     device : torch.device or str, optional
         Measure there. By default where the model is.
     seed : int
-        Of every random generator at the start of each pass.
+        The seed of every random generator at the start of each pass.
     chunk_size : int, optional
         Directions differentiated together. By default what fits `memory_budget`.
     memory_budget : int, optional
@@ -201,8 +201,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         Returns
         -------
         dict of str to Tensor
-            In the problem's dtype; empty where the model draws random numbers or may do so
-            (``check_deterministic=False``), or where it cannot be run in the other type.
+            The errors, in the problem's dtype. The dict is empty if the model draws random numbers
+            or may do so (``check_deterministic=False``), or if it cannot be run in the other type.
 
         Raises
         ------

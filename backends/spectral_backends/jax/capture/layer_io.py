@@ -30,7 +30,7 @@ class SampleAxis:
     Parameters
     ----------
     axis : int
-        Which axis of positions.
+        The index of the axis among the positions.
     minor : bool
         Whether samples are the fast part of the axis, where it holds other positions too.
     """
@@ -46,7 +46,7 @@ class Tapped:
     Parameters
     ----------
     outputs : array
-        Of the model.
+        The outputs of the model.
     kept : dict of site to tuple
         Operands of the tapped equations; None for those that are no inputs.
     back : callable
@@ -92,11 +92,11 @@ class TapRows:
     Parameters
     ----------
     use : Use
-        Of a family.
+        A use of a family.
     samples : int
         Number of samples of the outputs.
     at : SampleAxis or None
-        Where they lie; None takes all positions for one sample.
+        The place of the samples. None takes all positions for one sample.
     """
 
     def __init__(self, use: Use, samples: int, at: SampleAxis | None) -> None:

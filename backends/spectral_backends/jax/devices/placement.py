@@ -36,7 +36,7 @@ class Placement:
     Parameters
     ----------
     mesh : Mesh
-        Of all devices; its axes are of type Auto, so that jit places what is computed.
+        The mesh of all devices. Its axes are of type Auto, so that jit places what is computed.
     samples : tuple of str
         Axes that split samples; empty where only parameters are sharded.
     """
@@ -152,7 +152,7 @@ class Placed:
     values : list of jax.Array
         The parameters.
     placement : Placement or None
-        How they and the batches lie on the devices; None where nothing is sharded.
+        The placement of parameters and batches on the devices; None if nothing is sharded.
     """
 
     values: list[jax.Array]

@@ -43,8 +43,8 @@ def on_own_samples(run: Run, taken: int = 0, given: int = 0) -> Run:
     Parameters
     ----------
     run : callable
-        Of arrays: the first holds samples along its axis `taken`, the others belong to all. Its
-        results hold them along their axis `given`.
+        A function of arrays. The first holds samples along its axis `taken`, the others belong to
+        all samples. The results hold samples along their axis `given`.
     taken, given : int
         Axes.
     """

@@ -31,13 +31,13 @@ def input_sums(
     Parameters
     ----------
     program : Program
-        Of batches of one shape.
+        The program for batches of one shape.
     places : list of (Family, Samples)
-        Where their samples lie.
+        Each family with the place of its samples.
     form : OutputForm
-        Of the loss in the outputs.
+        The form of the loss as a function of the outputs.
     options : FactorOptions
-        Of the caller.
+        The options of the caller.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def output_sums(
     Parameters
     ----------
     program, places, form, options
-        As for `input_sums`.
+        The same arguments as those of `input_sums`.
     chunk : int
         Columns that are sent back together.
     exact : bool

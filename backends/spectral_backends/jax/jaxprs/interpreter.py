@@ -64,21 +64,22 @@ def evaluate(
     Parameters
     ----------
     jaxpr : ClosedJaxpr
-        As from ``jax.make_jaxpr``.
+        The jaxpr, as ``jax.make_jaxpr`` returns it.
     inputs : sequence of arrays
         Its arguments; may be traced.
     handlers : mapping of site to handler
-        Which equations to replace, by what.
+        The equations to replace, each with its handler.
     feeds : mapping of site to pytree
-        What goes to the handlers; None to those that are not named. Inside scans it has their
-        iterations as leading axes.
+        The values that the handlers receive. A handler that is not named receives None. Inside
+        scans the values have the iterations of the scans as leading axes.
 
     Returns
     -------
     outputs : list of arrays
-        Of the jaxpr.
+        The outputs of the jaxpr.
     kept : dict of site to pytree
-        What the handlers kept; inside scans with their iterations as leading axes.
+        The values that the handlers kept. Inside scans they have the iterations of the scans as
+        leading axes.
     """
     shared = {site: _bound for site, equation in walk(jaxpr) if is_in_shares(equation)}
     every = {**shared, **(handlers or {})}

@@ -71,7 +71,7 @@ def find_curvature(jaxpr: ClosedJaxpr, n_parameters: int) -> dict[int, str]:
     jaxpr : ClosedJaxpr
         Its first arguments are the parameters.
     n_parameters : int
-        How many.
+        The number of parameters.
     """
     reader = _Reader(n_parameters)
     states = [_State(1 << i, 0, True) for i in range(n_parameters)]

@@ -40,9 +40,9 @@ class CurvedEquation:
     Parameters
     ----------
     equation : JaxprEqn
-        As it stands in the jaxpr.
+        The equation as it stands in the jaxpr.
     moving : tuple of int
-        Which operands move.
+        The indices of the operands that depend on the parameter.
     depth : int
         Number of scans around it.
     """

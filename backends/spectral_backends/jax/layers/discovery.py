@@ -29,7 +29,7 @@ class Layer:
     family : Family
         Matrices that the same equations consume.
     member : int
-        Which of them it is.
+        The index of the layer among the members of the family.
     hidden : str
         Why its uses are not all there is to know of it; empty if they are.
     """
@@ -67,9 +67,9 @@ def find_layers(
     Parameters
     ----------
     jaxpr : ClosedJaxpr
-        Of the model; its first arguments are the parameters.
+        The jaxpr of the model. Its first arguments are the parameters.
     names, shapes : sequences
-        Of the parameters.
+        The names and shapes of the parameters.
     """
     uses = find_uses(jaxpr, shapes)
     bases = _bases(names, shapes)

@@ -28,14 +28,15 @@ class Rows:
     Parameters
     ----------
     other : int
-        Which operand holds the inputs.
+        The index of the operand that holds the inputs.
     inputs : callable
-        Of that operand: a, shape ``(*groups, *positions, n)``.
+        ``inputs(operand)`` returns a, shape ``(*groups, *positions, n)``.
     outputs : callable
-        Of a result, or its cotangent: y, shape ``(*groups, *positions, m)``.
+        ``outputs(result)`` returns y, shape ``(*groups, *positions, m)``. It also takes the
+        cotangent of a result.
     project : callable
-        Of that operand and vectors v of shape ``(*groups, n, K)``: ``a v``, shape
-        ``(*groups, *positions, K)``.
+        ``project(operand, v)`` returns ``a v``, shape ``(*groups, *positions, K)``, for vectors v
+        of shape ``(*groups, n, K)``.
     """
 
     other: int

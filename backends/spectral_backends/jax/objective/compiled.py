@@ -87,7 +87,7 @@ class CompileCache:
         batch : Batch
             One of those that it is for.
         what : hashable
-            What tells the function from others of the same batch.
+            A key that tells the function from others of the same batch.
         make : callable
             Returns it, to be traced with exact products.
         """

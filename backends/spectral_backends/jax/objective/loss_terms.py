@@ -144,7 +144,7 @@ class _Scope:
     path : tuple of int
         Site of the equation that it belongs to.
     outer : (_Scope, JaxprEqn) or None
-        That equation, and where it lies.
+        The scope around it, and the equation of that scope that it belongs to.
     repeated : bool
         Whether it runs once for each index of an axis, so that no site in it is one number.
     """

@@ -88,11 +88,11 @@ class TermReader:
         Parameters
         ----------
         found : sequence of BatchLoss
-            What was read off all batches.
+            What was read off each batch.
         batch_at : callable
             Returns the batch with an index.
         placement : Placement or None
-            How samples lie on devices.
+            The placement of samples on devices.
         eps : float
             The spacing of the losses' numbers at one.
 

@@ -72,9 +72,9 @@ def multi_head_attention(
     Parameters
     ----------
     observed : context manager
-        In which calls are observed.
+        The context in which calls are observed.
     args, kwargs
-        Of `multi_head_attention_forward`.
+        The arguments of `multi_head_attention_forward`.
     """
     given = signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
     given.apply_defaults()

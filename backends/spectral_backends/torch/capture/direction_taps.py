@@ -28,7 +28,7 @@ class DirectionTaps(PassageCapture):
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
     directions : mapping of str to (Tensor, Tensor)
-        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+        The vectors u of shape ``(m, K)`` and v of shape ``(n, K)`` of each layer.
 
     Attributes
     ----------

@@ -28,9 +28,9 @@ class Passage:
     Parameters
     ----------
     result : Tensor
-        What the operation returned; values may have been changed in place since.
+        The result that the operation returned. Its values may have been changed in place since.
     edge : GradientEdge
-        Of the result as it left the operation: in-place changes come after it.
+        The edge of the result as it left the operation. In-place changes come after it.
     inputs : callable
         Returns the inputs, shape ``(B, S, n)``.
     outputs : callable
@@ -59,7 +59,7 @@ class PassageCapture(OperationRecorder):
     Attributes
     ----------
     passages : dict of str to list of Passage
-        By layer.
+        The passages of each layer.
     hidden : dict of str to str
         Layers used by an operation that hides its inputs and outputs, with its kind.
     """

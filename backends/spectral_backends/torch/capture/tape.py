@@ -25,15 +25,15 @@ class Segment:
     Parameters
     ----------
     outputs : list of Tensor
-        With the graph that leads back to `inputs`.
+        The outputs, with the graph that leads back to `inputs`.
     cuts : list of Tensor
-        For each output, the leaf that stands for it in the pieces that follow.
+        The leaves that stand for the outputs in the pieces that follow, one for each output.
     inputs : list of Tensor
         Leaves at which the graph ends: cuts of earlier pieces, and parameters.
     passages : list of (Layer, Passage)
         Uses of layers' matrices whose result is an output.
     factors : tuple of Tensor, optional
-        Where the one output is their product, matrix by matrix.
+        The factors of the only output, if it is their product, matrix by matrix.
     """
 
     outputs: list[Tensor]
@@ -60,9 +60,9 @@ class Tape(PassageCapture):
     Attributes
     ----------
     segments : list of Segment
-        In the order in which they ran.
+        The pieces, in the order in which they ran.
     n_model : int
-        How many of them come before the loss function; -1 where that is not known.
+        The number of pieces before the loss function; -1 if it is not known.
     dense : set of str
         Parameters that are used in ways other than one passage for each of their layers.
     """

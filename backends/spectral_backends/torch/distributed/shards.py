@@ -33,7 +33,7 @@ def is_flat_shard(parameter: Tensor, name: str = "", module: nn.Module | None = 
     name : str
         Its last part, where it is known.
     module : nn.Module, optional
-        Which holds it, where it is known.
+        The module that holds the parameter, if it is known.
     """
     if parameter.ndim >= 2:
         return False

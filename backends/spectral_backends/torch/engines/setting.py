@@ -31,7 +31,7 @@ class MemoryBudget:
     Parameters
     ----------
     chunk_size : int or None
-        As many as the user says; None for as many as fit.
+        The number that the user set. None takes as many as fit.
     available : int
         Bytes that they may take beside the graph of one batch.
     """
@@ -93,7 +93,7 @@ class Setting:
         make : callable
             Makes the pass, told whether channels come last.
         what : str
-            What is computed, in a few words.
+            The quantity that is computed, in a few words.
         tell : callable
             Hears it with the number of the batch.
         """

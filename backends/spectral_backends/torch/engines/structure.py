@@ -25,7 +25,7 @@ class Structure:
     Parameters
     ----------
     layers : dict of str to Layer
-        By name, in the order of the forward pass.
+        The layers by name, in the order of the forward pass.
     skipped : dict of str to str
         Parameters that are none, with the reason.
     n_outputs : int or None

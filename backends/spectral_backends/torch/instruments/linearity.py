@@ -91,7 +91,7 @@ def find_curvature(
     Parameters
     ----------
     outputs : sequence of Tensor
-        With their graph.
+        The outputs, with their graph.
     leaves : mapping of int to sequence of Tensor
         Leaves of the graph, by group: those of one group change together.
 

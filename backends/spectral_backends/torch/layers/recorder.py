@@ -31,11 +31,12 @@ class MatrixUse:
     Parameters
     ----------
     view : MatrixView
-        Where it is.
+        The place of the matrix in the parameter.
     kinds : list of str
         The operations, in the order of their first use.
     label : str
-        What tells it from other matrices of the same parameter, such as ``"q"``; may be empty.
+        The name that tells it from other matrices of the same parameter, such as ``"q"``. It may be
+        empty.
     work : float
         Multiply-adds of its uses in one forward pass.
     count : int
@@ -68,7 +69,7 @@ class OperationRecorder(CallObserver):
     Attributes
     ----------
     uses : dict of str to ParameterUses
-        What was seen of each parameter.
+        The uses that were seen of each parameter.
     order : list of str
         Parameters with a matrix, in the order of their first use: that of the forward pass.
     """

@@ -24,7 +24,7 @@ class ForwardWatch(CallObserver):
     Parameters
     ----------
     device : torch.device
-        Where the model computes.
+        The device on which the model computes.
     dtype : torch.dtype
         The type of its parameters.
 

@@ -36,7 +36,7 @@ class FunctionalModel:
     dtype : torch.dtype, optional
         Floating point type to compute in. By default the model's own, at least float32.
     device : torch.device, optional
-        Where to compute. By default where the model is.
+        The device to compute on. By default it is that of the model.
 
     Attributes
     ----------

@@ -90,8 +90,9 @@ def gradient_errors(
     Returns
     -------
     dict of str to Tensor
-        In the objective's type; empty where the model cannot be run in the other type, as where
-        the device has none of 64 bits, or has more than `MOST_PARAMETERS`.
+        The errors, in the objective's type. The dict is empty if the model cannot be run in the
+        other type, as on a device that has none of 64 bits, or if it has more than
+        `MOST_PARAMETERS`.
     """
     dtype, other, share = objective.model.dtype, torch.float64, 1.0
     casts: AbstractContextManager[Any] = CastsWidened()

@@ -38,7 +38,7 @@ class Objective:
     model : FunctionalModel
         The model as a function of its parameters.
     loss_fn, batches, forward, weight, reduction
-        As given to `CurvatureProblem`.
+        The arguments of `CurvatureProblem`.
 
     Attributes
     ----------

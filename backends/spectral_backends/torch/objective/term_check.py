@@ -27,7 +27,7 @@ def cutter_of(data: Callable[[int], Any], loss: Callable[[Any], BatchLoss]) -> C
     data : callable
         ``data(index)`` returns what the loss of a batch is a function of.
     loss : callable
-        That function.
+        The loss of a batch, as a function of what `data` returns.
     """
     return Cutter(data, _part, _joined, loss)
 

@@ -68,7 +68,7 @@ class TangentPass:
         All that may be asked for: adjoints are computed for all, so that which are asked for does
         not change a bit.
     directions : mapping of str to (u, v)
-        By layer: shapes ``(m, K)`` and ``(n, K)``.
+        The vectors u and v of each layer, of shapes ``(m, K)`` and ``(n, K)``.
     bends : bool
         Whether to add what the network itself bends: without it, `values` are those of `ggn`.
     together : callable
@@ -200,7 +200,7 @@ def curvatures_forward(
     Parameters
     ----------
     program : Program
-        What is computed of batches of one shape.
+        The program for batches of one shape.
     layer : Layer
         Any member of a family: which one is an argument of the function.
     curved : mapping of site to CurvedEquation

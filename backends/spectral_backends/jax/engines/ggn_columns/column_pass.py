@@ -65,7 +65,7 @@ class ColumnPass:
     layers : sequence of Layer
         The layers to measure.
     directions : mapping of str to (u, v)
-        By layer: shapes ``(m, K)`` and ``(n, K)``.
+        The vectors u and v of each layer, of shapes ``(m, K)`` and ``(n, K)``.
     memory_budget : int
         The bytes that what is sent back together may take.
     """

@@ -33,7 +33,7 @@ def curvatures_along(
     Parameters
     ----------
     program : Program
-        What is computed of batches of one shape.
+        The program for batches of one shape.
     layer : Layer
         Any member of a family: which one is an argument of the function.
     kind : {"hessian", "ggn"}

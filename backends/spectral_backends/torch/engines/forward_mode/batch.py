@@ -82,12 +82,12 @@ class TangentBatch:
     batch : Any
         The data.
     shortcuts : bool
-        As in `tangent_rule`.
+        The option of `tangent_rule`.
 
     Attributes
     ----------
     terms : LossTerms
-        Of the batch.
+        The terms of the batch.
     knows_outputs : bool
         Whether the loss is told from the model.
     used_by_loss : set of str

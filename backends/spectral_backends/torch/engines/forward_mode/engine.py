@@ -31,7 +31,7 @@ class ForwardMode(CurvatureEngine[Layer]):
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The state that the engines of the problem share.
     """
 
     name = "tangents"

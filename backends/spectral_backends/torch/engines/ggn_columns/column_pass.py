@@ -40,7 +40,7 @@ class ColumnTotals:
     ggn : Tensor, shape (K,)
         Sum over terms of the squared products.
     variance : Tensor, shape (K,)
-        Of that sum, where it is a Monte-Carlo estimate; else zero.
+        The variance of that sum if it is a Monte-Carlo estimate, else zero.
     derivative : Tensor, shape (K,)
         Sum over terms of ``<∂l, D_k>``: shows whether every use of the weight was seen.
     curved : str
@@ -64,20 +64,20 @@ class ColumnPass:
     objective : Objective
         The mean loss.
     layers : sequence of Layer
-        To measure.
+        The layers to measure.
     directions : mapping of str to (Tensor, Tensor)
-        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+        The vectors u of shape ``(m, K)`` and v of shape ``(n, K)`` of each layer.
     seed : int
-        Of the pass, and of random signs.
+        The seed of the pass and of the random signs.
     chunk : callable
-        How many columns to send back together, of the bytes of one.
+        ``chunk(bytes_of_one)`` returns the number of columns to send back together.
     draws : int
         Random combinations of all columns to send back for each batch instead of every column; 0
         sends every column.
     max_outputs : int
         Largest number of outputs of a sample for which a dense root is made.
     channels_last : bool
-        As in `Objective.leaves`.
+        The option of `Objective.leaves`.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The state that the engines of the problem share.
     """
 
     name = "columns"

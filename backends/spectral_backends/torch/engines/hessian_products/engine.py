@@ -33,7 +33,7 @@ class HessianProducts(CurvatureEngine[Layer]):
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The state that the engines of the problem share.
     """
 
     name = "double-backward"

@@ -99,9 +99,9 @@ def along_directions(
     Parameters
     ----------
     form : QuadraticForm
-        Of one batch.
+        The quadratic form of one batch.
     view : MatrixView
-        Where the layer's matrix lies in a parameter of shape `shape`.
+        The place of the layer's matrix in a parameter of shape `shape`.
     u, v : Tensor
         Shapes ``(m, K)`` and ``(n, K)``.
     chunk_size : int
