@@ -93,8 +93,12 @@ class SpectralNewton:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from spectral_adapters.array_optim import SpectralNewton
+    >>> params = {"weight": np.eye(3), "bias": np.zeros(3)}
     >>> optimizer = SpectralNewton(lr=1e-3)
     >>> state = optimizer.init(params)
+    >>> gradients = {"weight": np.ones((3, 3)), "bias": np.ones(3)}
     >>> params, state = optimizer.update(params, gradients, state)
     """
 

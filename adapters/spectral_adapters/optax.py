@@ -143,6 +143,17 @@ def scale_by_spectral_newton(
     momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of
     them; inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be
     taken for a matrix: pass whole gradients, as data parallelism has them.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from spectral_adapters.optax import scale_by_spectral_newton
+    >>> rule = optax.chain(scale_by_spectral_newton(), optax.scale_by_learning_rate(1e-3))
+    >>> params = {"kernel": jnp.ones((4, 2))}
+    >>> updates, state = rule.update(params, rule.init(params), params)
+    >>> updates["kernel"].shape
+    (4, 2)
     """
     options = StepOptions(
         1.0, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance,
@@ -248,6 +259,16 @@ def spectral_newton(
     `optax.inject_hyperparams` makes arrays of all numbers and schedules of all functions. Name what
     shall stay as it is: ``static_args=("alpha", "damping", "weight_dimension_numbers",
     "weight_decay_mask")``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from spectral_adapters.optax import spectral_newton
+    >>> optimizer = spectral_newton(1e-3)
+    >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> params = optax.apply_updates(params, updates)
     """
     if adam_learning_rate is None and scale != "rms":
         raise InputError(

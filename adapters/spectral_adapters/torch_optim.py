@@ -116,6 +116,17 @@ class SpectralNewton(torch.optim.Optimizer):
     parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step` compiles
     AdamW's part and calls T's as it is. An autocast around `step`, and what the process has chosen
     for products in float32, count for the closure alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spectral_adapters.torch_optim import SpectralNewton
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> optimizer = SpectralNewton(model, lr=1e-3)
+    >>> model(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> [route.rule for route in optimizer.routing]
+    ['spectral', 'adamw', 'adamw', 'adamw']
     """
 
     def __init__(

@@ -66,6 +66,12 @@ def run_demo(
         The option of `spectral_core.measure`.
     tell : callable
         Receives a line at each step.
+
+    Examples
+    --------
+    >>> runs = run_demo("demo", epochs=1, samples=32, top_k=3, tell=lambda line: None)
+    >>> [run.name for run in runs]
+    ['cnn', 'transformer']
     """
     for module in ("torch", "sklearn", "matplotlib"):
         require(module, "demo", "The demo")

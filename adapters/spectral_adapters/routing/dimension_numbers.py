@@ -37,10 +37,15 @@ class SpectralDimensionNumbers(NamedTuple):
 
     Examples
     --------
-    A convolution of Flax or Haiku, (height, width, in, out): ``((0, 1, 2), 3)``; one of Equinox or
-    PyTorch, (out, in, height, width): ``((1, 2, 3), 0)``; heads of queries, (in, heads, width):
-    ``(0, (1, 2))`` as one matrix, ``(0, 2)`` head by head; scanned layers, (layers, in, out):
-    ``(1, 2)``.
+    The kernel of a convolution is (height, width, in, out) in Flax or Haiku, and (out, in, height,
+    width) in Equinox or PyTorch. The heads of queries, (in, heads, width), are one matrix or a
+    matrix for each head. Scanned layers are (layers, in, out).
+
+    >>> flax = SpectralDimensionNumbers((0, 1, 2), 3)
+    >>> equinox = SpectralDimensionNumbers((1, 2, 3), 0)
+    >>> heads_as_one = SpectralDimensionNumbers(0, (1, 2))
+    >>> head_by_head = SpectralDimensionNumbers(0, 2)
+    >>> scanned = SpectralDimensionNumbers(1, 2)
     """
 
     reduction_axis: int | Sequence[int] = 0

@@ -94,6 +94,12 @@ def default_dimension_numbers(params: Tree) -> Tree:
     -------
     pytree
         A tree of the same structure. You may change it and pass it on.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> default_dimension_numbers({"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)})["bias"] is None
+    True
     """
     axes = [rule.axes for rule in rules_of(params, None)]
     return jax.tree.unflatten(jax.tree.structure(params), axes)
@@ -164,6 +170,13 @@ def routing_table(
     ------
     InputError
         If one does not fit the parameters.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> table = routing_table({"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)})
+    >>> {route.name: route.rule for route in table}
+    {'bias': 'adamw', 'kernel': 'spectral'}
     """
     rules = rules_of(params, weight_dimension_numbers)
     routes = _with_alphas(alpha, params, _routes(params, rules), rules)

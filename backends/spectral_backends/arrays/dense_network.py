@@ -63,6 +63,15 @@ class DenseNetwork:
     ------
     InputError
         If a width is no positive number, or a name is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> network = DenseNetwork((3, 4, 2), activation="tanh")
+    >>> params = network.init(seed=0)
+    >>> batch = (np.ones((5, 3)), np.array([0, 1, 0, 1, 0]))
+    >>> network.gradient(params, batch)["0.weight"].shape
+    (4, 3)
     """
 
     widths: tuple[int, ...]

@@ -45,6 +45,16 @@ def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
     Notes
     -----
     What comes out is the problem's own memory: do not write to it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from spectral_backends.torch import CurvatureProblem
+    >>> model, batch = torch.nn.Linear(3, 1), (torch.ones(4, 3), torch.zeros(4, 1))
+    >>> problem = CurvatureProblem(model, torch.nn.functional.mse_loss, [batch])
+    >>> type(through_dlpack(problem, np.zeros(1)).gradients(["weight"])["weight"]).__name__
+    'ndarray'
     """
     kind = _ManyThroughDLPack if isinstance(problem, ManyLayers) else _ThroughDLPack
     return kind(problem, like)

@@ -100,6 +100,17 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         If an argument cannot be used; the message says what to change.
     NonDeterministicError
         If the gradient changes between two passes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import CurvatureProblem
+    >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0], [1.0]])
+    >>> def gradient(params):
+    ...     return {"w": (x @ params["w"].T - y).T @ x / 2}
+    >>> problem = CurvatureProblem(gradient, {"w": np.zeros((1, 2))})
+    >>> problem.curvatures("w", np.array([[1.0]]), np.array([[0.0], [1.0]])).round(6)
+    array([2.])
     """
 
     library: ClassVar[str | None] = None

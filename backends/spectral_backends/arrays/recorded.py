@@ -43,6 +43,14 @@ class RecordedProblem:
     ------
     InputError
         If a layer has no gradient, shapes do not fit, or the two gradients differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import RecordedProblem, Rows
+    >>> rows = Rows(np.array([[1.0, 2.0]]), np.array([[3.0]]))
+    >>> RecordedProblem({"layer": rows}).gradients(["layer"])["layer"]
+    array([[3., 6.]])
     """
 
     curvature_engine: ClassVar[str] = "rows"

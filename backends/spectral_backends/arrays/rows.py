@@ -33,6 +33,13 @@ class Rows:
     ------
     InputError
         If an array is not real floating, not finite, or has a shape that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = Rows(np.ones((8, 5, 3)), np.ones((8, 5, 2)))
+    >>> rows.n_terms, rows.outputs
+    (8.0, 2)
     """
 
     inputs: Array

@@ -94,6 +94,19 @@ class CurvatureProblem(BaseProblem[Layer]):
     -----
     UserWarning
         If another process measures the same model on other data, each as if it were the whole.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from spectral_backends.jax import CurvatureProblem
+    >>> def forward(params, x):
+    ...     return x @ params["weight"]
+    >>> def loss(outputs, targets):
+    ...     return ((outputs - targets) ** 2).mean()
+    >>> batch = (jnp.ones((4, 3)), jnp.zeros((4, 1)))
+    >>> problem = CurvatureProblem((forward, loss), {"weight": jnp.ones((3, 1))}, [batch])
+    >>> problem.curvatures("weight", jnp.ones((1, 2)), jnp.eye(3)[:, :2]).tolist()
+    [2.0, 2.0]
     """
 
     def __init__(

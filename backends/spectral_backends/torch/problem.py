@@ -110,6 +110,15 @@ class CurvatureProblem(BaseProblem[Layer]):
     be reentrant), offloading and compression of saved tensors do not act during a measurement, so
     their networks are measured as they would be without. Second derivatives hold that much in any
     case; smaller batches need less memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spectral_backends.torch import CurvatureProblem
+    >>> model, batch = torch.nn.Linear(3, 1), (torch.ones(4, 3), torch.zeros(4, 1))
+    >>> problem = CurvatureProblem(model, torch.nn.functional.mse_loss, [batch])
+    >>> problem.curvatures("weight", torch.ones(1, 2), torch.eye(3)[:, :2])
+    tensor([2., 2.])
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class TermReader:
         Parameters
         ----------
         found : sequence of BatchLoss
-            What was read off each batch.
+            The readings of each batch.
         batch_at : callable
             Returns the batch with an index.
         placement : Placement or None
