@@ -1,7 +1,8 @@
 """`SpectralNewton` for arrays of any library of the standard: pure functions, no framework.
 
-Arrays of NumPy, CuPy, JAX, PyTorch and array-api-strict; those of any other library that follows
-the array API standard with its linear algebra. What does not (MLX, Dask) is refused by name.
+It takes arrays of NumPy, CuPy, JAX, PyTorch and array-api-strict, and those of any other library
+that follows the array API standard with its linear algebra. A library that does not (MLX, Dask) is
+refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,11 +37,11 @@ class SpectralNewtonState(NamedTuple):
     Parameters
     ----------
     count : int
-        Steps that were made.
+        The number of steps that were made.
     momentum : dict of str to array
         The momentum of the parameters that T updates, in float32 or wider.
     mean, square : dict of str to array
-        Moments of what AdamW updates.
+        The moments of the parameters that AdamW updates.
     """
 
     count: Any
@@ -67,7 +68,7 @@ class SpectralNewton:
     nesterov : bool
         Whether momentum looks ahead.
     weight_decay : float
-        Decoupled.
+        The decoupled weight decay.
     scale : {"rms", "spectral", "none"}
         The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
@@ -85,10 +86,10 @@ class SpectralNewton:
 
     Notes
     -----
-    Parameters are a dict of arrays or a list of them; whose names say nothing in a list, so all
-    matrices are T's. Matrices of one shape, dtype and α are updated in one call. Nothing is written
-    to: `update` returns new arrays. It runs under `jax.jit`. A parameter whose gradient holds a NaN
-    or an infinity stays as it is, with its state. A matrix of T whose gradient is 0 throughout gets
+    Parameters are a dict of arrays or a list of them. A list has no names, so T gets all its
+    matrices. Matrices of one shape, dtype and α are updated in one call. Nothing is written to:
+    `update` returns new arrays. It runs under `jax.jit`. A parameter whose gradient holds a NaN or
+    an infinity stays as it is, with its state. A matrix of T whose gradient is 0 throughout gets
     weight decay alone, while its momentum decays.
 
     Examples
@@ -167,7 +168,8 @@ class SpectralNewton:
         state : SpectralNewtonState
             The state that `init` or the last `update` returned.
         lr : float or array, optional
-            Instead of that of the optimizer, for schedules; AdamW follows unless it has its own.
+            The learning rate of this step, for schedules. By default it is that of the optimizer.
+            AdamW follows unless it has its own.
 
         Returns
         -------

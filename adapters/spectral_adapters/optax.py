@@ -104,8 +104,9 @@ def scale_by_spectral_newton(
     beta : float or array
         Coefficient of the exponential moving average of gradients, in [0, 1).
     weight_decay : float or array
-        Decoupled; here, and not as `optax.add_decayed_weights` behind it, so that a matrix with a
-        gradient that is not finite is not decayed either. Needs `params`.
+        The decoupled weight decay. It is computed here, and not by `optax.add_decayed_weights`
+        behind it, so that a matrix with a gradient that is not finite is not decayed either. It
+        needs `params`.
     weight_decay_mask : pytree of bool or callable, optional
         The leaves that decay: a prefix of the tree of parameters, or a function of it.
     mu_dtype : dtype, optional
@@ -252,13 +253,13 @@ def spectral_newton(
     Raises
     ------
     InputError
-        As `scale_by_spectral_newton`; also if AdamW has no learning rate.
+        If `scale_by_spectral_newton` raises it, or if AdamW has no learning rate.
 
     Notes
     -----
-    `optax.inject_hyperparams` makes arrays of all numbers and schedules of all functions. Name what
-    shall stay as it is: ``static_args=("alpha", "damping", "weight_dimension_numbers",
-    "weight_decay_mask")``.
+    `optax.inject_hyperparams` makes arrays of all numbers and schedules of all functions. Name the
+    arguments that it must leave as they are: ``static_args=("alpha", "damping",
+    "weight_dimension_numbers", "weight_decay_mask")``.
 
     Examples
     --------

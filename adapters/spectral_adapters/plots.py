@@ -293,7 +293,7 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     report : SpectralReport
         A report with at least one layer.
     folder : path
-        Created if need be.
+        The folder to write to. It is created if it does not exist.
 
     Returns
     -------

@@ -54,9 +54,9 @@ class SpectralNewton(torch.optim.Optimizer):
         Learning rate. With ``scale="rms"`` a step has the size of AdamW's.
     alpha : float, str, mapping, SpectralReport or path
         The exponent: one number, or ``"per-type"`` (`TYPE_ALPHAS`), or numbers by layer type or
-        glob of parameter names, or those measured in a saved report, or ``"auto"``: measured
+        glob of parameter names, or those measured in a saved report. With ``"auto"`` it is measured
         every `measure_every` steps. Ranks of a process group that train the same parameters take
-        that of the lowest, and warn if others measured another.
+        the exponent of the lowest rank, and warn if others measured another.
     damping, damping_mode, method, tolerance, precision
         The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
         2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
@@ -65,7 +65,7 @@ class SpectralNewton(torch.optim.Optimizer):
     nesterov : bool
         Whether momentum looks ahead.
     weight_decay : float
-        Decoupled.
+        The decoupled weight decay.
     scale : {"rms", "spectral", "none"}
         The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
@@ -80,20 +80,20 @@ class SpectralNewton(torch.optim.Optimizer):
         A function that returns a `CurvatureProblem` of the model on a small batch, for
         ``alpha="auto"``. The model is in eval mode meanwhile, and as it was afterwards.
     measure_every : int
-        Steps between measurements.
+        The number of steps between measurements.
     measure_options : mapping, optional
         The options of `spectral_core.measure`, such as ``{"top_k": 10}``. The default is
         ``{"curvature": "ggn"}``, as the Hessian far from a minimum has few positive curvatures to
         fit.
     maximize : bool
-        Climb instead of descending.
+        Whether to climb instead of descending.
     capturable : bool
-        Keep AdamW's step counts on the device, for CUDA graphs.
+        Whether to keep AdamW's step counts on the device, for CUDA graphs.
     cuda_graph : bool
-        Record the update of the matrices as a CUDA graph in the first step, and replay it: on a
-        GPU most of the time of small matrices goes into launching kernels. It is recorded anew
-        where anything but gradients and learning rate changes. The methods "svd" and "eigh" cannot
-        be recorded.
+        Whether to record the update of the matrices as a CUDA graph in the first step, and to
+        replay it: on a GPU most of the time of small matrices goes into launching kernels. The
+        update is recorded again if anything but gradients and learning rate changes. The methods
+        "svd" and "eigh" cannot be recorded.
 
     Raises
     ------
@@ -211,7 +211,7 @@ class SpectralNewton(torch.optim.Optimizer):
         Parameters
         ----------
         param_group : dict
-            ``"params"`` and any options.
+            A dict of ``"params"`` and any options.
 
         Raises
         ------
@@ -244,7 +244,7 @@ class SpectralNewton(torch.optim.Optimizer):
         Parameters
         ----------
         closure : callable, optional
-            Evaluates the model again and returns the loss.
+            A function that evaluates the model again and returns the loss.
 
         Returns
         -------

@@ -69,7 +69,7 @@ class LeafRule:
     kind : str
         Layer type, a key of `TYPE_ALPHAS`; empty for AdamW.
     reason : str
-        Why.
+        The reason for the rule.
     """
 
     axes: MatrixAxes | None

@@ -29,7 +29,7 @@ class Override:
     matrices : MatrixSpec or str, optional
         The spec of its matrices.
     options : mapping
-        All else that is said.
+        The other options.
     """
 
     pattern: str

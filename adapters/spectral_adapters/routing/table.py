@@ -31,7 +31,7 @@ class Route:
     matrices : str
         The spec of `as_matrices`, for ``"spectral"``.
     reason : str
-        Why.
+        The reason for the rule.
     alpha : float, tuple of float, or None
         Its exponent, for ``"spectral"``; a tuple has one for each slice of a stack.
     alpha_reason : str
@@ -39,7 +39,7 @@ class Route:
     options : mapping
         The options of its parameter group that `route=` sets.
     parameter : Tensor, optional
-        Itself, of PyTorch.
+        The parameter itself, in PyTorch.
     """
 
     name: str

@@ -58,7 +58,7 @@ def layer_type(
     name : str
         The name of the parameter in the module.
     parameter : Tensor
-        Its shape counts.
+        The parameter. Only its shape counts.
     """
     if isinstance(module, _ConvNd):
         kind = "conv-transpose" if isinstance(module, _ConvTransposeNd) else "conv"

@@ -41,7 +41,7 @@ def split_group(
     routes : sequence of Route
         The routes of its parameters.
     default : float, str, mapping, path or SpectralReport
-        α where the group has none.
+        The exponent of a group that sets none.
     """
     for route in routes:
         _check_whole(route)
@@ -63,7 +63,7 @@ def routes_of_group(
     given : mapping
         The group: ``"rule"``, ``"alpha"`` and ``"matrices"`` count.
     default : float, str, mapping, path or SpectralReport
-        α where the group has none.
+        The exponent of a group that sets none.
     """
     alpha, rule = given.get("alpha"), given.get("rule")
     if rule not in (None, "spectral", "adamw"):

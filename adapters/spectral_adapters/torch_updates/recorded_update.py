@@ -21,9 +21,9 @@ class RecordedUpdate:
     Parameters
     ----------
     update : Update
-        Is recorded, and not run.
+        The update to record. It is not run.
     gradients : sequence of Tensor
-        One for each parameter; their values do not matter.
+        One gradient for each parameter. Their values do not matter.
 
     Raises
     ------

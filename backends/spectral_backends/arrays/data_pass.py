@@ -143,8 +143,8 @@ def check_nan(array: Array, what: str) -> None:
 def check_halves(gradient: GradientFunction, params: Params, data: DataPass, batch: Any) -> None:
     """Raise `InputError` if the gradients of a batch's halves do not add up to its own.
 
-    Looked at where the batch is a tuple, list or dict of arrays of one length. A half that raises
-    is refused too: it says nothing, and the whole may compare its samples with each other.
+    The check is made if the batch is a tuple, list or dict of arrays of one length. A half that
+    raises an error is refused too: the loss may compare the samples of a batch with each other.
     """
     halves = _halves(batch)
     if halves is None:

@@ -29,8 +29,8 @@ Params = Mapping[str, Array]
 class _Pass:
     """What a forward pass leaves: inputs (B, n) and slopes of every layer, and the outputs.
 
-    The activation's derivatives are of the layer in front: index l holds those at the inputs of
-    layer l, and nothing at 0.
+    The activation's derivatives belong to the layer in front: index l holds those at the inputs of
+    layer l, and index 0 holds nothing.
     """
 
     inputs: list[Array]
@@ -57,7 +57,7 @@ class DenseNetwork:
     loss : {"cross-entropy", "squared"}
         Softmax cross-entropy of integer labels, or ``½ Σ_c (z_c − t_c)²``; the mean over samples.
     bias : bool
-        Whether there are b_l.
+        Whether the layers have biases b_l.
 
     Raises
     ------
@@ -101,7 +101,8 @@ class DenseNetwork:
         seed : int
             The seed of NumPy's generator. The values are the same in every library.
         like : array, optional
-            Whose library, dtype and device they have; NumPy's float64 by default.
+            An array whose library, dtype and device the parameters get. By default they are NumPy's
+            float64.
         """
         like = np.zeros(1) if like is None else like
         xp = array_api_compat.array_namespace(like)
@@ -151,8 +152,8 @@ class DenseNetwork:
         params, batch
             The parameters and one batch, as in `gradient`.
         directions : mapping of str to array
-            D by parameter, of its shape behind leading axes that all share: many directions at
-            once. Those that are left out are zero.
+            The directions D by parameter, each of the parameter's shape behind leading axes that
+            all share: many directions at once. Parameters that are left out have D = 0.
 
         Returns
         -------

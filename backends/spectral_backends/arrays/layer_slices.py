@@ -21,7 +21,7 @@ Matrices = Mapping[str, "str | MatrixSpec | None"]
 
 @dataclass(frozen=True)
 class LayerSlice:
-    """One matrix of a parameter, by the layout of that.
+    """One matrix of a parameter, found by the parameter's layout.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class LayerSlice:
 def find_slices(
     params: Mapping[str, Array], matrices: Matrices | None
 ) -> tuple[dict[str, LayerSlice], dict[str, str]]:
-    """Return the layers in the order of the parameters, and those that are none with the reason.
+    """Return the layers in the order of the parameters, and parameters that are none, and why.
 
     Parameters
     ----------

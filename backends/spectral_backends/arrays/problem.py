@@ -49,10 +49,11 @@ Method = Literal["auto", "complex-step", "differences"]
 class CurvatureProblem(BaseProblem[LayerSlice]):
     """A mean loss over batches, known by a gradient function in array operations (Theory 1).
 
-    Curvatures come from the best that there is: `curvature` or `hvp`, exact functions of yours; or
-    the complex step through `gradient`, exact to rounding where that is analytic as written, which
-    is tested layer by layer; or central differences of it, extrapolated, with an error estimate for
-    each curvature. The layer's certificate says which, and why no better one.
+    Curvatures come from the best available rule. The first is `curvature` or `hvp`, exact functions
+    of yours. The second is the complex step through `gradient`, which is exact to rounding if that
+    function is analytic as written; this is tested layer by layer. The third is extrapolated
+    central differences of `gradient`, with an error estimate for each curvature. The layer's
+    certificate names the rule, and says why no better one was taken.
 
     Parameters
     ----------
@@ -72,26 +73,27 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         or None for no layer. Two axes are outputs × inputs by default.
     curvature : callable, optional
         ``curvature(layer, u, v[, batch])`` returns ``<D_k, H[D_k]>`` of the batch's mean loss along
-        ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K). Compared with differences of
-        `gradient` along one random direction.
+        ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K). It is compared with differences
+        of `gradient` along one random direction.
     hvp : callable, optional
         ``hvp(layer, direction[, batch])`` returns H[D] in the layer's parameter, for a direction of
-        its shape. Compared likewise.
+        its shape. It is compared in the same way.
     ggn : callable, optional
         ``ggn(layer, u, v[, batch])`` returns the Gauss-Newton part, in the form of `curvature`.
     rows : callable, optional
         ``rows(layer[, batch])`` returns `Rows` of un-reduced terms: Kronecker factors, and the
         Gauss-Newton curvature where there is no `ggn`.
     loss : callable, optional
-        ``loss(params[, batch])`` returns a scalar, the mean, or one value a term. For the report.
+        ``loss(params[, batch])`` returns a scalar, the mean, or one value for each term. It is only
+        for the report.
     method : {"auto", "complex-step", "differences"}
-        Without `curvature` and `hvp`: "auto" takes the complex step where the function stands the
-        test, and differences elsewhere.
+        The rule without `curvature` and `hvp`. "auto" takes the complex step for layers where the
+        function passes the test, and differences elsewhere.
     tolerance : float
-        Largest error estimate of a difference, relative to the curvature; a layer beyond it is
-        refused.
+        The largest error estimate of a difference, relative to the curvature. A layer with a larger
+        one is refused.
     check : bool
-        Whether to look that two passes agree, that the first batch's halves add up to it, and that
+        Whether to check that two passes agree, that the first batch's halves add up to it, and that
         `curvature` or `hvp` fits `gradient`.
 
     Raises
@@ -189,7 +191,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
 
     @property
     def engine_names(self) -> tuple[str, ...]:
-        """None: which rule serves is a matter of `method` and of the functions given."""
+        """No names: `method` and the given functions decide on the rule."""
         return ()
 
     def _engines_for(self, kind: CurvatureKind) -> Sequence[RuleEngine]:

@@ -23,11 +23,11 @@ __all__ = ["RecordedProblem"]
 
 
 class RecordedProblem:
-    """What can be said of layers from arrays that were written down in a pass over the data.
+    """A problem of arrays that were recorded in a pass over the data.
 
-    Gauss-Newton curvatures, Kronecker factors and the decomposition; the Hessian of a layer is
-    asked of its owner, and is Gauss-Newton's where the network is piecewise linear in the weight
-    (Theory 5.8). Measure it with ``curvature="ggn"``, and ``decompose=True``.
+    It gives Gauss-Newton curvatures, Kronecker factors and the decomposition. It cannot give the
+    Hessian of a layer, which equals the Gauss-Newton part if the network is piecewise linear in the
+    weight (Theory 5.8). Measure it with ``curvature="ggn"``, and ``decompose=True``.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class RecordedProblem:
         The recorded rows of each layer. Several `Rows` are several batches. ``h^GGN`` needs their
         `root_gradients`.
     gradients : mapping of str to array, optional
-        G of the MEAN loss, shape (m, n); by default made of inputs and output gradients,
-        ``(1/N) Σ δ aᵀ``. Where both are there they are compared, which shows an output gradient
-        that was divided by N, or a G that was not.
+        G of the MEAN loss, shape (m, n); by default it is made of inputs and output gradients,
+        ``(1/N) Σ δ aᵀ``. If both are there they are compared, which shows an output gradient that
+        was divided by N, or a G that was not.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Inputs and output gradients of a layer as rows, and the sums that are made of them."""
+"""Unfolded activations and output gradients of a layer, and the sums that are made of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +14,20 @@ __all__ = ["RowSums", "Rows", "ggn_along", "gradient_of"]
 
 @dataclass(frozen=True)
 class Rows:
-    """What one layer saw of a batch: ``y = W a`` at every position of every sample.
+    """Unfolded activations of one layer in a batch: ``y = W a`` at each position of each sample.
 
     Parameters
     ----------
     inputs : array, shape (B, n) or (B, S, n)
-        a. S positions share the weight: tokens, places of a convolution.
+        The inputs a. S positions share the weight: tokens, places of a convolution.
     output_gradients : array, shape (B, m) or (B, S, m), optional
         δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a mean. They make
         the gradient, and ``C_δ`` with ``delta="empirical"``.
     root_gradients : array, shape (C, B, m) or (C, B, S, m), optional
-        Columns of ``J_iᵀ S_i`` with ``S_i S_iᵀ`` the Hessian of the loss in the outputs, un-reduced
-        (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with ``delta="ggn"``.
+        The GGN columns: columns of ``J_iᵀ S_i`` with ``S_i S_iᵀ`` the Hessian of the loss in the
+        outputs, un-reduced (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with ``delta="ggn"``.
     terms : array, shape (B,), optional
-        Loss terms of each sample; one each by default.
+        The number of loss terms of each sample. By default it is one.
 
     Raises
     ------

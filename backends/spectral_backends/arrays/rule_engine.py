@@ -28,9 +28,10 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
     gradients : mapping of str to array
         The gradient of the mean loss, by parameter.
     why_not : callable, optional
-        Returns why the rule does not serve for a layer, or nothing. It is asked once a layer.
+        ``why_not(layer)`` returns the reason why the rule does not serve for a layer, or nothing.
+        It is called once for each layer.
     better : RuleEngine, optional
-        The engine that is asked before: an error says why that does not serve.
+        The engine that is asked before this one. An error says why it does not serve.
     """
 
     independent = True

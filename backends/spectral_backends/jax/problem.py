@@ -52,7 +52,7 @@ class CurvatureProblem(BaseProblem[Layer]):
     loss_fn : callable or pair of callables
         ``(forward, loss)`` with ``forward(params, *inputs)`` and ``loss(outputs, targets)``, for
         batches ``(*inputs, targets)``; or ``loss_fn(params, batch)``, which has no Gauss-Newton
-        curvature, as nothing tells its outputs. Pure, and fit for ``jax.jit``.
+        curvature, as nothing tells its outputs. The functions are pure, and fit for ``jax.jit``.
     params : pytree
         The model's parameters: its floating arrays. Whatever else is among its leaves is a
         constant. Dicts, Equinox modules, Flax states and any other pytree will do.
@@ -64,7 +64,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         is read off the end of the loss, and the parts of a batch that is cut in two must bear it
         out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
-        Says how the loss reduces its terms, where that cannot be read off. A sum is divided by
+        The way in which the loss reduces its terms, if it cannot be read off. A sum is divided by
         the number of terms.
     dtype : dtype, optional
         The type to measure in. By default it is that of the parameters, float32 for half
@@ -189,8 +189,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         layers : sequence of str
             The names of layers.
         samples : int, optional
-            If it is given, the first batch will do, or the first samples of a long one, as
-            compiling takes more time than they do. By default all data are gone through.
+            If it is given, only the first batch is used, or the first samples of a long one, as
+            compiling takes more time than they do. By default all data are used.
 
         Returns
         -------

@@ -46,7 +46,7 @@ def on_own_samples(run: Run, taken: int = 0, given: int = 0) -> Run:
         A function of arrays. The first holds samples along its axis `taken`, the others belong to
         all samples. The results hold samples along their axis `given`.
     taken, given : int
-        Axes.
+        The axes of samples in the first argument and in the results.
     """
     placement = ambient()
 

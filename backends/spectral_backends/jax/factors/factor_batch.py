@@ -79,7 +79,8 @@ def output_sums(
     chunk : int
         Columns that are sent back together.
     exact : bool
-        Send every column; else `options.draws` random combinations of all of them.
+        Whether to send every column. Otherwise `options.draws` random combinations of all of them
+        are sent.
 
     Returns
     -------

@@ -13,7 +13,7 @@ equation that has one::
 What goes into a handler beside its operands (`fed`) and what it keeps are pytrees, passed as
 arguments and results, so that the whole is a pure function: differentiate it in the feeds and it
 gives cotangents at the sites, ``vmap`` it, jit it. A handler may return any outputs of the
-equation's types: a tap adds a zero, a tangent rule puts something else in.
+equation's types: a probe adds a zero, a tangent rule puts something else in.
 
 Sites inside ``jit`` are reached by inlining, inside ``remat`` under a new ``jax.checkpoint``,
 inside ``scan`` by a new scan: what is fed there, and what is kept, has one leading axis for each

@@ -20,18 +20,18 @@ MIN_GROUP_RANK = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight matrix: its public description and its place among the members of a family.
+    """A weight matrix: its public description and its index among the members of a family.
 
     Parameters
     ----------
     info : LayerInfo
-        Name, kind and shape.
+        The name, kind and shape of the layer.
     family : Family
-        Matrices that the same equations consume.
+        The family of matrices that the same equations consume.
     member : int
         The index of the layer among the members of the family.
     hidden : str
-        Why its uses are not all there is to know of it; empty if they are.
+        The reason why its uses do not tell everything about it. It is empty if they do.
     """
 
     info: LayerInfo
@@ -59,7 +59,7 @@ class Layer:
 def find_layers(
     jaxpr: ClosedJaxpr, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Return the layers by name, and the parameters that are none with the reason.
+    """Return the layers by name, and the parameters that are no layer, with the reason.
 
     Parameters with fewer than two axes (biases, norms), or stacks of such, are neither. Layers
     come in the order of the forward pass.

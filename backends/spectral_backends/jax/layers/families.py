@@ -63,7 +63,7 @@ class Family:
     parameter : int
         Its index among the parameters.
     view : MatrixView
-        The place of the first one in the parameter.
+        The parameter slice of the first one.
     axes : tuple of (int, int)
         Members and the step to the next, for each axis that counts them; of scans first.
     scanned : tuple of int

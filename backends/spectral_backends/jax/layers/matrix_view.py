@@ -32,7 +32,7 @@ class MatrixView(ParameterSlice):
     size, stride, offset, out_axes
         The fields of `ParameterSlice`.
     parameter : tuple of int
-        Shape of the parameter.
+        The shape of the parameter.
     """
 
     parameter: tuple[int, ...]

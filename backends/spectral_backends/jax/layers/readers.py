@@ -14,7 +14,7 @@ __all__ = ["Consumed", "read_operand"]
 
 @dataclass(frozen=True)
 class Consumed:
-    """What an equation says of an operand: axes are groups, then outputs, then inputs."""
+    """The use of an operand by an equation: axes are groups, then outputs, then inputs."""
 
     shadow: Shadow
     kind: str

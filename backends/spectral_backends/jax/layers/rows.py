@@ -1,8 +1,8 @@
-"""What goes into a matrix and comes out of it, position by position, of the operations that use it.
+"""Unfolded activations of the operations that use a matrix, position by position.
 
-An operation that consumes a matrix W computes ``y = W a`` at each position: of a batch, an image, a
-sequence. Its other operand holds all a, its result all y, in an order of axes that depends on the
-operation. `Rows` brings both into one: groups, positions, then the elements of a row.
+An operation that consumes a matrix W computes ``y = W a`` at each position of a batch, an image or
+a sequence. Its other operand holds all a, and its result all y, in an order of axes that depends on
+the operation. `Rows` brings both into one order: groups, positions, then the elements of a row.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs and outputs of one equation, as rows.
+    """Unfolded activations: inputs and outputs of one equation, as rows.
 
     Parameters
     ----------

@@ -85,11 +85,11 @@ class CompileCache:
         Parameters
         ----------
         batch : Batch
-            One of those that it is for.
+            One of the batches that the function is for.
         what : hashable
             A key that tells the function from others of the same batch.
         make : callable
-            Returns it, to be traced with exact products.
+            ``make()`` returns the function, which is traced with exact products.
         """
         placement = batch.placement
 

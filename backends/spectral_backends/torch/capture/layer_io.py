@@ -23,7 +23,7 @@ __all__ = ["Passage", "PassageCapture"]
 
 @dataclass(frozen=True)
 class Passage:
-    """One use of a layer's matrix: its rows, and the place in the graph where they come out.
+    """One use of a layer's matrix: its unfolded activations, and the graph's edge behind it.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ class Passage:
     edge : GradientEdge
         The edge of the result as it left the operation. In-place changes come after it.
     inputs : callable
-        Returns the inputs, shape ``(B, S, n)``.
+        ``inputs()`` returns the inputs, shape ``(B, S, n)``.
     outputs : callable
-        Turns a gradient of the result into ``(B, S, m)``.
+        ``outputs(gradient)`` turns a gradient of the result into ``(B, S, m)``.
     project : callable
-        Returns ``a v`` for the columns of v ``(n, K)``, shape ``(B, S, K)``.
+        ``project(v)`` returns ``a v`` for the columns of v ``(n, K)``, shape ``(B, S, K)``.
     """
 
     result: Tensor
@@ -52,7 +52,7 @@ class PassageCapture(OperationRecorder):
     Parameters
     ----------
     layers : iterable of Layer
-        Whose passages to keep.
+        The layers whose passages are kept.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
 
@@ -61,7 +61,7 @@ class PassageCapture(OperationRecorder):
     passages : dict of str to list of Passage
         The passages of each layer.
     hidden : dict of str to str
-        Layers used by an operation that hides its inputs and outputs, with its kind.
+        The layers used by an operation that hides its inputs and outputs, with its kind.
     """
 
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:

@@ -53,7 +53,7 @@ class Tape(PassageCapture):
     Parameters
     ----------
     layers : iterable of Layer
-        Whose uses to keep.
+        The layers whose uses are kept.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
 

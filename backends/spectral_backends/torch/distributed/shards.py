@@ -29,9 +29,9 @@ def is_flat_shard(parameter: Tensor, name: str = "", module: nn.Module | None = 
     Parameters
     ----------
     parameter : Tensor
-        FSDP flattens parameters, and stage 3 of DeepSpeed's ZeRO empties them.
+        The parameter. FSDP flattens parameters, and stage 3 of DeepSpeed's ZeRO empties them.
     name : str
-        Its last part, where it is known.
+        The last part of its name, if it is known.
     module : nn.Module, optional
         The module that holds the parameter, if it is known.
     """

@@ -20,26 +20,26 @@ __all__ = ["Structure", "examine"]
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of a model, and what decides how their curvature is computed best.
+    """The layers of a model, and the facts that decide how their curvature is computed.
 
     Parameters
     ----------
     layers : dict of str to Layer
         The layers by name, in the order of the forward pass.
     skipped : dict of str to str
-        Parameters that are none, with the reason.
+        The parameters that are no layer, with the reason.
     n_outputs : int or None
-        Outputs of the model for each sample of the first batch; None where they are not told from
-        the loss, or are no tensor.
+        The number of outputs of the model for each sample of the first batch. It is None if outputs
+        are not told from the loss, or are no tensor.
     curved : dict of str to str
-        Parameters in which the outputs are curved, with the operation that shows it.
+        The parameters in which the outputs are nonlinear, with the operation that shows it.
     work : float
-        Multiply-adds of the forward pass.
+        The multiply-adds of the forward pass.
     operations : int
-        Matrix products and convolutions of the forward pass.
+        The number of matrix products and convolutions of the forward pass.
     heaviest : list of int
-        Samples of the first batch, those first whose outputs the loss would change most; empty
-        where the outputs are not told.
+        The samples of the first batch, in the order of how much the loss would change their
+        outputs. The list is empty if the outputs are not told from the loss.
     """
 
     layers: dict[str, Layer]

@@ -31,16 +31,16 @@ class MatrixUse:
     Parameters
     ----------
     view : MatrixView
-        The place of the matrix in the parameter.
+        The parameter slice of the matrix.
     kinds : list of str
         The operations, in the order of their first use.
     label : str
         The name that tells it from other matrices of the same parameter, such as ``"q"``. It may be
         empty.
     work : float
-        Multiply-adds of its uses in one forward pass.
+        The multiply-adds of its uses in one forward pass.
     count : int
-        Number of its uses.
+        The number of its uses.
     """
 
     view: MatrixView

@@ -195,9 +195,9 @@ def _contracted(deltas: Any, left: Any, right: Any) -> Any:
     Parameters
     ----------
     deltas : array, shape (columns, members, B, S, m)
-        Or inputs, in a flipped use.
+        The output gradients, or the inputs in a flipped use.
     left : array, shape (members, m, K)
-        Directions that meet them.
+        The directions that `deltas` are projected on.
     right : array, shape (members, B, S, K)
         The other factor.
     """

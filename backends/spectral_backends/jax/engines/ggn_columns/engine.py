@@ -1,4 +1,4 @@
-"""The engine of the columns: every output sent back once, for all layers and directions."""
+"""The engine of GGN columns: every output sent back once, for all layers and directions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,8 +28,9 @@ MAX_OUTPUTS = 256
 class GGNColumns(CurvatureEngine[Layer]):
     """Sends every output back once, for all layers and directions (Theory 5.4).
 
-    Gives h^GGN, and h where the outputs are piecewise linear in the weight: no operation behind it
-    is curved, and the second-order part on random directions is rounding.
+    It gives h^GGN, and h if the outputs are piecewise linear in the weight. That is the case if no
+    operation behind the weight is nonlinear, and the second-order part on random directions is
+    rounding.
 
     Parameters
     ----------

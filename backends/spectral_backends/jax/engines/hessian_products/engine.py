@@ -1,4 +1,4 @@
-"""The engine of one layer: the loss differentiated twice along each direction."""
+"""The engine of Hessian-vector products: the loss differentiated twice along each direction."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ PRICE = 3.0
 
 
 class HessianProducts(CurvatureEngine[Layer]):
-    """Differentiates the loss twice along the directions of one layer: the reference for others.
+    """Computes Hessian-vector products layer by layer. It is the reference for other engines.
 
     Parameters
     ----------

@@ -76,9 +76,9 @@ class TangentBatch:
     objective : LossOfBatch
         The mean loss.
     layers : sequence of Layer
-        Along whose matrices directions will be asked for.
+        The layers whose directions will be sent.
     leaves : mapping of str to Tensor
-        Their parameters.
+        The parameters of these layers, by name.
     batch : Any
         The data.
     shortcuts : bool

@@ -1,8 +1,9 @@
 """Gauss-Newton curvature of all layers and directions at once, from the root of the loss's Hessian.
 
-With ``S Sᵀ`` the Hessian of the loss in the outputs, each column of S is sent back once; at every
-use of every layer what arrives is projected on the directions, summed over positions, squared and
-averaged (Theory 5.4). The price is that of one backward pass per column, for all layers together.
+With ``S Sᵀ`` the Hessian of the loss in the outputs, each GGN column, a column of S, is sent back
+once. At every use of every layer the gradient that arrives is projected on the directions, summed
+over positions, squared and averaged (Theory 5.4). The price is that of one backward pass per
+column, for all layers together.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,15 +39,15 @@ class ColumnTotals:
     Parameters
     ----------
     ggn : Tensor, shape (K,)
-        Sum over terms of the squared products.
+        The sum over terms of the squared products.
     variance : Tensor, shape (K,)
         The variance of that sum if it is a Monte-Carlo estimate, else zero.
     derivative : Tensor, shape (K,)
-        Sum over terms of ``<∂l, D_k>``: shows whether every use of the weight was seen.
+        The sum over terms of ``<∂l, D_k>``. It shows whether every use of the weight was seen.
     curved : str
-        An operation in which the outputs are curved in the weight; empty if there is none.
+        An operation by which the outputs are nonlinear in the weight. It is empty if there is none.
     problem : str
-        Why the sums are not the layer's curvature; empty if they are.
+        The reason why the sums are not the layer's curvature. It is empty if they are.
     """
 
     ggn: Tensor
@@ -57,7 +58,7 @@ class ColumnTotals:
 
 
 class ColumnPass:
-    """Sends the columns of the loss's root back through each batch.
+    """Sends the GGN columns back through each batch.
 
     Parameters
     ----------
@@ -72,10 +73,10 @@ class ColumnPass:
     chunk : callable
         ``chunk(bytes_of_one)`` returns the number of columns to send back together.
     draws : int
-        Random combinations of all columns to send back for each batch instead of every column; 0
-        sends every column.
+        The number of random combinations of all columns to send back for each batch instead of
+        every column. 0 sends every column.
     max_outputs : int
-        Largest number of outputs of a sample for which a dense root is made.
+        The largest number of outputs of a sample for which a dense root is made.
     channels_last : bool
         The option of `Objective.leaves`.
     """

@@ -1,4 +1,4 @@
-"""The engines of the loss's root: every column of it for exact values, or random combinations."""
+"""The engines of GGN columns: every column for exact values, or random combinations."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,17 +20,18 @@ from spectral_core.curvature.engine import (
 __all__ = ["GGNColumns", "MonteCarlo"]
 
 COLUMN_PRICE = 1.25
-"""Time of one column sent back, over that of the work counted for it."""
+"""The time of one column sent back, over that of the work counted for it."""
 
 MAX_OUTPUTS = 256
-"""Outputs of a sample beyond which no dense root of the loss's Hessian is made."""
+"""The outputs of a sample beyond which no dense root of the loss's Hessian is made."""
 
 
 class GGNColumns(CurvatureEngine[Layer]):
-    """Sends every column of the root back once, for all layers and directions (Theory 5.4).
+    """Sends every GGN column back once, for all layers and directions (Theory 5.4).
 
-    Gives h^GGN, and h where the outputs are piecewise linear in the weight: no operation behind it
-    is curved, on any batch, and the second-order part on random directions is rounding.
+    It gives h^GGN, and h if the outputs are piecewise linear in the weight. That is the case if no
+    operation behind the weight is nonlinear, on any batch, and the second-order part on random
+    directions is rounding.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         self._setting = setting
 
     def declines(self, layer: Layer, request: CurvatureRequest) -> str:
-        """Return the operation in which the outputs are curved, on the first batch."""
+        """Return the operation by which the outputs are nonlinear, on the first batch."""
         if request.kind == "ggn":
             return ""
         return self._setting.structure.curved.get(layer.parameter, "")

@@ -1,4 +1,4 @@
-"""The engine of one layer: the graph of its gradient, differentiated once for each direction."""
+"""The engine of Hessian-vector products: a layer's gradient, differentiated along directions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ PRICE = 3.0
 
 
 class HessianProducts(CurvatureEngine[Layer]):
-    """Differentiates the graph of one layer's gradient once more: the reference for the others.
+    """Computes Hessian-vector products layer by layer. It is the reference for other engines.
 
     Parameters
     ----------
