@@ -224,7 +224,7 @@ class SpectralNewton:
         return dict(zip(names, steps, strict=True)), dict(state.momentum) | moved
 
     def _check_options(self) -> None:
-        """Let the steps refuse their options now."""
+        """Check the options now, as the steps would."""
         options = self._options
         if options.precision == "bfloat16":  # the first step knows whether there is such a dtype
             options = replace(options, precision="working", method="auto")
@@ -247,7 +247,8 @@ def _alpha(route: Route) -> float | tuple[float, ...]:
 def _number(count: Any) -> Any:
     """Return a count that NumPy loaded as the number that was saved.
 
-    Its integers are no weak types: powers of β would be float64, and wider than a float32 moment.
+    NumPy's integers are no weak types: powers of β would be float64, and wider than a float32
+    moment.
     """
     return int(count) if isinstance(count, (np.integer, np.ndarray)) else count
 
@@ -264,7 +265,7 @@ def _by_name(argument: str, arrays: Any) -> dict[str, Any]:
 
 
 def _gradients(gradients: Any, params: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the gradients that there are."""
+    """Return the gradients that are not missing."""
     found = _by_name("gradients", gradients)
     if unknown := found.keys() - params.keys():
         raise InputError(f"gradients: {sorted(unknown)} are none of the parameters.")

@@ -94,10 +94,11 @@ def scale_by_spectral_newton(
     Parameters
     ----------
     alpha : float, array, "per-type", SpectralReport, path, pytree or callable
-        The exponent, in [0, 4]: one for all; or by the type of layer that its path tells
-        (`TYPE_ALPHAS`); or those of a report, for each slice of a stack of which it knows blocks;
-        or a prefix of the tree of parameters; or a function of that tree, or of
-        the updates, that returns one. Arrays may be traced, and their values are not checked.
+        The exponent, in [0, 4]. It is one number for all; or it follows the type of layer that the
+        path tells (`TYPE_ALPHAS`) or the measurements of a report, for each slice of a stack if the
+        report knows its blocks; or it is a prefix of the tree of parameters, or a function of that
+        tree, or of the updates, that returns one. Arrays may be traced, and their values are not
+        checked.
     damping : float or array
         δ, or d with ``damping_mode="absolute"``. α = 2 with δ = 0.001 won the races of
         docs/results/training.md.
@@ -141,9 +142,9 @@ def scale_by_spectral_newton(
     -----
     A matrix whose gradient holds a NaN or an infinity gets an update of exactly 0 and keeps its
     momentum to the bit. One whose gradient is 0 throughout gets weight decay alone, while its
-    momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of
-    them; inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be
-    taken for a matrix: pass whole gradients, as data parallelism has them.
+    momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of them.
+    Inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be taken for
+    a matrix. Pass whole gradients there, as data parallelism has them.
 
     Examples
     --------
@@ -369,7 +370,7 @@ def _decays(weight_decay: Scalar, mask: Any, tree: Tree) -> list[Scalar]:
 
 
 def _weights(gradients: list[Any], structure: Any, params: Tree, decays: list[Scalar]) -> list[Any]:
-    """Return the parameters, zeros in their place where they do not count."""
+    """Return the parameters, or zeros if they do not count."""
     absent = params is None
     weights = gradients if absent else structure.flatten_up_to(params)
     counts = [not (is_number(decay) and decay == 0) for decay in decays]
@@ -382,7 +383,7 @@ def _weights(gradients: list[Any], structure: Any, params: Tree, decays: list[Sc
 
 
 def _method(options: StepOptions, alphas: list[Any]) -> str:
-    """Return "eigh" for "auto" where values are not known before the step."""
+    """Return "eigh" for "auto" if values are not known before the step."""
     known = (isinstance(alpha, tuple) or is_number(alpha) for alpha in alphas)
     unknown = not (is_number(options.damping) and all(known))
     spectral = options.damping_mode == "spectral" and options.precision == "working"

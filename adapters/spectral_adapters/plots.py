@@ -129,8 +129,9 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
 def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
     """Draw measured s against αγ, layer by layer, with the a-priori band of the defect.
 
-    The bar at each point is ``αγ ± bound`` (Theory 3.2): where s in σ order must lie, apart from
-    the term of dropped directions. Filled points are s in sorted order, open ones in σ order.
+    The bar at each point is ``αγ ± bound`` (Theory 3.2). It shows where s in σ order must lie,
+    apart from the term of dropped directions. Filled points are s in sorted order, and open points
+    are s in σ order.
 
     Examples
     --------
@@ -201,7 +202,7 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
 
 
 def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
-    """Draw ``α = β + φ + κ + ν`` as bars, layer by layer: what is negative hangs below zero.
+    """Draw ``α = β + φ + κ + ν`` as bars, layer by layer; negative terms hang below zero.
 
     The diamond is α, the sum of its bars, with its interval.
 

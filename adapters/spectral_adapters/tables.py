@@ -1,4 +1,4 @@
-"""Reports as tables of other libraries: rows are made in the core, shapes here."""
+"""Reports as tables of other libraries. Their rows are made in the core."""
 
 import csv
 import io

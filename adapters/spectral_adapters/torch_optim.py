@@ -37,7 +37,7 @@ from spectral_core.newton.adamw import adamw_options
 __all__ = ["SpectralNewton"]
 
 RECORDINGS = 8
-"""Kept for each group: sets of its parameters that have had gradients together."""
+"""The number of recordings kept for each group, one for each set of parameters with gradients."""
 
 
 class SpectralNewton(torch.optim.Optimizer):
@@ -318,7 +318,7 @@ class SpectralNewton(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles hold; they do not measure."""
+        """Return the state of copies and pickles, which do not measure."""
         kept = {name: self.__dict__[name] for name in ("_adamw_options", "_routes")}
         alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
         own = {"_alpha": alpha, "_measurement": None, "_recorded": {}}
@@ -354,7 +354,7 @@ class SpectralNewton(torch.optim.Optimizer):
                 update.apply(gradients, group["lr"])
 
     def _recording(self, update: Update, gradients: list[Tensor]) -> RecordedUpdate:
-        """Return the recording of an update, made anew where it no longer holds."""
+        """Return the recording of an update. It is made again if it no longer holds."""
         members, key = tuple(map(id, update.parameters)), update_key(update, gradients)
         held = self._recorded.pop(members, None)
         if held is None or held[0] != key:

@@ -1,4 +1,4 @@
-"""Which axes of a parameter are inputs and which are outputs; the others count matrices."""
+"""The axes of a parameter that are inputs and outputs; the others count matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class SpectralDimensionNumbers(NamedTuple):
     Parameters
     ----------
     reduction_axis : int or sequence of int
-        Inputs: the axes over which the layer sums. Negative ones count from the end.
+        The inputs: the axes over which the layer sums. Negative ones count from the end.
     output_axis : int or sequence of int
-        Outputs.
+        The axes of the outputs.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class SpectralDimensionNumbers(NamedTuple):
 
 
 MatrixAxes: TypeAlias = SpectralDimensionNumbers | MatrixSpec | str
-"""How a parameter is made of matrices: by its axes, or by a spec of `as_matrices`."""
+"""The matrices of a parameter: by its axes, or by a spec of `as_matrices`."""
 
 
 def is_axes(value: object) -> bool:
@@ -109,7 +109,7 @@ class AxisLayout:
     shape : tuple of int
         The shape of the parameter.
     rows, columns : tuple of int
-        Axes of its inputs and outputs, in the order in which they are flattened.
+        The axes of its inputs and outputs, in the order in which they are flattened.
     """
 
     shape: tuple[int, ...]
@@ -124,7 +124,7 @@ class AxisLayout:
 
     @property
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
-        """The shape (B, m, n) of what `split` returns, in a tuple."""
+        """The shape (B, m, n) of the matrices that `split` returns, in a tuple."""
         return self.whole.matrices
 
     @property
@@ -134,7 +134,7 @@ class AxisLayout:
 
     @property
     def slices(self) -> tuple[tuple[int, ...], ...]:
-        """Which slice of the stack holds each matrix of what `split` returns."""
+        """The slice of the stack that holds each of the matrices that `split` returns."""
         return self.whole.slices
 
     def split(self, array: Array) -> list[Array]:

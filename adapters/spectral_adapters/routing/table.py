@@ -1,4 +1,4 @@
-"""What happens to each parameter, as a table to print."""
+"""The routes of parameters, as a table to print."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Rule = Literal["spectral", "adamw", "left out"]
 
 @dataclass(frozen=True)
 class Route:
-    """What happens to one parameter.
+    """The rule of one parameter, with its α and options.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Route:
     rule : {"spectral", "adamw", "left out"}
         The rule that updates the parameter.
     kind : str
-        Layer type, for ``"spectral"``.
+        The layer type, for ``"spectral"``.
     matrices : str
         The spec of `as_matrices`, for ``"spectral"``.
     reason : str
@@ -54,7 +54,7 @@ class Route:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Return what a table shows of it."""
+        """Return the row that a table shows."""
         spectral = self.rule == "spectral"
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""What kind of layer a parameter belongs to, which matrices it holds, which are output heads."""
+"""The layer type of a parameter, the matrices that it holds, and output heads."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ _KEY_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_h
 
 @dataclass(frozen=True)
 class LayerType:
-    """A layer's type, its matrices, and what they were recognised by.
+    """A layer's type, its matrices, and the reason for both.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def embedding_reason(module: nn.Module, path: str, name: str) -> str:
 
 
 def output_heads(model: nn.Module, clean: Any = str) -> dict[int, str]:
-    """Return what makes a weight an output head, by the identity of the weight.
+    """Return the reason why a weight is an output head, by the identity of the weight.
 
     The model's own word counts first (`get_output_embeddings`, `get_classifier`), then names, then
     the last `nn.Linear`, unless it is the last of a row of equal blocks.

@@ -1,4 +1,4 @@
-"""Which rule updates each parameter of a model: T for weight matrices, AdamW for the rest."""
+"""The rule of each parameter of a model: T for weight matrices, AdamW for the rest."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -197,6 +197,6 @@ def _kind(name: str, shape: tuple[int, ...], matrices: MatrixSpec | str, known: 
 
 
 def _clean(name: str) -> str:
-    """Drop what `torch.compile`, DataParallel and checkpointing add to names."""
+    """Drop the parts that `torch.compile`, DataParallel and checkpointing add to names."""
     name = re.sub(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)(\.|$)", "", name)
     return re.sub(r"^module\.", "", name).removesuffix(".")

@@ -52,7 +52,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         A module, or a function ``model(params, *inputs)`` of a parameter dict. It is left as it
         is: parameters, gradients, mode, buffers, hooks and random state.
     loss_fn : callable or None
-        ``loss_fn(outputs, targets)`` returns a scalar. It is None if `forward` returns the loss.
+        ``loss_fn(outputs, targets)`` returns a scalar. `loss_fn` is None if `forward` returns the
+        loss.
     batches : iterable
         Batches ``(*inputs, target)``, or batches of any form that `forward` understands. They are
         traversed as often as needed. Tensors are moved to the model's device.

@@ -52,7 +52,7 @@ class CurvedEquation:
     depth: int
 
     def form(self, operands: Sequence[Any], adjoints: Sequence[Any]) -> Form:
-        """Return the form ``<λ, d²f[ẋ, ẋ]>``; everything that does not depend on ẋ is computed.
+        """Return the form ``<λ, d²f[ẋ, ẋ]>``; its parts without ẋ are already computed.
 
         Operands and adjoints have the iterations of the scans around it as leading axes.
         """

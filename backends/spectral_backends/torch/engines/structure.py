@@ -38,8 +38,8 @@ class Structure:
     operations : int
         The number of matrix products and convolutions of the forward pass.
     heaviest : list of int
-        The samples of the first batch, in the order of how much the loss would change their
-        outputs. The list is empty if the outputs are not told from the loss.
+        The samples of the first batch, first those whose outputs the loss would change most. The
+        list is empty if the outputs are not told from the loss.
     """
 
     layers: dict[str, Layer]

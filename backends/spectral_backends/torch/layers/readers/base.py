@@ -27,8 +27,8 @@ class Rows:
         ``inputs()`` returns the inputs, shape ``(*groups, B, S, n)``. They are made when asked for,
         as they may be larger than the operation's argument.
     outputs : callable
-        ``outputs(result)`` turns a tensor of the shape of the operation's result into ``(*groups,
-        B, S, m)``.
+        ``outputs(tensor)`` brings a tensor of the shape of the operation's result into the shape
+        ``(*groups, B, S, m)``.
     project : callable
         ``project(v)`` returns the inputs' products with the columns of v ``(n, K)``, shape
         ``(*groups, B, S, K)``. It does not make the inputs if they are larger than the operation's
