@@ -19,8 +19,8 @@ def route_arrays(
     """Return the route of each parameter, with its α.
 
     T gets arrays of two axes or more, as outputs × inputs or a convolution (out, in, kernel …).
-    AdamW gets matrices with a side of 1, embeddings and output heads; the latter are known by their
-    names.
+    AdamW gets the rest, matrices with a side of 1, and the embeddings and output heads that are
+    known by their names.
 
     Parameters
     ----------

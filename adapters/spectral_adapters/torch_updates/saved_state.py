@@ -56,7 +56,7 @@ def matched_state(groups: Sequence[Group], state: Mapping[str, Any], hooked: boo
     state : mapping
         The state that is loaded; nothing is written to it.
     hooked : bool
-        Whether hooks changed the state. They may have moved states and not the names.
+        Whether hooks received the state. They may have moved states and not the names.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def _saved_names(group: Group) -> Names:
 
 
 def _label(*sides: list[Names]) -> Callable[[str | None], str | None]:
-    """Return a function that makes names comparable: it drops wrappers unless two names become one."""
+    """Return a function that makes names comparable: it drops wrappers if names stay apart."""
 
     def without(name: str | None) -> str | None:
         if name is None:

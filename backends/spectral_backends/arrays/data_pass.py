@@ -1,4 +1,4 @@
-"""The user's batches, each with its number of loss terms, and whether both are what they seem."""
+"""The user's batches, each with its number of loss terms, and the checks of both."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ __all__ = ["DataPass", "check_batch", "check_halves", "check_nan", "gradient_tot
 
 
 class DataPass:
-    """Batches that can be traversed again, and how many terms each has.
+    """Batches that can be traversed again, and the number of terms of each.
 
     Parameters
     ----------

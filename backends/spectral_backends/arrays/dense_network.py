@@ -27,7 +27,7 @@ Params = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a forward pass leaves: inputs (B, n) and slopes of every layer, and the outputs.
+    """The results of a forward pass: inputs (B, n) and slopes of every layer, and the outputs.
 
     The activation's derivatives belong to the layer in front: index l holds those at the inputs of
     layer l, and index 0 holds nothing.
@@ -169,7 +169,7 @@ class DenseNetwork:
         return self._product(params, batch, directions, gauss_newton=True)
 
     def rows(self, params: Params, layer: str, batch: Batch) -> Rows:
-        """Return what the Kronecker factors of a layer are made of (Theory 4)."""
+        """Return the unfolded activations of a layer, for its Kronecker factors (Theory 4)."""
         xp, params, x = self._checked(params, batch[0])
         seen = self._forward(xp, params, x)
         wanted = self.layers.index(layer)

@@ -182,10 +182,10 @@ def directional_changes(
 
 
 def disagreement(xp: Any, value: Array, changes: list[Change]) -> float:
-    """Return by how much a derivative is shown to be wrong, relatively; the least over the steps.
+    """Return the relative error that a derivative is shown to have; the least over the steps.
 
-    Two differences that disagree with each other, across kinks or in rounding, show no more than
-    that.
+    Two differences that disagree with each other, across kinks or in rounding, show no larger error
+    than their disagreement.
     """
     size = max(norm(xp, value), norm(xp, changes[-1].value))
     shown = [
@@ -196,7 +196,7 @@ def disagreement(xp: Any, value: Array, changes: list[Change]) -> float:
 
 
 def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str, float]:
-    """Return by how much each gradient moves when all parameters do by rounding.
+    """Return the change of each gradient when all parameters change by rounding.
 
     A gradient that is left over from a cancellation, as that of a network that fits its data, is
     no better than this, however small it is itself.
@@ -220,7 +220,7 @@ def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str
 
 
 def check_tolerance(eps: float) -> float:
-    """Return what a derivative may differ from central differences, relatively.
+    """Return the relative difference from central differences that a derivative may have.
 
     It is 10 eps^(1/3): between the error of the differences, eps^(2/3), and a wrong derivative's,
     1.

@@ -44,7 +44,7 @@ def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
 
     Notes
     -----
-    What comes out is the problem's own memory: do not write to it.
+    The arrays that come out are the problem's own memory: do not write to them.
 
     Examples
     --------
@@ -81,7 +81,7 @@ class _ThroughDLPack:
 
     @property
     def curvature_engine(self) -> str:
-        """What the problem calls its way to `curvatures`."""
+        """The problem's name for the engine of `curvatures`."""
         return way_of(self._problem)
 
     def layers(self) -> Sequence[LayerInfo]:
@@ -95,7 +95,7 @@ class _ThroughDLPack:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Return what the problem says, and through which library it was seen."""
+        """Return the description of the problem, and the library through which it was seen."""
         return {**self._problem.describe(), "through": self._xp.__name__.rpartition(".")[2]}
 
     def gradients(self, layers: Sequence[str]) -> dict[str, Array]:
@@ -106,7 +106,7 @@ class _ThroughDLPack:
     def gradient_errors(
         self, layers: Sequence[str], *, samples: int | None = None
     ) -> dict[str, Array]:
-        """Return what the problem knows of the rounding of its gradients."""
+        """Return the rounding of the problem's gradients, if the problem knows it."""
         if not isinstance(self._problem, KnowsRounding):
             return {}
         found = self._problem.gradient_errors(layers, samples=samples)
@@ -171,7 +171,7 @@ class _ManyThroughDLPack(_ThroughDLPack):
         done: Collection[str] = (),
         tell: Callable[[str], None] | None = None,
     ) -> Iterator[LayerCurvature | LayerError]:
-        """Yield the curvatures of each layer, by the problem's own engines where it has some.
+        """Yield the curvatures of each layer, by the problem's own engines if it has some.
 
         Parameters
         ----------

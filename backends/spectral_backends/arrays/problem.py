@@ -156,7 +156,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         self._loss = None if loss is None else self._mean_loss(loss)
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: its numbers, types and versions."""
+        """Return the description of the problem: its numbers, types and versions."""
         some = next(iter(self._params.values()))
         name = library_of(some)
         return {
@@ -287,7 +287,7 @@ def _why_not_given(
     batch: Any,
     layer: LayerSlice,
 ) -> str:
-    """Say by how much the user's function is off from differences of the user's gradient."""
+    """Return a sentence on the error of the user's function against differences of `gradient`."""
     like, (m, n) = params[layer.parameter], layer.info.shape
     xp = array_api_compat.array_namespace(like)
     if isinstance(rule, ProductFunction):

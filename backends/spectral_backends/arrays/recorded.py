@@ -83,7 +83,7 @@ class RecordedProblem:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: numbers of the data, types and versions."""
+        """Return the description of the problem: numbers of the data, types and versions."""
         some = next(iter(self._gradients.values()))
         name = library_of(some)
         batches = next(iter(self._rows.values()))
@@ -164,7 +164,7 @@ class RecordedProblem:
 
 
 def _gradient(name: str, batches: tuple[Rows, ...], given: Array | None) -> Array:
-    """Return G of a layer, from what is there, compared where it is there twice."""
+    """Return G of a layer, given or made of rows. If there are both, they are compared."""
     if not batches:
         raise InputError(f"layers: {name!r} has no rows; pass at least one batch.")
     inputs = batches[0].inputs.shape[-1]

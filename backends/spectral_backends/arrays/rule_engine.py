@@ -17,7 +17,7 @@ __all__ = ["RuleEngine"]
 
 
 class RuleEngine(CurvatureEngine[LayerSlice]):
-    """Computes one layer after the other by a rule, if that stands its test.
+    """Computes one layer after the other by a rule, if the rule passes its test.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
         self._known: dict[str, str] = {}
 
     def declines(self, layer: LayerSlice, request: CurvatureRequest) -> str:
-        """Return why the rule does not serve for the layer."""
+        """Return the reason why the rule does not serve for the layer."""
         return self.refusal(layer)
 
     def refusal(self, layer: LayerSlice) -> str:
-        """Return why the rule does not serve for a layer, or nothing."""
+        """Return the reason why the rule does not serve for a layer, or nothing."""
         name = layer.info.name
         if name not in self._known:
             try:
@@ -86,7 +86,7 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
             )
 
     def _found(self, layer: LayerSlice, u: Array, v: Array) -> Found:
-        """Return what the rule makes of its means over all terms."""
+        """Return the curvatures that the rule makes of its means over all terms."""
         count, totals = 0.0, None
         for batch, terms in self._data:
             values = terms * self._rule.batch_values(layer, u, v, batch)
@@ -108,7 +108,7 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
         return found
 
     def _derivative(self, layer: LayerSlice, u: Array, v: Array, found: Found) -> tuple[Any, str]:
-        """Return the derivatives along the directions, or a remark where they are rounding."""
+        """Return the derivatives along the directions, or a remark if they are rounding."""
         if found.derivative is None:
             return None, ""
         gradient = layer.matrix(self._gradients[layer.parameter])

@@ -151,7 +151,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         self._others.look()
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: numbers of the data, loss, types and versions."""
+        """Return the description of the problem: numbers of the data, loss, types and versions."""
         objective = self._objective
         count = objective.n_terms if objective.known else None
         return {

@@ -179,7 +179,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         self._others.look()
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: numbers of the data, loss, types and versions."""
+        """Return the description of the problem: numbers of the data, loss, types and versions."""
         narrowing = self._evaluation.narrowing
         return {
             "backend": "torch",
@@ -199,13 +199,13 @@ class CurvatureProblem(BaseProblem[Layer]):
     ) -> dict[str, Tensor]:
         """Return about ``G − G'`` of shape ``(m, n)``, with G' exact for the same values.
 
-        G' is computed in float64, also where the model casts to float32 inside. For a problem in
+        G' is computed in float64, also if the model casts to float32 inside. For a problem in
         float64 without such casts it is computed in float32, and the difference scaled by 2⁻²⁹.
 
         Parameters
         ----------
         layers : sequence of str
-            Names of layers.
+            The names of layers.
         samples : int, optional
             The approximate number of samples of the first batch to take, if it can be cut: those
             that carry most of the gradient, and others from all over it. By default all data are
@@ -260,7 +260,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         return self._model.cast(u), self._model.cast(v)
 
     def _other_data(self, batches: Any) -> OtherData:
-        """Return what watches for ranks that measure other data, unless that is known already."""
+        """Return the watch for ranks that measure other data, unless that is known already."""
         return OtherData(
             None if warn_of_sampler(batches) else find_board(),
             partial(identity_of, self._model.parameters.values()),
@@ -270,7 +270,7 @@ class CurvatureProblem(BaseProblem[Layer]):
 
 
 def _check_matrices(model: Any, copied: FunctionalModel) -> None:
-    """Refuse a model without matrices, and say where flat shards are why."""
+    """Refuse a model without matrices, and say so if flat shards are the reason."""
     shards = flat_shards(model) if isinstance(model, nn.Module) else {}
     kept = any(p.ndim >= 2 for p in copied.parameters.values())
     if shards:

@@ -1,4 +1,4 @@
-"""Where the samples of the outputs lie among the positions of each use.
+"""The axes along which the samples of the outputs lie among the positions of each use.
 
 Layouts differ: batches in front, time in front, tokens flattened into samples, ``vmap`` with any
 axis. So a random cotangent of the outputs is sent back twice, once with a random factor for each
@@ -25,7 +25,7 @@ __all__ = ["Samples", "find_samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Where samples lie at the uses of a family; `problem` says why this cannot be told."""
+    """The place of samples at the uses of a family; `problem` says why it cannot be told."""
 
     axes: tuple[SampleAxis | None, ...]
     problem: str = ""

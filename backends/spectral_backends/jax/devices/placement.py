@@ -1,4 +1,4 @@
-"""How work lies on many devices: read off the shardings of parameters and batches.
+"""The placement of work on many devices, read off the shardings of parameters and batches.
 
 Samples stay where they are. The axes of the mesh that split the first sharded axis of a batch are
 its *sample axes*; everything else that is computed lies on all devices. Parameters are copied along
@@ -38,7 +38,7 @@ class Placement:
     mesh : Mesh
         The mesh of all devices. Its axes are of type Auto, so that jit places what is computed.
     samples : tuple of str
-        Axes that split samples; empty where only parameters are sharded.
+        The axes that split samples. The tuple is empty if only parameters are sharded.
     """
 
     mesh: Mesh

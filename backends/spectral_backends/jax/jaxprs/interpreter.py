@@ -66,7 +66,7 @@ def evaluate(
     jaxpr : ClosedJaxpr
         The jaxpr, as ``jax.make_jaxpr`` returns it.
     inputs : sequence of arrays
-        Its arguments; may be traced.
+        The arguments of the jaxpr. They may be traced.
     handlers : mapping of site to handler
         The equations to replace, each with its handler.
     feeds : mapping of site to pytree

@@ -1,4 +1,4 @@
-"""Counting the multiply-adds of what is computed."""
+"""Counting the multiply-adds of a computation."""
 
 from collections.abc import Iterator
 from math import nan, prod

@@ -15,7 +15,7 @@ from spectral_core.matrices.names import TREE_ENDING, block_name, distinct_name,
 __all__ = ["Layer", "find_layers"]
 
 MIN_GROUP_RANK = 3
-"""Groups with a smaller side below this have too few directions for any fit."""
+"""The shortest side that a group may have: below it a fit has too few directions."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Use:
     depth : int
         The number of scans around it.
     axes : tuple of int
-        The lengths of the leading axes that scans, then groups, put before the positions.
+        The lengths of the leading axes that scans, then groups, put in front of the positions.
     own : tuple of bool
         Whether each of these counts the family's members; the others count positions.
     positions : tuple of int
@@ -205,7 +205,7 @@ class ParameterUses:
     vectors: bool = False
 
     def add_other(self, what: str) -> None:
-        """Add what is no use of a matrix."""
+        """Add an operation that is no use of a matrix."""
         if what not in self.others:
             self.others.append(what)
 

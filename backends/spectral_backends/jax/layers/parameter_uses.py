@@ -58,7 +58,7 @@ def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[Par
 
 @dataclass
 class _Known:
-    """What is known of the variables of a jaxpr.
+    """The facts that are known about the variables of a jaxpr.
 
     `followed` are views of parameters; `dependent` depend on any parameter, and `data` on data.
     `numbers` are one number made of parameters alone, or copies of it in an array. `products` are

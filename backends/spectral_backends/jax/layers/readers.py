@@ -1,4 +1,4 @@
-"""How the axes of a parameter lie in the equations that consume it as a matrix."""
+"""The axes of a parameter in the equations that consume it as a matrix."""
 
 from dataclasses import dataclass
 from math import prod

@@ -1,4 +1,4 @@
-"""Whether a model normalises by statistics of its batch, as batch norm does in training mode.
+"""Models that normalise by statistics of their batch, as batch norm does in training mode.
 
 Its loss then depends on how the data are cut into batches. The model is traced once more, without
 any values, for a number of samples that a prime divides which divides no other length: whatever is
@@ -32,7 +32,7 @@ _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 
 
 class _What(IntEnum):
-    """What a value is; the later ones win where several come together."""
+    """The kind of a value. If several kinds come together, the later one wins."""
 
     CONSTANT = 0
     PARAMETER = 1
@@ -49,8 +49,8 @@ def refuse_batch_statistics(
 ) -> None:
     """Raise `NonDeterministicError` if the model normalises by statistics of its batch.
 
-    Looked at where the model can be traced for another number of samples. In some layouts the first
-    axis is not that of samples: it is enough that they keep apart along one.
+    The check is made if the model can be traced for another number of samples. In some layouts the
+    first axis is not that of samples, so it is enough that samples keep apart along one axis.
     """
     names = {e.primitive.name for jaxpr in _all_jaxprs(batch.program.model) for e in jaxpr.eqns}
     if names.isdisjoint(_ROOTS):

@@ -1,4 +1,4 @@
-"""What is made once for each shape of batch: compiled functions, and what else takes time to make.
+"""Objects that are made once for each shape of batch, such as compiled functions.
 
 A compiled function is called with a batch's own arrays, so that one serves all batches of a shape.
 Each call tells the multiply-adds that it ran to whoever counts them in the same thread.
@@ -64,7 +64,7 @@ class Batch:
 
 
 class CompileCache:
-    """What was made once for each key.
+    """A cache of objects, each made once for its key.
 
     Threads may share it: of two that make the same at once, both get what the first one put there.
     """

@@ -1,4 +1,4 @@
-"""How many terms a batch's loss averages: what makes totals independent of the batching.
+"""The number of terms that a batch's loss averages, which makes totals free of the batching.
 
 ``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). The jaxpr
 of the loss is read backwards from its result: a mean ends in a division by a number that does not
@@ -33,7 +33,7 @@ from spectral_core.losses.terms import LossTerms, Reduction
 __all__ = ["Reading", "numbers_at", "readings", "sites_of", "terms_of"]
 
 Divisor = float | Site
-"""A number, or where one is divided by that depends on the batch."""
+"""A number, or the site of a division by a number that depends on the batch."""
 
 _PASSED = (
     "convert_element_type", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "neg",
@@ -43,15 +43,15 @@ _PASSED = (
 
 @dataclass(frozen=True)
 class Reading:
-    """How a loss may reduce its terms.
+    """A way in which a loss may reduce its terms.
 
     Parameters
     ----------
     reduction : {"mean", "sum"}
         The way in which it reduces them.
     count : float or tuple of int
-        Their number, where it is the same for each batch of the shape; else the site of the
-        division by their number.
+        The number of terms, if it is the same for each batch of the shape. Otherwise it is the site
+        of the division by their number.
     inside : tuple or None
         The divisors of the values that are counted, if they are means: for each mean the
         divisors of all the values, which are one number or no mean of all terms. None if they are
@@ -80,7 +80,7 @@ class Reading:
 
     @property
     def sites(self) -> set[Site]:
-        """Where numbers are that depend on the batch."""
+        """The sites of numbers that depend on the batch."""
         every = [self.count, *(d for divisors in self.inside or () for d in divisors)]
         return {divisor for divisor in every if isinstance(divisor, tuple)}
 
@@ -109,7 +109,7 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
 
 
 def sites_of(found: Sequence[Reading]) -> list[Site]:
-    """Return where numbers are that the readings need, in order."""
+    """Return the sites of the numbers that the readings need, in order."""
     return sorted({site for reading in found for site in reading.sites})
 
 
@@ -133,7 +133,7 @@ def terms_of(found: Sequence[Reading], numbers: Sequence[Any]) -> tuple[LossTerm
 
 @dataclass(frozen=True)
 class _Scope:
-    """A jaxpr among those that it lies inside of.
+    """A jaxpr, and the jaxprs that it lies inside of.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
 
 @dataclass(frozen=True)
 class _Inside:
-    """What values that are reduced are themselves: divisors of means, and how they were made."""
+    """The reduced values as means themselves: their divisors, and how they were put together."""
 
     means: tuple[tuple[Divisor, ...], ...] = ()
     reduced: bool = False

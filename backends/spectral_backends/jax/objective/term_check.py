@@ -1,4 +1,4 @@
-"""Taking the data of a loss apart between samples: what shows how the loss reduces its terms."""
+"""Cuts of a loss's data between samples, which show how the loss reduces its terms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ __all__ = ["LossData", "cutter_of"]
 
 @dataclass(frozen=True)
 class LossData:
-    """What the loss of a batch, or of a part of it, is a function of.
+    """The arguments of the loss of a batch, or of a part of it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How the loss of each batch reduces its terms: what is read off it, and what its parts bear out.
+"""The way in which each batch's loss reduces its terms: read off it, confirmed by its parts.
 
 `loss_terms` reads the jaxpr of a loss, `term_check` takes the data of a batch apart; here both are
 run, and the core's `batch_weighting` says which reading holds.

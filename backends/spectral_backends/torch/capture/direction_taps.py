@@ -1,4 +1,4 @@
-"""Reading ``uᵀ δ aᵀ v`` off a backward pass where it comes by, without keeping any δ."""
+"""Probes that read ``uᵀ δ aᵀ v`` off a backward pass, without keeping any δ."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Catching what enters and leaves each layer during one forward pass."""
+"""Inputs and outputs of each layer, recorded during one forward pass."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class PassageCapture(OperationRecorder):
         self.made: list[tuple[Layer, Passage]] = []  # by the call that is looked at
 
     def all_seen(self, layer: Layer) -> bool:
-        """Say whether the layer's passages are all that was done with its elements."""
+        """Say whether the layer's passages are the only uses of its elements."""
         uses = self.uses[layer.parameter]
         overlapping = (use.count for use in uses.matrices if use.view.overlaps(layer.view))
         seen = len(self.passages[layer.info.name]) == sum(overlapping)
@@ -157,7 +157,7 @@ class PassageCapture(OperationRecorder):
 
 
 def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[int]] | None:
-    """Return which rows of the layer's matrix are which of the used one; None if it has none."""
+    """Return the rows of the layer's matrix and those of the used one; None if none are shared."""
     if layer == used:
         rows = list(range(used.shape[0]))
         return rows, rows

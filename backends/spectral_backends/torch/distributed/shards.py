@@ -1,4 +1,4 @@
-"""Parameters of which a process holds a part: distributed tensors, and vectors of flat shards."""
+"""Parameters of which a process holds only a part: distributed tensors, and flat shards."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ WHOLE_COPY = (
     "torch.distributed.checkpoint.state_dict returns them with "
     "StateDictOptions(full_state_dict=True), and measure that"
 )
-"""What to do with a model whose parameters are sharded."""
+"""The remedy for a model whose parameters are sharded."""
 
 
 def is_distributed(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What one forward pass over the first batch shows of a model: its layers, and what they cost."""
+"""The findings of one forward pass over the first batch: a model's layers and their cost."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +56,7 @@ class Structure:
         return self.work / max(self.operations, 1)
 
     def downstream(self, layer: Layer) -> float:
-        """Return the share of the layers' work that lies behind a layer, its own included."""
+        """Return the share of the layers' work from a layer on, its own work included."""
         return self._shares[layer.info.name]
 
     @cached_property
@@ -68,7 +68,7 @@ class Structure:
 
 
 def examine(objective: Objective, seed: int) -> Structure:
-    """Run the model on the first batch and look."""
+    """Run the model on the first batch and return its structure."""
     seen: list[Any] = []
 
     def look(outputs: Any) -> Any:

@@ -107,8 +107,8 @@ class LayerTotals:
 def _sum_of_positions(rows: list[Tensor]) -> Tensor:
     """Add rows ``(B, S, m)`` up to ``(B, m)``; what cancels to rounding is zero.
 
-    Attention, for one, does not change when all its keys move together, so the gradients of a
-    sample's keys add up to nothing, and the outer products of their rounding would be a factor.
+    Attention does not change when all its keys move together. So the gradients of a sample's keys
+    add up to zero, and the outer products of their rounding would be taken for a factor.
     """
     total = torch.stack([r.sum(1) for r in rows]).sum(0)
     size = torch.stack([r.abs().sum(1) for r in rows]).sum(0)

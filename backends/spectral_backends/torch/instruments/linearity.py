@@ -27,7 +27,7 @@ def identity(function: type[torch.autograd.Function]) -> type[torch.autograd.Fun
 class Alias(torch.autograd.Function):
     """The identity: `value`, as a function of the leaf that stands for it.
 
-    The leaf needs no memory of its own, and what is returned may be changed in place.
+    The leaf needs no memory of its own, and the result may be changed in place.
     """
 
     @staticmethod

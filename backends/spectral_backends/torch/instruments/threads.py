@@ -1,4 +1,4 @@
-"""No more threads than an operation has work for, and none that keeps a core busy by waiting.
+"""Threads: as many as an operation has work for, and none that keeps a core busy by waiting.
 
 Threads wait for each other at the end of every operation. On an idle machine that costs
 microseconds; where other programs run, a thread that is waited for may be off its core for
@@ -33,8 +33,8 @@ def threads_for(work: float) -> Iterator[None]:
     Parameters
     ----------
     work : float
-        Multiply-adds of one matrix product or convolution. No more threads than before are used,
-        and their number is put back afterwards.
+        The multiply-adds of one matrix product or convolution. No more threads than before are
+        used, and their number is put back afterwards.
     """
     before = torch.get_num_threads()
     threads = int(max(1.0, min(float(before), work / WORK_PER_THREAD)))

@@ -14,7 +14,7 @@ from spectral_core.matrices.names import MODULE_ENDING, distinct_name, layer_nam
 __all__ = ["Layer", "image_kernels", "name_layers", "parameters_of"]
 
 MIN_GROUP_RANK = 3
-"""Groups with a smaller side below this have too few directions for any fit."""
+"""The shortest side that a group may have: below it a fit has too few directions."""
 
 _SHARDED = f"it is a distributed tensor (DTensor); {WHOLE_COPY}"
 

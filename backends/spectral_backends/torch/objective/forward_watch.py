@@ -1,4 +1,4 @@
-"""Watching a forward pass for what spoils a measurement without changing the loss."""
+"""A watch for operations that spoil a measurement without changing the loss."""
 
 from collections.abc import Callable
 from typing import Any

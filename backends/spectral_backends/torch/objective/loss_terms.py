@@ -1,4 +1,4 @@
-"""How many terms a batch's loss averages: what makes totals independent of the batching.
+"""The number of terms that a batch's loss averages, which makes totals free of the batching.
 
 ``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). Averaging
 batch means without these counts is wrong for a ragged last batch or unequal numbers of tokens. So

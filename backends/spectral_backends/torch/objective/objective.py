@@ -43,8 +43,8 @@ class Objective:
     Attributes
     ----------
     work_of_operation : float
-        Multiply-adds of a matrix product or convolution of the model on one batch, which decide how
-        many threads a pass runs on; infinite until they are known.
+        The multiply-adds of a matrix product or convolution of the model on one batch. They decide
+        on the number of threads of a pass, and are infinite until they are known.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Objective:
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:
         """Yield the batches, moved and cast, with every side effect undone afterwards.
 
-        Passes of other threads wait: a module holds the parameters of one, the process its seed.
+        Passes of other threads wait, as a module and the process hold parameters and seed of one.
         """
         on_cpu = self.model.device.type == "cpu"
         with (
@@ -104,7 +104,7 @@ class Objective:
         precision : dtype
             The narrowest that is computed in on the way from the parameters.
         strict : bool
-            Whether to refuse what is not borne out.
+            Whether to refuse terms that the cut does not confirm.
 
         Raises
         ------

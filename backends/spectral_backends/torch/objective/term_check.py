@@ -1,4 +1,4 @@
-"""Taking the data of a loss apart between samples: what shows how the loss reduces its terms."""
+"""Cuts of a loss's data between samples, which show how the loss reduces its terms."""
 
 from collections.abc import Callable, Iterator
 from itertools import count

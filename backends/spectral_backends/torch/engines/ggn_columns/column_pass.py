@@ -155,7 +155,7 @@ class ColumnPass:
     def _look_for_direct_uses(
         self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor], leaves: Mapping[str, Tensor]
     ) -> None:
-        """Note the layers whose weight the loss uses past the outputs, as a penalty does."""
+        """Note the layers whose weight the loss uses directly, as a penalty does."""
         behind = set(map(id, leaves_behind([loss_of(outputs.detach().requires_grad_())])))
         for layer in self._layers:
             if id(leaves[layer.parameter]) in behind:
@@ -191,8 +191,8 @@ class ColumnPass:
     def _add_gradient(self, outputs: Tensor, gradient: Tensor, taps: DirectionTaps) -> None:
         """Send the loss's own gradient back, for the derivatives along the directions.
 
-        It is sent once more with a random weight for each sample: what comes back to a layer has
-        the same weights, unless its samples lie elsewhere or meet on the way.
+        It is sent once more with a random weight for each sample. The gradient that arrives at a
+        layer has the same weights, unless the samples lie along another axis or meet on the way.
         """
         count = len(outputs)
         weights = 1 + torch.rand(count, 1, generator=self._generator, device=outputs.device)
@@ -249,7 +249,7 @@ class ColumnPass:
 
 
 def _bytes(taps: DirectionTaps) -> int:
-    """Return the bytes of what is sent back to the layers for one column."""
+    """Return the bytes of the gradients that are sent back to the layers for one column."""
     results = [p.result for passages in taps.passages.values() for p in passages]
     return sum(result.numel() * result.element_size() for result in results)
 

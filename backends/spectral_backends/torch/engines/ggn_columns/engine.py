@@ -23,7 +23,7 @@ COLUMN_PRICE = 1.25
 """The time of one column sent back, over that of the work counted for it."""
 
 MAX_OUTPUTS = 256
-"""The outputs of a sample beyond which no dense root of the loss's Hessian is made."""
+"""The number of outputs of a sample beyond which no dense root of the Hessian is made."""
 
 
 class GGNColumns(CurvatureEngine[Layer]):
@@ -58,7 +58,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def run(
         self, layers: Sequence[Layer], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined]:
-        """Yield what the columns say of each layer, or why they do not do for it."""
+        """Yield the curvatures of each layer, or the reason why the columns do not give them."""
         try:
             made = self._made(layers, request)
         except Exception as error:  # a loss without a root, or that cannot be taken apart
@@ -117,7 +117,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def _probed(
         self, layers: Sequence[Layer], made: ColumnPass, request: CurvatureRequest
     ) -> dict[str, float]:
-        """Return the second-order share on random directions; nothing where it cannot be had."""
+        """Return the second-order share on random directions, or nothing if that fails."""
         flat = [layer for layer in layers if not made.totals[layer.info.name].curved]
         if not flat or request.kind == "ggn":
             return {}
@@ -127,7 +127,7 @@ class GGNColumns(CurvatureEngine[Layer]):
             return {}
 
     def _why_not(self, total: ColumnTotals, share: float | None, request: CurvatureRequest) -> str:
-        """Say why the sums are not the curvature that was asked for, or nothing."""
+        """Return the reason why the sums are not the curvature that was asked for, or nothing."""
         if total.problem or request.kind == "ggn":
             return total.problem
         if total.curved:

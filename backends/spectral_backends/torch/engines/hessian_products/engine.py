@@ -24,7 +24,7 @@ from spectral_core.errors import LayerError
 __all__ = ["HessianProducts"]
 
 PRICE = 3.0
-"""Forward passes that a direction takes through what lies behind its layer; measured, 2 to 6."""
+"""The price of a direction through the network behind its layer, in forward passes; 2 to 6."""
 
 
 class HessianProducts(CurvatureEngine[Layer]):
@@ -44,7 +44,7 @@ class HessianProducts(CurvatureEngine[Layer]):
         self._without_batching_rule = set[str]()
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
-        """Return the price of all directions, through what lies behind their layers."""
+        """Return the price of all directions, through the network behind their layers."""
         return sum(
             PRICE * request.n_directions([layer]) * self._setting.structure.downstream(layer)
             for layer in layers
