@@ -56,7 +56,7 @@ class SpectralNewton:
     Parameters
     ----------
     lr : float
-        Learning rate. With ``scale="rms"`` a step has the size of AdamW's.
+        The learning rate. With ``scale="rms"`` a step has the size of AdamW's.
     alpha : float, str, mapping, SpectralReport or path
         The exponent: one number, or ``"per-type"`` by the type of layer that a name tells
         (`TYPE_ALPHAS`), or numbers by type or glob of names, or those of a report.
@@ -64,7 +64,7 @@ class SpectralNewton:
         The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
         2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
     momentum : float
-        Coefficient of the exponential moving average of gradients.
+        The coefficient of the exponential moving average of gradients.
     nesterov : bool
         Whether momentum looks ahead.
     weight_decay : float
@@ -73,10 +73,10 @@ class SpectralNewton:
         The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
         ``lr``, ``betas``, ``eps`` and ``weight_decay`` of AdamW. Learning rate and weight decay are
-        otherwise those above, but with another scale than ``"rms"`` a learning rate of 1e-3.
+        otherwise those above. With another scale than ``"rms"`` the learning rate is 1e-3.
     route : mapping, optional
-        Globs of names to ``"spectral"``, ``"adamw"`` or a dict with ``alpha`` or ``matrices`` (a
-        spec of `as_matrices`).
+        The rules of parameters, by globs of names: ``"spectral"``, ``"adamw"`` or a dict with
+        ``alpha`` or ``matrices`` (a spec of `as_matrices`).
 
     Raises
     ------
@@ -174,7 +174,7 @@ class SpectralNewton:
         Returns
         -------
         params : dict or list
-            New arrays, as many as before.
+            The new arrays, as many as before.
         state : SpectralNewtonState
         """
         named = _by_name("params", params)

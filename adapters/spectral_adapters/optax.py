@@ -63,7 +63,7 @@ class ScaleBySpectralNewtonState(NamedTuple):
     Parameters
     ----------
     mu : pytree of array
-        Momentum, of the structure and shapes of the parameters.
+        The momentum, of the structure and shapes of the parameters.
     """
 
     mu: Tree
@@ -100,10 +100,10 @@ def scale_by_spectral_newton(
         tree, or of the updates, that returns one. Arrays may be traced, and their values are not
         checked.
     damping : float or array
-        δ, or d with ``damping_mode="absolute"``. α = 2 with δ = 0.001 won the races of
+        The damping δ, or d with ``damping_mode="absolute"``. α = 2 with δ = 0.001 won the races of
         docs/results/training.md.
     beta : float or array
-        Coefficient of the exponential moving average of gradients, in [0, 1).
+        The coefficient of the exponential moving average of gradients, in [0, 1).
     weight_decay : float or array
         The decoupled weight decay. It is computed here, and not by `optax.add_decayed_weights`
         behind it, so that a matrix with a gradient that is not finite is not decayed either. It

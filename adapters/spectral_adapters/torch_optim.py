@@ -51,7 +51,7 @@ class SpectralNewton(torch.optim.Optimizer):
         two or more axes and no side of 1 unless the group says ``"rule": "adamw"``; a mixed group
         becomes two.
     lr : float or Tensor
-        Learning rate. With ``scale="rms"`` a step has the size of AdamW's.
+        The learning rate. With ``scale="rms"`` a step has the size of AdamW's.
     alpha : float, str, mapping, SpectralReport or path
         The exponent: one number, or ``"per-type"`` (`TYPE_ALPHAS`), or numbers by layer type or
         glob of parameter names, or those measured in a saved report. With ``"auto"`` it is measured
@@ -61,7 +61,7 @@ class SpectralNewton(torch.optim.Optimizer):
         The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
         2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
     momentum : float
-        Coefficient of the exponential moving average of gradients.
+        The coefficient of the exponential moving average of gradients.
     nesterov : bool
         Whether momentum looks ahead.
     weight_decay : float
@@ -70,8 +70,8 @@ class SpectralNewton(torch.optim.Optimizer):
         The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
         ``lr``, ``betas``, ``eps`` and ``weight_decay`` of the parameters that AdamW updates.
-        Learning rate and weight decay are otherwise those above, but with another scale than
-        ``"rms"`` a learning rate of 1e-3.
+        Learning rate and weight decay are otherwise those above. With another scale than ``"rms"``
+        the learning rate is 1e-3.
     route : mapping, optional
         The rules of a model's parameters: globs of their names to ``"spectral"``, ``"adamw"`` or a
         dict of options. The options are ``alpha``, ``matrices`` (a spec of `as_matrices`), ``lr``

@@ -26,7 +26,8 @@ def with_automatic_axes(
     function : callable
         A function that returns two lists of arrays, of the shapes of the last two in `arrays`.
     constants : pytree
-        Numbers and arrays. An object that occurs twice is one object for the function too.
+        A tree of numbers and arrays. An object that occurs twice is one object for the function
+        too.
     arrays : list of list of array
         The further arguments.
     """

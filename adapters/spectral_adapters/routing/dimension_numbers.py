@@ -63,7 +63,7 @@ def is_axes(value: object) -> bool:
 
 
 def layout_of(shape: tuple[int, ...], axes: MatrixAxes) -> "AxisLayout | MatrixLayout":
-    """Return how a parameter of a shape is split into matrices and merged again.
+    """Return the layout by which a parameter of a shape is split into matrices and merged.
 
     Parameters
     ----------

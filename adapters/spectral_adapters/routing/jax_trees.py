@@ -112,7 +112,7 @@ def rules_of(tree: Tree, dimension_numbers: AxesOrTree) -> list[LeafRule]:
     Parameters
     ----------
     tree : pytree of array
-        Parameters or updates.
+        The parameters or updates.
     dimension_numbers : MatrixAxes, pytree, callable or None
         One value for all leaves, or a prefix of the tree, or a function of the tree that returns
         one. None stands for the default rule.
@@ -143,7 +143,7 @@ def alphas_of(alpha: AlphaOrTree, tree: Tree, rules: Sequence[LeafRule]) -> list
         (`TYPE_ALPHAS`) or the measurements of a report, for each slice of a stack if the report has
         them; or it is a prefix of the tree, or a function of the tree that returns one.
     tree : pytree of array
-        Parameters or updates.
+        The parameters or updates.
     rules : sequence of LeafRule
         The rules of the leaves of `tree`.
 

@@ -43,9 +43,9 @@ def route_parameters(model: nn.Module, overrides: Overrides | None = None) -> li
     model : nn.Module
         A model; wrappers such as `torch.compile` and DataParallel are looked through.
     overrides : mapping of str to str or mapping, optional
-        Globs of parameter names to ``"spectral"``, ``"adamw"`` or a dict of options such as
-        ``{"alpha": 1.0, "matrices": "conv groups=2", "lr": 0.1}``. The first that matches counts;
-        ``alpha`` or ``matrices`` mean ``"spectral"``, other options keep the rule.
+        The overrides, by globs of parameter names: ``"spectral"``, ``"adamw"`` or a dict of options
+        such as ``{"alpha": 1.0, "matrices": "conv groups=2", "lr": 0.1}``. The first glob that
+        matches counts. ``alpha`` or ``matrices`` mean ``"spectral"``, other options keep the rule.
 
     Raises
     ------

@@ -44,7 +44,7 @@ class ComplexStep:
     gradient : GradientFunction
         The gradient of the batch's mean loss.
     params : mapping of str to array
-        Real parameters of one floating type.
+        The real parameters, of one floating type.
     """
 
     name = "complex-step"

@@ -53,9 +53,10 @@ class DenseNetwork:
     widths : tuple of int
         The widths of the input, the hidden layers and the output.
     activation : {"relu", "tanh", "gelu-tanh", "identity"}
-        φ; ``"gelu-tanh"`` is PyTorch's ``GELU(approximate="tanh")``.
+        The activation φ; ``"gelu-tanh"`` is PyTorch's ``GELU(approximate="tanh")``.
     loss : {"cross-entropy", "squared"}
-        Softmax cross-entropy of integer labels, or ``½ Σ_c (z_c − t_c)²``; the mean over samples.
+        The loss: softmax cross-entropy of integer labels, or ``½ Σ_c (z_c − t_c)²``. It is the mean
+        over samples.
     bias : bool
         Whether the layers have biases b_l.
 

@@ -125,7 +125,7 @@ def extrapolated(
     Parameters
     ----------
     slopes : ndarray, shape (L, K)
-        Central differences at t, t/2, t/4, ….
+        The central differences at t, t/2, t/4, ….
     rounding : ndarray, shape (L, K)
         The rounding error of each difference.
     """

@@ -74,8 +74,9 @@ def find_slices(
     params : mapping of str to array
         The parameters by name.
     matrices : mapping, optional
-        Globs of names to ``"transposed"`` (inputs × outputs), a spec of `as_matrices`, or None for
-        no layer; the first that matches counts. Two axes are outputs × inputs by default.
+        The matrices of parameters, by globs of names: ``"transposed"`` (inputs × outputs), a spec
+        of `as_matrices`, or None for no layer. The first glob that matches counts. Two axes are
+        outputs × inputs by default.
 
     Raises
     ------

@@ -59,18 +59,18 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
     ----------
     gradient : callable
         ``gradient(params, batch)`` returns the gradient of the batch's MEAN loss by parameter;
-        ``gradient(params)`` without `batches`. It gets the parameters as a dict and must not write
-        to what it gets.
+        ``gradient(params)`` does so without `batches`. It gets the parameters as a dict and must
+        not write to its arguments.
     params : mapping of str to array
-        Real floating parameters of one library, type and device; copied.
+        The real floating parameters, of one library, type and device. They are copied.
     batches : iterable, optional
-        Batches of any form that `gradient` understands. They are traversed as often as needed.
+        The batches, of any form that `gradient` understands. They are traversed as often as needed.
     weight : callable, optional
         ``weight(batch)`` returns the number of loss terms that the batch's mean runs over; needed
         for more than one batch, so that no result depends on how the data are cut.
     matrices : mapping, optional
-        Globs of parameter names to ``"transposed"`` for inputs × outputs, a spec of `as_matrices`,
-        or None for no layer. Two axes are outputs × inputs by default.
+        The matrices of parameters, by globs of names: ``"transposed"`` for inputs × outputs, a spec
+        of `as_matrices`, or None for no layer. Two axes are outputs × inputs by default.
     curvature : callable, optional
         ``curvature(layer, u, v[, batch])`` returns ``<D_k, H[D_k]>`` of the batch's mean loss along
         ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K). It is compared with differences
@@ -81,8 +81,8 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
     ggn : callable, optional
         ``ggn(layer, u, v[, batch])`` returns the Gauss-Newton part, in the form of `curvature`.
     rows : callable, optional
-        ``rows(layer[, batch])`` returns `Rows` of un-reduced terms: Kronecker factors, and the
-        Gauss-Newton curvature where there is no `ggn`.
+        ``rows(layer[, batch])`` returns `Rows` of un-reduced terms. They make Kronecker factors,
+        and the Gauss-Newton curvature if there is no `ggn`.
     loss : callable, optional
         ``loss(params[, batch])`` returns a scalar, the mean, or one value for each term. It is only
         for the report.
@@ -208,7 +208,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
             )
 
     def _hessian_engines(self, tolerance: float) -> list[RuleEngine]:
-        """Return the user's function; else the complex step and differences, as asked for."""
+        """Return the user's function, or else complex step and differences, as `method` says."""
         data, means = self._data, self._means
         if self._given is not None:
             test = partial(_why_not_given, self._given, self._gradient, self._params, self._probed)

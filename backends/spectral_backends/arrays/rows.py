@@ -21,8 +21,8 @@ class Rows:
     inputs : array, shape (B, n) or (B, S, n)
         The inputs a. S positions share the weight: tokens, places of a convolution.
     output_gradients : array, shape (B, m) or (B, S, m), optional
-        δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a mean. They make
-        the gradient, and ``C_δ`` with ``delta="empirical"``.
+        The gradients δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a
+        mean. They make the gradient, and ``C_δ`` with ``delta="empirical"``.
     root_gradients : array, shape (C, B, m) or (C, B, S, m), optional
         The GGN columns: columns of ``J_iᵀ S_i`` with ``S_i S_iᵀ`` the Hessian of the loss in the
         outputs, un-reduced (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with ``delta="ggn"``.
@@ -108,12 +108,12 @@ def ggn_along(rows: Rows, u: Array, v: Array) -> Array:
     Parameters
     ----------
     u, v : array
-        Shapes (m, K) and (n, K).
+        The directions, of shapes (m, K) and (n, K).
 
     Returns
     -------
     array, shape (K,)
-        N times h^GGN.
+        The product N · h^GGN.
     """
     assert rows.root_gradients is not None
     xp = array_api_compat.array_namespace(rows.inputs)

@@ -55,8 +55,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         ``loss_fn(outputs, targets)`` returns a scalar. `loss_fn` is None if `forward` returns the
         loss.
     batches : iterable
-        Batches ``(*inputs, target)``, or batches of any form that `forward` understands. They are
-        traversed as often as needed. Tensors are moved to the model's device.
+        The batches ``(*inputs, target)``, or batches of any form that `forward` understands. They
+        are traversed as often as needed. Tensors are moved to the model's device.
     params : mapping of str to Tensor, optional
         The parameters, if `model` is a function.
     forward : callable, optional

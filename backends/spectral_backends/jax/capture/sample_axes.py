@@ -32,7 +32,7 @@ class Samples:
 
 
 def find_samples(objective: Objective, batch: Batch, families: Sequence[Family]) -> list[Samples]:
-    """Return where the samples of a batch lie, for each family."""
+    """Return the place of the samples of a batch, for each family."""
     key = ("samples", *families)
     run = objective.cache.compiled(batch, key, lambda: _deviations(batch, families))
     found = run(batch.values, batch.leaves)

@@ -247,7 +247,7 @@ _SET_MESH = (
 
 
 def _part(array: jax.Array, mesh: Mesh, axis: str) -> jax.Array:
-    """Return what lies on a part of the mesh, cut along one of its axes."""
+    """Return the part of an array on a part of the mesh, cut along one of its axes."""
     sharding = array.sharding
     assert isinstance(sharding, NamedSharding)
     own = NamedSharding(mesh, sharding.spec)

@@ -87,7 +87,7 @@ class Setting:
         return work / whole if whole else float("nan")
 
     def together(self, batch: Batch, layer: Layer) -> int:
-        """Return how many directions of a layer go together."""
+        """Return the number of directions of a layer that go together."""
         weight = batch.values[layer.parameter].nbytes
         each = LIVE_VALUES * largest_value(batch.program.model) + 3 * weight
         return self.chunk_size or max(1, self.memory_budget // each)

@@ -33,7 +33,7 @@ def input_sums(
     program : Program
         The program for batches of one shape.
     places : list of (Family, Samples)
-        Each family with the place of its samples.
+        The families, each with the place of its samples.
     form : OutputForm
         The form of the loss as a function of the outputs.
     options : FactorOptions
@@ -77,7 +77,7 @@ def output_sums(
     program, places, form, options
         The same arguments as those of `input_sums`.
     chunk : int
-        Columns that are sent back together.
+        The number of columns that are sent back together.
     exact : bool
         Whether to send every column. Otherwise `options.draws` random combinations of all of them
         are sent.

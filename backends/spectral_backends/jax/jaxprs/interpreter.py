@@ -130,7 +130,7 @@ def is_scan(equation: JaxprEqn) -> bool:
 
 
 def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
-    """Return how many operands of a scan are constants, and how many it carries."""
+    """Return the number of operands of a scan that are constants, and of those it carries."""
     params = equation.params
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -177,7 +177,7 @@ def _evaluate(
 
 
 def _within(index: int, sites: Mapping[Site, Any]) -> dict[Site, Any]:
-    """Return what lies at or inside an equation, by the rest of the path."""
+    """Return the entries at or inside an equation, by the rest of the path."""
     return {site[1:]: what for site, what in sites.items() if site[0] == index}
 
 

@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Return where it begins in its family's box."""
+        """Return the corner of the box in its family at which it begins."""
         return self.family.view.starts(self.family.offsets[self.member])
 
     @property

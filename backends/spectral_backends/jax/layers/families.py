@@ -65,9 +65,10 @@ class Family:
     view : MatrixView
         The parameter slice of the first one.
     axes : tuple of (int, int)
-        Members and the step to the next, for each axis that counts them; of scans first.
+        The number of members and the step to the next, for each axis that counts them. Axes of
+        scans come first.
     scanned : tuple of int
-        The scan's parameters, if its first axis is that of a scan; else empty.
+        The scan's parameters, if the first axis is that of a scan. Otherwise it is empty.
     uses : list of Use
         The equations that consume them.
     """
@@ -80,7 +81,7 @@ class Family:
 
     @property
     def offsets(self) -> list[int]:
-        """Return where each member begins in the parameter."""
+        """Return the offset of each member in the parameter."""
         found = [self.view.offset]
         for length, step in self.axes:
             found = [start + i * step for start in found for i in range(length)]

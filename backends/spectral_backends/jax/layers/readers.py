@@ -24,7 +24,7 @@ class Consumed:
 
 
 def read_operand(equation: JaxprEqn, operand: int, shadow: Shadow) -> Consumed | None:
-    """Return how an equation uses its operand as a matrix; None if it does not.
+    """Return the use of an operand by an equation as a matrix; None if it is none.
 
     Parameters
     ----------

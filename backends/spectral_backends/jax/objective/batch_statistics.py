@@ -139,7 +139,7 @@ def _keep_apart(
 
 
 def _followed(jaxpr: Jaxpr, given: Sequence[_What], prime: int) -> list[_What]:
-    """Return what the results of a jaxpr are, from what its arguments are."""
+    """Return the kinds of the results of a jaxpr, from the kinds of its arguments."""
     known: dict[Var, _What] = dict(zip(jaxpr.invars, given, strict=True))
 
     def look(atom: Any) -> _What:
@@ -160,7 +160,7 @@ def _followed(jaxpr: Jaxpr, given: Sequence[_What], prime: int) -> list[_What]:
 
 
 def _result(equation: JaxprEqn, operands: list[_What], result: Var, prime: int) -> _What:
-    """Return what a result of an equation is."""
+    """Return the kind of a result of an equation."""
     what, sampled = max(operands, default=_What.CONSTANT), _holds(aval_of(result), prime)
     if what == _What.NORMALISED and _What.PARAMETER in operands:
         return _What.INSIDE
@@ -177,7 +177,7 @@ def _result(equation: JaxprEqn, operands: list[_What], result: Var, prime: int) 
 
 
 def _scanned(equation: JaxprEqn, body: Jaxpr, given: list[_What], prime: int) -> list[_What]:
-    """Return what comes out of a scan: what is carried becomes what it meets."""
+    """Return the kinds of a scan's results: a carried value takes the kind of values it meets."""
     n_consts, n_carry = scan_counts(equation)
     constants, moving = given[:n_consts], given[n_consts:]
     carried, rest = moving[:n_carry], moving[n_carry:]

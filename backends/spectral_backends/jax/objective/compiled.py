@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def placement(self) -> Placement | None:
-        """Return how the work lies on the devices; None where nothing is sharded."""
+        """Return the placement of the work on devices; None if nothing is sharded."""
         return self.placed.placement
 
 
@@ -73,7 +73,7 @@ class CompileCache:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what was made for a key, or make it."""
+        """Return the object that was made for a key, or make it."""
         if key not in self._made:
             self._made.setdefault(key, make())
         made: Made = self._made[key]

@@ -86,12 +86,12 @@ class Reading:
 
 
 def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Reading, ...]:
-    """Return how the loss may reduce its terms, the likeliest first.
+    """Return the ways in which the loss may reduce its terms, the likeliest first.
 
     Parameters
     ----------
     loss : ClosedJaxpr
-        Scalar; depends on parameters or outputs by its first `n_seeds` arguments.
+        The scalar loss. It depends on parameters or outputs by its first `n_seeds` arguments.
     length : int or None
         The length of the first axis of what it reduces; None where there is no common one.
     """
@@ -138,11 +138,11 @@ class _Scope:
     Parameters
     ----------
     jaxpr : Jaxpr
-        Its equations.
+        The jaxpr with its equations.
     moving : set of Var
-        Its variables that depend on the parameters or outputs.
+        The variables that depend on the parameters or outputs.
     path : tuple of int
-        Site of the equation that it belongs to.
+        The site of the equation that it belongs to.
     outer : (_Scope, JaxprEqn) or None
         The scope around it, and the equation of that scope that it belongs to.
     repeated : bool
@@ -184,7 +184,7 @@ Value = tuple[_Scope, Any]
 
 
 def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, Site, Any] | None:
-    """Return what makes a variable, in whatever jaxpr that lies; None for an input of all."""
+    """Return the equation that makes a variable, in any jaxpr; None for an input of all."""
     while scope.moves(var):
         index = scope.makers.get(var)
         if index is None:
@@ -203,7 +203,7 @@ def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, Site, Any] | None
 
 
 def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, list[Value]]:
-    """Return what a variable is divided by, and how many values of which it is the sum.
+    """Return the divisors of a variable, and the number of values that it is the sum of.
 
     Without a sum the number is None, and the values are those that were put together to it, or
     added one by one.
@@ -263,7 +263,7 @@ def _inside(values: Sequence[Value]) -> _Inside:
 
 
 def _own(divisors: Sequence[Divisor], count: float) -> Divisor | None:
-    """Return which divisor makes a sum a mean: the number of its values, or one of the batch."""
+    """Return the divisor that makes a sum a mean: the number of its values, or one of the batch."""
     return next((d for d in divisors if d == count or isinstance(d, tuple) or d != d), None)
 
 

@@ -90,7 +90,7 @@ class TermReader:
         found : sequence of BatchLoss
             The readings of each batch.
         batch_at : callable
-            Returns the batch with an index.
+            ``batch_at(index)`` returns the batch with an index.
         placement : Placement or None
             The placement of samples on devices.
         eps : float
@@ -114,7 +114,7 @@ class TermReader:
         return readings(data.program.loss, n_seeds, data.length)
 
     def _data(self, batch: Batch) -> LossData:
-        """Return what the loss of a batch is a function of."""
+        """Return the data that the loss of a batch is a function of."""
         program = batch.program
         if program.forward is None:
             return LossData(batch.values, [], batch.leaves, batch.key[0], program)

@@ -40,9 +40,9 @@ def find_board() -> Board | None:
 
 
 def bits_of(tensors: Iterable[Tensor]) -> list[str]:
-    """Return what identifies the values of each tensor to the bit, on every device alike.
+    """Return a key of the values of each tensor to the bit, on every device alike.
 
-    Those of a distributed tensor are what this rank holds of it.
+    Of a distributed tensor the key is of the values that this rank holds.
     """
     # Sums of whole numbers wrap around, and do not depend on their order.
     held = [_local(tensor.detach()) for tensor in tensors]

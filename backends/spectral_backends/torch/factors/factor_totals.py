@@ -17,7 +17,7 @@ __all__ = ["LayerTotals", "Samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Whether no position is reached from two samples, and the layers that have them in front."""
+    """The layout of samples: if positions belong to one each, and layers with samples in front."""
 
     apart: bool
     in_front: frozenset[str]

@@ -76,7 +76,7 @@ def _sleeping_at_barriers(threads: int) -> Iterator[None]:
 
 
 def _missing_teams(threads: int) -> int:
-    """Return how many teams of so many threads exceed the cores, with one that works."""
+    """Return the number of teams of this size that, with one at work, exceed the cores."""
     if sys.platform != "linux" or threads == 1:
         return 0
     missing = len(os.sched_getaffinity(0)) + 1 - threads

@@ -71,7 +71,7 @@ class OperationRecorder(CallObserver):
     uses : dict of str to ParameterUses
         The uses that were seen of each parameter.
     order : list of str
-        Parameters with a matrix, in the order of their first use: that of the forward pass.
+        The parameters with a matrix, in the order of their first use, that of the forward pass.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:

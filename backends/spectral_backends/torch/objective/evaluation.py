@@ -33,13 +33,13 @@ class Evaluation:
     weighting : Weighting
         The rule by which they are put together.
     written_buffers : tuple of str
-        Buffers of the model that its forward pass changed.
+        The buffers of the model that its forward pass changed.
     batch_statistics : bool
         Whether a batch normalisation used the statistics of the batch.
     draws_numbers : bool
         Whether the model draws random numbers, with a seed of its own if the loss repeats itself.
     narrowing : Narrowing
-        Casts to narrower types on the way from the parameters.
+        The casts to narrower types on the way from the parameters.
     """
 
     batches: tuple[BatchLoss, ...]

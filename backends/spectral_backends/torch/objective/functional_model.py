@@ -250,7 +250,7 @@ def _check_finite(parameters: Mapping[str, Tensor]) -> None:
 
 
 def count_not_finite(tensor: Tensor) -> int:
-    """Return how many values are NaN or infinite."""
+    """Return the number of values that are NaN or infinite."""
     # Not every operation is there for types of eight bits.
     values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
     return int((~torch.isfinite(values)).sum())

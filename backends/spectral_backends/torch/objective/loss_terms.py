@@ -37,7 +37,7 @@ class ReductionRecorder(CallObserver):
                 self._seen[id(result)] = (result, result._version, terms)
 
     def terms(self, loss: Tensor) -> LossTerms | None:
-        """Return what `loss`, or each element of it, reduced; None if it reduced nothing itself.
+        """Return the terms that `loss`, or each element of it, reduced; None if it reduced none.
 
         A loss that is computed further (scaled, divided, added to another) may no longer be a mean
         over the counted terms, so nothing is guessed.

@@ -242,7 +242,7 @@ class Objective:
         return _as_scalar(found), () if seen is None else (seen,)
 
     def _outputs(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
-        """Return what goes into the loss function."""
+        """Return the arguments of the loss function."""
         result = self.model(weights, batch)
         if self._forward is None:
             return result, batch[-1]

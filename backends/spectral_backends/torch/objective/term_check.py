@@ -20,7 +20,7 @@ def shapes_of(data: Any) -> Shapes:
 
 
 def cutter_of(data: Callable[[int], Any], loss: Callable[[Any], BatchLoss]) -> Cutter[Any]:
-    """Return what takes apart tensors nested in any way.
+    """Return the cutter that takes apart tensors nested in any way.
 
     Parameters
     ----------

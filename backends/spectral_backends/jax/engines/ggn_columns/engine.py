@@ -44,7 +44,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         self._setting = setting
 
     def declines(self, layer: Layer, request: CurvatureRequest) -> str:
-        """Return why the columns do not give the layer's curvature, as far as its jaxpr shows."""
+        """Return why the columns do not give the layer's curvature, as far as its jaxpr tells."""
         if self._setting.n_outputs is None:
             return "the outputs are not told as one array of samples"
         if layer.hidden or request.kind == "ggn":
@@ -57,7 +57,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         return float("inf") if outputs is None or outputs > MAX_OUTPUTS else self._cost(outputs)
 
     def too_dear(self, request: CurvatureRequest) -> str:
-        """Return how many columns there are."""
+        """Return a sentence on the number of columns."""
         return f"the columns of {self._setting.n_outputs} outputs cost more"
 
     def run(

@@ -208,7 +208,7 @@ def _rule_of_two(segment: Segment, rule: PullBack, node: Any) -> TangentRule | N
 
 
 def _order(rule: PullBack, nodes: Sequence[Any]) -> Order | None:
-    """Return which inputs the nodes of two factors stand for; None if they are not the inputs."""
+    """Return the indices of the inputs that two nodes stand for; None if they are no inputs."""
     for order in ((0, 1), (1, 0)):
         if all(_is_alias_of(nodes[i], rule.inputs[order[i]]) for i in (0, 1)):
             return order

@@ -55,9 +55,9 @@ class TangentPass:
     totals : dict of str to TangentTotals
         The running sums of each layer.
     count : float
-        Number of terms.
+        The number of terms.
     work : float
-        Multiply-adds of the first batch: one direction of each layer is counted for all.
+        The multiply-adds of the first batch: one direction of each layer is counted for all.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ class GGNColumns(CurvatureEngine[Layer]):
             )
 
     def _draws(self, request: CurvatureRequest) -> int:
-        """Return how many random combinations take the place of the columns; 0 is none."""
+        """Return the number of random combinations that replace the columns; 0 means none."""
         return 0
 
     def _n_columns(self, request: CurvatureRequest) -> int:

@@ -103,7 +103,7 @@ def along_directions(
     view : MatrixView
         The parameter slice that holds the layer's matrix, in a parameter of shape `shape`.
     u, v : Tensor
-        Shapes ``(m, K)`` and ``(n, K)``.
+        The directions, of shapes ``(m, K)`` and ``(n, K)``.
     chunk_size : int
         The number of directions that go backward together, through ``vmap``. With 1 no vmap is
         used.
@@ -111,7 +111,7 @@ def along_directions(
     Returns
     -------
     Tensor
-        Shape ``(K,)``.
+        The values, of shape ``(K,)``.
     """
     parts = [u.new_zeros(0)]
     for chunk in _chunks(u.shape[1], chunk_size):
