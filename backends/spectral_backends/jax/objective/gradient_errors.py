@@ -17,7 +17,7 @@ from spectral_core.losses.terms import LossTerms
 __all__ = ["gradient_errors"]
 
 MOST = 256
-"""The largest number of samples of the first batch, if a part of the data is enough."""
+"""The most samples of the first batch, if a part will do: no other shape is compiled for."""
 
 
 def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | None:

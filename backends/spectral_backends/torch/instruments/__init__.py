@@ -1,1 +1,1 @@
-"""Tools that read autograd's graph, count work and keep the process's state."""
+"""Tools that read autograd's graph, count work and keep the process's state, without layers."""

@@ -19,7 +19,7 @@ PRICE = 2.0
 """The price of sending one direction forward with all adjoints at hand, in forward passes."""
 
 COMPILING, COMPILING_ELSEWHERE = {"cpu": 4e9}, 1e12
-"""The extra time to compile a layer, compared with that layer alone, in multiply-adds."""
+"""The extra time to compile a layer, compared with it alone, in multiply-adds by platform."""
 
 
 class ForwardMode(CurvatureEngine[Layer]):

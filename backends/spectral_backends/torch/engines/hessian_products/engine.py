@@ -24,7 +24,7 @@ from spectral_core.errors import LayerError
 __all__ = ["HessianProducts"]
 
 PRICE = 3.0
-"""The price of a direction through the network behind its layer, in forward passes; 2 to 6."""
+"""The price of a direction behind its layer, in forward passes of that part; measured, 2 to 6."""
 
 
 class HessianProducts(CurvatureEngine[Layer]):
