@@ -1,4 +1,4 @@
-"""What the library plugs into: optimizers, the command line, plots, tables and the demo."""
+"""Uses of the library: optimizers, the command line, plots, tables and the demo."""
 
 import sys
 

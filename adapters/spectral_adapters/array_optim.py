@@ -1,7 +1,8 @@
 """`SpectralNewton` for arrays of any library of the standard: pure functions, no framework.
 
-Arrays of NumPy, CuPy, JAX, PyTorch and array-api-strict; those of any other library that follows
-the array API standard with its linear algebra. What does not (MLX, Dask) is refused by name.
+It takes arrays of NumPy, CuPy, JAX, PyTorch and array-api-strict, and those of any other library
+that follows the array API standard with its linear algebra. A library that does not (MLX, Dask) is
+refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,11 +37,11 @@ class SpectralNewtonState(NamedTuple):
     Parameters
     ----------
     count : int
-        Steps that were made.
+        The number of steps that were made.
     momentum : dict of str to array
-        Of what T updates, in float32 or wider.
+        The momentum of the parameters that T updates, in float32 or wider.
     mean, square : dict of str to array
-        Moments of what AdamW updates.
+        The moments of the parameters that AdamW updates.
     """
 
     count: Any
@@ -55,27 +56,27 @@ class SpectralNewton:
     Parameters
     ----------
     lr : float
-        Learning rate. With ``scale="rms"`` a step has the size of AdamW's.
+        The learning rate. With ``scale="rms"`` a step has the size of AdamW's.
     alpha : float, str, mapping, SpectralReport or path
         The exponent: one number, or ``"per-type"`` by the type of layer that a name tells
         (`TYPE_ALPHAS`), or numbers by type or glob of names, or those of a report.
     damping, damping_mode, method, tolerance, precision
-        As in `spectral_core.precondition`, with less damping by default: δ = 0.001 and α = 2 won
-        the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
+        The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
+        2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
     momentum : float
-        Coefficient of the exponential moving average of gradients.
+        The coefficient of the exponential moving average of gradients.
     nesterov : bool
         Whether momentum looks ahead.
     weight_decay : float
-        Decoupled.
+        The decoupled weight decay.
     scale : {"rms", "spectral", "none"}
-        Of a step, as in `spectral_core.spectral_newton_step`.
+        The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
         ``lr``, ``betas``, ``eps`` and ``weight_decay`` of AdamW. Learning rate and weight decay are
-        otherwise those above, but with another scale than ``"rms"`` a learning rate of 1e-3.
+        otherwise those above. With another scale than ``"rms"`` the learning rate is 1e-3.
     route : mapping, optional
-        Globs of names to ``"spectral"``, ``"adamw"`` or a dict with ``alpha`` or ``matrices`` (a
-        spec of `as_matrices`).
+        The rules of parameters, by globs of names: ``"spectral"``, ``"adamw"`` or a dict with
+        ``alpha`` or ``matrices`` (a spec of `as_matrices`).
 
     Raises
     ------
@@ -85,16 +86,20 @@ class SpectralNewton:
 
     Notes
     -----
-    Parameters are a dict of arrays or a list of them; whose names say nothing in a list, so all
-    matrices are T's. Matrices of one shape, dtype and α are updated in one call. Nothing is written
-    to: `update` returns new arrays. It runs under `jax.jit`. A parameter whose gradient holds a NaN
-    or an infinity stays as it is, with its state. A matrix of T whose gradient is 0 throughout gets
+    Parameters are a dict of arrays or a list of them. A list has no names, so T gets all its
+    matrices. Matrices of one shape, dtype and α are updated in one call. Nothing is written to:
+    `update` returns new arrays. It runs under `jax.jit`. A parameter whose gradient holds a NaN or
+    an infinity stays as it is, with its state. A matrix of T whose gradient is 0 throughout gets
     weight decay alone, while its momentum decays.
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from spectral_adapters.array_optim import SpectralNewton
+    >>> params = {"weight": np.eye(3), "bias": np.zeros(3)}
     >>> optimizer = SpectralNewton(lr=1e-3)
     >>> state = optimizer.init(params)
+    >>> gradients = {"weight": np.ones((3, 3)), "bias": np.ones(3)}
     >>> params, state = optimizer.update(params, gradients, state)
     """
 
@@ -158,16 +163,18 @@ class SpectralNewton:
         Parameters
         ----------
         params, gradients : dict of str to array, or list of array
-            As in `init`. A gradient may be None, or be missing in a dict: its parameter stays.
+            The parameters, in the form that `init` received, and their gradients. A gradient may be
+            None, or be missing in a dict: its parameter stays.
         state : SpectralNewtonState
-            From `init` or the last `update`.
+            The state that `init` or the last `update` returned.
         lr : float or array, optional
-            Instead of that of the optimizer, for schedules; AdamW follows unless it has its own.
+            The learning rate of this step, for schedules. By default it is that of the optimizer.
+            AdamW follows unless it has its own.
 
         Returns
         -------
         params : dict or list
-            New arrays, as many as before.
+            The new arrays, as many as before.
         state : SpectralNewtonState
         """
         named = _by_name("params", params)
@@ -217,7 +224,7 @@ class SpectralNewton:
         return dict(zip(names, steps, strict=True)), dict(state.momentum) | moved
 
     def _check_options(self) -> None:
-        """Let the steps refuse their options now."""
+        """Check the options now, as the steps would."""
         options = self._options
         if options.precision == "bfloat16":  # the first step knows whether there is such a dtype
             options = replace(options, precision="working", method="auto")
@@ -240,7 +247,8 @@ def _alpha(route: Route) -> float | tuple[float, ...]:
 def _number(count: Any) -> Any:
     """Return a count that NumPy loaded as the number that was saved.
 
-    Its integers are no weak types: powers of β would be float64, and wider than a float32 moment.
+    NumPy's integers are no weak types: powers of β would be float64, and wider than a float32
+    moment.
     """
     return int(count) if isinstance(count, (np.integer, np.ndarray)) else count
 
@@ -257,7 +265,7 @@ def _by_name(argument: str, arrays: Any) -> dict[str, Any]:
 
 
 def _gradients(gradients: Any, params: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the gradients that there are."""
+    """Return the gradients that are not missing."""
     found = _by_name("gradients", gradients)
     if unknown := found.keys() - params.keys():
         raise InputError(f"gradients: {sorted(unknown)} are none of the parameters.")

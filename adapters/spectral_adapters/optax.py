@@ -63,7 +63,7 @@ class ScaleBySpectralNewtonState(NamedTuple):
     Parameters
     ----------
     mu : pytree of array
-        Momentum, of the structure and shapes of the parameters.
+        The momentum, of the structure and shapes of the parameters.
     """
 
     mu: Tree
@@ -94,30 +94,33 @@ def scale_by_spectral_newton(
     Parameters
     ----------
     alpha : float, array, "per-type", SpectralReport, path, pytree or callable
-        The exponent, in [0, 4]: one for all; or by the type of layer that its path tells
-        (`TYPE_ALPHAS`); or those of a report, for each slice of a stack of which it knows blocks;
-        or a prefix of the tree of parameters; or a function of that tree, or of
-        the updates, that returns one. Arrays may be traced, and their values are not checked.
+        The exponent, in [0, 4]. It is one number for all; or it follows the type of layer that the
+        path tells (`TYPE_ALPHAS`) or the measurements of a report, for each slice of a stack if the
+        report knows its blocks; or it is a prefix of the tree of parameters, or a function of that
+        tree, or of the updates, that returns one. Arrays may be traced, and their values are not
+        checked.
     damping : float or array
-        δ, or d with ``damping_mode="absolute"``. α = 2 with δ = 0.001 won the races of
+        The damping δ, or d with ``damping_mode="absolute"``. α = 2 with δ = 0.001 won the races of
         docs/results/training.md.
     beta : float or array
-        Coefficient of the exponential moving average of gradients, in [0, 1).
+        The coefficient of the exponential moving average of gradients, in [0, 1).
     weight_decay : float or array
-        Decoupled; here, and not as `optax.add_decayed_weights` behind it, so that a matrix with a
-        gradient that is not finite is not decayed either. Needs `params`.
+        The decoupled weight decay. It is computed here, and not by `optax.add_decayed_weights`
+        behind it, so that a matrix with a gradient that is not finite is not decayed either. It
+        needs `params`.
     weight_decay_mask : pytree of bool or callable, optional
-        Of which leaves decay: a prefix of the parameters, or a function of them.
+        The leaves that decay: a prefix of the tree of parameters, or a function of it.
     mu_dtype : dtype, optional
-        In which momentum is kept; float32 or wider by default. It is computed in float32 or wider.
+        The dtype in which momentum is kept; float32 or wider by default. It is computed in float32
+        or wider.
     nesterov : bool
         Whether momentum looks ahead.
     scale : {"rms", "spectral", "none"}
-        As in `spectral_core.spectral_newton_step`.
+        The scale of a step, see `spectral_core.spectral_newton_step`.
     damping_mode, method, tolerance, precision
-        As in `spectral_core.precondition`. With an array for α or spectral damping "auto" is
-        "eigh", which serves any value at the price of an eigendecomposition of the small side;
-        its error grows for δ far below 0.1 in float32, where "svd" is exact.
+        The options of `spectral_core.precondition`. With an array for α or spectral damping, "auto"
+        is "eigh", which serves any value at the price of an eigendecomposition of the small side.
+        Its error grows for δ far below 0.1 in float32, where "svd" is exact.
     weight_dimension_numbers : MatrixAxes, pytree or callable, optional
         The matrices of each leaf: `SpectralDimensionNumbers`, or a spec of `as_matrices`; one for
         all, a prefix of the tree, or a function of the tree that returns one. By default all
@@ -139,9 +142,20 @@ def scale_by_spectral_newton(
     -----
     A matrix whose gradient holds a NaN or an infinity gets an update of exactly 0 and keeps its
     momentum to the bit. One whose gradient is 0 throughout gets weight decay alone, while its
-    momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of
-    them; inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be
-    taken for a matrix: pass whole gradients, as data parallelism has them.
+    momentum decays. Under `jax.jit` arrays are whole however they are sharded, and so is T of them.
+    Inside `jax.shard_map` or `jax.pmap` a leaf that is only a shard of a matrix would be taken for
+    a matrix. Pass whole gradients there, as data parallelism has them.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from spectral_adapters.optax import scale_by_spectral_newton
+    >>> rule = optax.chain(scale_by_spectral_newton(), optax.scale_by_learning_rate(1e-3))
+    >>> params = {"kernel": jnp.ones((4, 2))}
+    >>> updates, state = rule.update(params, rule.init(params), params)
+    >>> updates["kernel"].shape
+    (4, 2)
     """
     options = StepOptions(
         1.0, damping, damping_mode, beta, nesterov, weight_decay, scale, method, tolerance,
@@ -216,20 +230,22 @@ def spectral_newton(
     Parameters
     ----------
     learning_rate : float, array or schedule
-        With ``scale="rms"`` that of AdamW serves.
+        The learning rate. With ``scale="rms"`` that of AdamW serves.
     alpha, damping, beta, mu_dtype, nesterov, scale, damping_mode, method, tolerance, precision
-        As in `scale_by_spectral_newton`.
+        The arguments of `scale_by_spectral_newton`.
     weight_decay, weight_decay_mask
-        As there, and of AdamW.
+        The arguments of `scale_by_spectral_newton`. They count for AdamW too.
     adam_learning_rate : float, array or schedule, optional
-        Of AdamW; `learning_rate` by default, but required with another scale than ``"rms"``.
+        The learning rate of AdamW. It is `learning_rate` by default, and required with another
+        scale than ``"rms"``.
     adam_b1, adam_b2, adam_eps : float or array
-        As in `optax.adamw`.
+        The arguments b1, b2 and eps of `optax.adamw`.
     adam_weight_decay : float or array, optional
-        Of AdamW, if it is another.
+        The weight decay of AdamW. By default it is `weight_decay`.
     weight_dimension_numbers : MatrixAxes, pytree or callable, optional
-        As in `scale_by_spectral_newton`, where None in a tree leaves a parameter to AdamW; by
-        default `default_dimension_numbers`. `routing_table` shows what becomes of each parameter.
+        The argument of `scale_by_spectral_newton`, where None in a tree leaves a parameter to
+        AdamW. By default it is `default_dimension_numbers`. `routing_table` shows what becomes of
+        each parameter.
 
     Returns
     -------
@@ -238,13 +254,23 @@ def spectral_newton(
     Raises
     ------
     InputError
-        As `scale_by_spectral_newton`; also if AdamW has no learning rate.
+        If `scale_by_spectral_newton` raises it, or if AdamW has no learning rate.
 
     Notes
     -----
-    `optax.inject_hyperparams` makes arrays of all numbers and schedules of all functions. Name what
-    shall stay as it is: ``static_args=("alpha", "damping", "weight_dimension_numbers",
-    "weight_decay_mask")``.
+    `optax.inject_hyperparams` makes arrays of all numbers and schedules of all functions. Name the
+    arguments that it must leave as they are: ``static_args=("alpha", "damping",
+    "weight_dimension_numbers", "weight_decay_mask")``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from spectral_adapters.optax import spectral_newton
+    >>> optimizer = spectral_newton(1e-3)
+    >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> params = optax.apply_updates(params, updates)
     """
     if adam_learning_rate is None and scale != "rms":
         raise InputError(
@@ -344,7 +370,7 @@ def _decays(weight_decay: Scalar, mask: Any, tree: Tree) -> list[Scalar]:
 
 
 def _weights(gradients: list[Any], structure: Any, params: Tree, decays: list[Scalar]) -> list[Any]:
-    """Return the parameters, zeros in their place where they do not count."""
+    """Return the parameters, or zeros if they do not count."""
     absent = params is None
     weights = gradients if absent else structure.flatten_up_to(params)
     counts = [not (is_number(decay) and decay == 0) for decay in decays]
@@ -357,7 +383,7 @@ def _weights(gradients: list[Any], structure: Any, params: Tree, decays: list[Sc
 
 
 def _method(options: StepOptions, alphas: list[Any]) -> str:
-    """Return "eigh" for "auto" where values are not known before the step."""
+    """Return "eigh" for "auto" if values are not known before the step."""
     known = (isinstance(alpha, tuple) or is_number(alpha) for alpha in alphas)
     unknown = not (is_number(options.damping) and all(known))
     spectral = options.damping_mode == "spectral" and options.precision == "working"

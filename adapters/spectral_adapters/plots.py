@@ -50,6 +50,17 @@ def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
     """Draw h against σ on logarithmic axes, with the fit of α and its interval.
 
     Directions dropped from the fit (h <= 0 or not finite) are crosses at the lower edge.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> plot_curvature(report["0"]).get_xscale()
+    'log'
     """
     ax = ax or _new_axes()
     sigma, h, fit = spectrum.sigma, spectrum.curvature, spectrum.alpha
@@ -77,7 +88,19 @@ def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
 
 
 def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
-    """Draw σ against rank with the three fitted forms; the BIC's choice is the solid line."""
+    """Draw σ against rank with the three fitted forms; the BIC's choice is the solid line.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> plot_rank_profile(report["0"]).get_yscale()
+    'log'
+    """
     ax = ax or _new_axes()
     k = np.arange(1, len(spectrum.sigma) + 1)
     ax.set_yscale("log")
@@ -106,8 +129,19 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
 def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
     """Draw measured s against αγ, layer by layer, with the a-priori band of the defect.
 
-    The bar at each point is ``αγ ± bound`` (Theory 3.2): where s in σ order must lie, apart from
-    the term of dropped directions. Filled points are s in sorted order, open ones in σ order.
+    The bar at each point is ``αγ ± bound`` (Theory 3.2). It shows where s in σ order must lie,
+    apart from the term of dropped directions. Filled points are s in sorted order, and open points
+    are s in σ order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> axes = plot_transfer(report)
     """
     ax = ax or _new_axes()
     colours = _colours_by_kind(report)
@@ -136,7 +170,18 @@ def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
 
 
 def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
-    """Draw α of each layer in the order of the forward pass, with its interval."""
+    """Draw α of each layer in the order of the forward pass, with its interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> axes = plot_alpha_by_depth(report)
+    """
     ax = ax or _new_axes(width=max(6.4, 0.3 * len(report) + 2))
     colours = _colours_by_kind(report)
     ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
@@ -157,9 +202,19 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
 
 
 def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
-    """Draw ``α = β + φ + κ + ν`` as bars, layer by layer: what is negative hangs below zero.
+    """Draw ``α = β + φ + κ + ν`` as bars, layer by layer; negative terms hang below zero.
 
     The diamond is α, the sum of its bars, with its interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4, decompose=True)
+    >>> axes = plot_decomposition(report)
     """
     layers = [
         s for s in report.decomposed() if s.decomposition and not s.decomposition.alpha.reason
@@ -196,12 +251,34 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
 
 
 def curvature_figure(report: SpectralReport) -> Figure:
-    """Return one panel of `plot_curvature` per layer."""
+    """Return one panel of `plot_curvature` per layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> curvature_figure(report).savefig("curvature.png")
+    """
     return _small_multiples(report, plot_curvature)
 
 
 def rank_profile_figure(report: SpectralReport) -> Figure:
-    """Return one panel of `plot_rank_profile` per layer."""
+    """Return one panel of `plot_rank_profile` per layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> rank_profile_figure(report).savefig("rank_profiles.png")
+    """
     figure = _small_multiples(report, plot_rank_profile)
     line: Any = require("matplotlib.lines", "plots", "A plot").Line2D
     handles = [line([], [], color=c, label=name.replace("_", "-")) for name, c in _FORMS.items()]
@@ -215,9 +292,9 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     Parameters
     ----------
     report : SpectralReport
-        With at least one layer.
+        A report with at least one layer.
     folder : path
-        Created if need be.
+        The folder to write to. It is created if it does not exist.
 
     Returns
     -------
@@ -229,6 +306,17 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     ------
     ReportError
         If the folder cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> [path.name for path in save_figures(report, "figures")][:2]
+    ['curvature.png', 'transfer.png']
     """
     folder = Path(folder)
     figures: dict[str, Callable[[], Figure]] = {

@@ -37,7 +37,7 @@ from spectral_core.newton.adamw import adamw_options
 __all__ = ["SpectralNewton"]
 
 RECORDINGS = 8
-"""Kept for each group: sets of its parameters that have had gradients together."""
+"""The number of recordings kept for each group, one for each set of parameters with gradients."""
 
 
 class SpectralNewton(torch.optim.Optimizer):
@@ -51,47 +51,49 @@ class SpectralNewton(torch.optim.Optimizer):
         two or more axes and no side of 1 unless the group says ``"rule": "adamw"``; a mixed group
         becomes two.
     lr : float or Tensor
-        Learning rate. With ``scale="rms"`` a step has the size of AdamW's.
+        The learning rate. With ``scale="rms"`` a step has the size of AdamW's.
     alpha : float, str, mapping, SpectralReport or path
         The exponent: one number, or ``"per-type"`` (`TYPE_ALPHAS`), or numbers by layer type or
-        glob of parameter names, or those measured in a saved report, or ``"auto"``: measured
+        glob of parameter names, or those measured in a saved report. With ``"auto"`` it is measured
         every `measure_every` steps. Ranks of a process group that train the same parameters take
-        that of the lowest, and warn if others measured another.
+        the exponent of the lowest rank, and warn if others measured another.
     damping, damping_mode, method, tolerance, precision
-        As in `spectral_core.precondition`, with less damping by default: δ = 0.001 and α = 2 won
-        the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
+        The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
+        2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
     momentum : float
-        Coefficient of the exponential moving average of gradients.
+        The coefficient of the exponential moving average of gradients.
     nesterov : bool
         Whether momentum looks ahead.
     weight_decay : float
-        Decoupled.
+        The decoupled weight decay.
     scale : {"rms", "spectral", "none"}
-        Of a step, as in `spectral_core.spectral_newton_step`.
+        The scale of a step, see `spectral_core.spectral_newton_step`.
     adamw : mapping, optional
         ``lr``, ``betas``, ``eps`` and ``weight_decay`` of the parameters that AdamW updates.
-        Learning rate and weight decay are otherwise those above, but with another scale than
-        ``"rms"`` a learning rate of 1e-3.
+        Learning rate and weight decay are otherwise those above. With another scale than ``"rms"``
+        the learning rate is 1e-3.
     route : mapping, optional
-        Of a model: globs of parameter names to ``"spectral"``, ``"adamw"`` or a dict of options:
-        ``alpha``, ``matrices`` (a spec of `as_matrices`), ``lr`` or any other of a group.
+        The rules of a model's parameters: globs of their names to ``"spectral"``, ``"adamw"`` or a
+        dict of options. The options are ``alpha``, ``matrices`` (a spec of `as_matrices`), ``lr``
+        or any other of a parameter group.
     problem : callable, optional
-        For ``alpha="auto"``: returns a `CurvatureProblem` of the model on a small batch. The model
-        is in eval mode meanwhile, and as it was afterwards.
+        A function that returns a `CurvatureProblem` of the model on a small batch, for
+        ``alpha="auto"``. The model is in eval mode meanwhile, and as it was afterwards.
     measure_every : int
-        Steps between measurements.
+        The number of steps between measurements.
     measure_options : mapping, optional
-        Of `spectral_core.measure`, such as ``{"top_k": 10}``; ``{"curvature": "ggn"}`` by default,
-        as the Hessian far from a minimum has few positive curvatures to fit.
+        The options of `spectral_core.measure`, such as ``{"top_k": 10}``. The default is
+        ``{"curvature": "ggn"}``, as the Hessian far from a minimum has few positive curvatures to
+        fit.
     maximize : bool
-        Climb instead of descending.
+        Whether to climb instead of descending.
     capturable : bool
-        Keep AdamW's step counts on the device, for CUDA graphs.
+        Whether to keep AdamW's step counts on the device, for CUDA graphs.
     cuda_graph : bool
-        Record the update of the matrices as a CUDA graph in the first step, and replay it: on a
-        GPU most of the time of small matrices goes into launching kernels. It is recorded anew
-        where anything but gradients and learning rate changes. The methods "svd" and "eigh" cannot
-        be recorded.
+        Whether to record the update of the matrices as a CUDA graph in the first step, and to
+        replay it: on a GPU most of the time of small matrices goes into launching kernels. The
+        update is recorded again if anything but gradients and learning rate changes. The methods
+        "svd" and "eigh" cannot be recorded.
 
     Raises
     ------
@@ -114,6 +116,17 @@ class SpectralNewton(torch.optim.Optimizer):
     parameters are treated exactly as by `torch.optim.AdamW`. `torch.compile` of `step` compiles
     AdamW's part and calls T's as it is. An autocast around `step`, and what the process has chosen
     for products in float32, count for the closure alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spectral_adapters.torch_optim import SpectralNewton
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> optimizer = SpectralNewton(model, lr=1e-3)
+    >>> model(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> [route.rule for route in optimizer.routing]
+    ['spectral', 'adamw', 'adamw', 'adamw']
     """
 
     def __init__(
@@ -198,7 +211,7 @@ class SpectralNewton(torch.optim.Optimizer):
         Parameters
         ----------
         param_group : dict
-            ``"params"`` and any options.
+            A dict of ``"params"`` and any options.
 
         Raises
         ------
@@ -231,7 +244,7 @@ class SpectralNewton(torch.optim.Optimizer):
         Parameters
         ----------
         closure : callable, optional
-            Evaluates the model again and returns the loss.
+            A function that evaluates the model again and returns the loss.
 
         Returns
         -------
@@ -273,8 +286,8 @@ class SpectralNewton(torch.optim.Optimizer):
         Parameters
         ----------
         state_dict : dict
-            From `state_dict` of an optimizer of the same parameters. By name, in any order, where
-            both have names; otherwise by position.
+            The `state_dict` of an optimizer of the same parameters. States are matched by name, in
+            any order, if both have names; otherwise by position.
 
         Raises
         ------
@@ -305,7 +318,7 @@ class SpectralNewton(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles hold; they do not measure."""
+        """Return the state of copies and pickles, which do not measure."""
         kept = {name: self.__dict__[name] for name in ("_adamw_options", "_routes")}
         alpha = "per-type" if isinstance(self._alpha, str) else self._alpha
         own = {"_alpha": alpha, "_measurement": None, "_recorded": {}}
@@ -341,7 +354,7 @@ class SpectralNewton(torch.optim.Optimizer):
                 update.apply(gradients, group["lr"])
 
     def _recording(self, update: Update, gradients: list[Tensor]) -> RecordedUpdate:
-        """Return the recording of an update, made anew where it no longer holds."""
+        """Return the recording of an update. It is made again if it no longer holds."""
         members, key = tuple(map(id, update.parameters)), update_key(update, gradients)
         held = self._recorded.pop(members, None)
         if held is None or held[0] != key:

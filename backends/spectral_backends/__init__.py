@@ -1,1 +1,1 @@
-"""Where gradients and curvature come from: one module per array framework."""
+"""Sources of gradients and curvature: one module per array framework."""

@@ -12,6 +12,15 @@ __all__ = ["CurvatureProblem", "DenseNetwork", "RecordedProblem", "Rows", "throu
 
 
 class CurvatureProblem(AnyCurvatureProblem):
-    """`spectral_backends.arrays.CurvatureProblem` for parameters of NumPy, and no others."""
+    """`spectral_backends.arrays.CurvatureProblem` for parameters of NumPy, and no others.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import CurvatureProblem
+    >>> problem = CurvatureProblem(lambda params: {"w": 3 * params["w"]}, {"w": np.ones((1, 2))})
+    >>> problem.curvatures("w", np.array([[1.0]]), np.array([[0.0], [1.0]])).round(6)
+    array([3.])
+    """
 
     library: ClassVar[str | None] = "numpy"

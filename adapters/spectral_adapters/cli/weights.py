@@ -24,7 +24,7 @@ def load_weights(path: str | Path) -> "dict[str, Tensor]":
     Returns
     -------
     dict of str to Tensor
-        On the CPU.
+        The tensors of the file by name, on the CPU.
 
     Raises
     ------

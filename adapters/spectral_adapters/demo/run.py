@@ -24,9 +24,9 @@ class DemoRun:
     name : str
         ``"cnn"`` or ``"transformer"``.
     train_accuracy, test_accuracy : float
-        Shares of correct digits.
+        The shares of correct digits.
     report : SpectralReport
-        Of every layer.
+        The report of every layer.
     files : tuple of Path
         The report and the figures.
     """
@@ -53,19 +53,25 @@ def run_demo(
     Parameters
     ----------
     output : path
-        Folder for ``cnn/`` and ``transformer/``, each with ``report.json`` and the figures.
+        The folder for ``cnn/`` and ``transformer/``, each with ``report.json`` and the figures.
     seed : int
-        Of the split, the weights and the order of samples.
+        The seed of the split, the weights and the order of samples.
     epochs : int
-        Passes over the 1,437 training digits.
+        The number of passes over the 1,437 training digits.
     samples : int
-        Training digits to measure on, at most.
+        The largest number of training digits to measure on.
     top_k : int
-        Directions per layer.
+        The number of directions per layer.
     progress : callable, bool or None
-        As in `measure`.
+        The option of `spectral_core.measure`.
     tell : callable
-        Receives a line at each step.
+        A function that receives a line at each step.
+
+    Examples
+    --------
+    >>> runs = run_demo("demo", epochs=1, samples=32, top_k=3, tell=lambda line: None)
+    >>> [run.name for run in runs]
+    ['cnn', 'transformer']
     """
     for module in ("torch", "sklearn", "matplotlib"):
         require(module, "demo", "The demo")

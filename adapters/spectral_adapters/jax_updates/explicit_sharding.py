@@ -1,4 +1,4 @@
-"""Arrays of a mesh with explicit axes: how to shard what is between is left to the compiler."""
+"""Arrays of a mesh with explicit axes: the compiler decides how intermediate values are sharded."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,18 @@ def with_automatic_axes(
 ) -> Any:
     """Call ``function(constants, *arrays)``, whatever mesh the arrays are on.
 
-    In explicit axes, which `jax.make_mesh` makes, every product would need the sharding of its
-    result. They are automatic inside; results are sharded as the last two lists of arrays are.
+    With explicit axes, which `jax.make_mesh` makes, every product would need the sharding of its
+    result. Inside, axes are automatic. Results are sharded like the last two lists of arrays.
 
     Parameters
     ----------
     function : callable
-        Returns two lists of arrays, of the shapes of the last two in `arrays`.
+        A function that returns two lists of arrays, of the shapes of the last two in `arrays`.
     constants : pytree
-        Numbers and arrays. One object there is one object for the function.
+        A tree of numbers and arrays. An object that occurs twice is one object for the function
+        too.
     arrays : list of list of array
-        Further arguments.
+        The further arguments.
     """
     mesh = next((m for group in arrays for a in group if (m := _explicit_mesh(a))), None)
     if mesh is None:

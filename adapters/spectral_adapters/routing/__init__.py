@@ -1,1 +1,1 @@
-"""Which rule, α and matrices each parameter has."""
+"""The rule, α and matrices of each parameter."""

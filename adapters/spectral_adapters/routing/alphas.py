@@ -28,7 +28,7 @@ _NOT_THERE = "no such layer in the report"
 
 
 class SliceAlphas(tuple[float, ...]):
-    """α of each slice of a stacked parameter; to trees of JAX it is one leaf."""
+    """The α of each slice of a stacked parameter. Trees of JAX take it for one leaf."""
 
     __slots__ = ()
 
@@ -40,23 +40,24 @@ def choose_alphas(
     each_slice: bool = False,
     stacks: Sequence[Sequence[int]] | None = None,
 ) -> list[Route]:
-    """Return the routes with α and where it comes from; AdamW's are as they were.
+    """Return the routes with α and its source. The routes of AdamW stay as they are.
 
     Parameters
     ----------
     alpha : float, mapping, str, path or SpectralReport
-        A number in [0, 4]; a mapping of layer types or globs of parameter names to numbers, where
-        globs go first and the types of `TYPE_ALPHAS` fill in; ``"per-type"``, and ``"auto"``
-        before its first measurement: these types; a report or its path: the measured α of each
-        layer, and its type's where a layer is missing or its interval is wider than ± 1.
+        The exponent. It is a number in [0, 4]; or a mapping of layer types or globs of parameter
+        names to numbers, where globs go first and the types of `TYPE_ALPHAS` fill in.
+        ``"per-type"``, and ``"auto"`` before its first measurement, stand for these types. A report
+        or its path stands for the measured α of each layer, and for the α of its type if a layer is
+        missing or its interval is wider than ± 1.
     routes : sequence of Route
-        An α that `route=` has set stays.
+        The routes. An α that `route=` has set stays.
     each_slice : bool
-        Whether each slice of a stack has the α that a report has of it; they have the mean of all
-        otherwise.
+        Whether each slice of a stack gets the α that the report has for it. Otherwise all slices
+        get the mean.
     stacks : sequence of sequence of int, optional
-        Lengths of the axes of each parameter that count independent matrices; by default as its
-        spec says.
+        The lengths of the axes of each parameter that count independent matrices. By default its
+        spec decides.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def measured_alphas(
 
 
 def _choices(alpha: Alpha, routes: Sequence[Route]) -> Sequence[_Found]:
-    """Return α of each route and where it comes from, as if all were T's."""
+    """Return α of each route and its source, as if all were T's."""
     if isinstance(alpha, Real) and not isinstance(alpha, bool):
         return [(_check(alpha, "alpha"), "")] * len(routes)
     if isinstance(alpha, str) and alpha == "per-type":
@@ -206,7 +207,7 @@ def _each_slice(
     stack: Sequence[int],
     default: _Found,
 ) -> tuple[float | SliceAlphas, str]:
-    """Return α of each slice of a stack; of those that the report does not know, the type's."""
+    """Return α of each slice of a stack, by the report or else by the type."""
     of: dict[int | None, list[MatchedLayer]] = {}
     for match in own:
         of.setdefault(match.index, []).append(match)
@@ -223,7 +224,7 @@ def _each_slice(
 
 
 def _other_size(report: SpectralReport, own: Sequence[MatchedLayer], route: Route) -> str:
-    """Say that layers have not as many elements as their parameter, or return nothing."""
+    """Say that layers and their parameter differ in the number of elements, or return nothing."""
     spectra: list[LayerSpectrum] = [report[match.name] for match in own]
     if sum(math.prod(each.shape) for each in spectra) == math.prod(route.shape):
         return ""

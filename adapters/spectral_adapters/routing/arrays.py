@@ -1,4 +1,4 @@
-"""Which rule updates each array of a dict or list: T for matrices, AdamW for the rest."""
+"""The rule that updates each array of a dict or list: T for matrices, AdamW for the rest."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,19 +18,20 @@ def route_arrays(
 ) -> list[Route]:
     """Return the route of each parameter, with its α.
 
-    T gets what has two axes or more, as outputs × inputs or a convolution (out, in, kernel …); not
-    a matrix with a side of 1, nor what its name says to be an embedding or an output head.
+    T gets arrays of two axes or more, as outputs × inputs or a convolution (out, in, kernel …).
+    AdamW gets the rest, matrices with a side of 1, and the embeddings and output heads that are
+    known by their names.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
-        By name.
+        The shapes of the parameters by name.
     alpha : float, str, mapping, SpectralReport or path
-        As in `choose_alphas`; nothing can be measured here, so not ``"auto"``.
+        The exponent, see `choose_alphas`. Nothing can be measured here, so ``"auto"`` is refused.
     overrides : mapping, optional
-        The first glob that matches counts.
+        The overrides by glob of names. The first glob that matches counts.
     named : bool
-        Whether names say something; those of a list are its indices.
+        Whether names say something. The names of a list are its indices, which do not.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which axes of a parameter are inputs and which are outputs; the others count matrices."""
+"""The axes of a parameter that are inputs and outputs; the others count matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,16 +31,21 @@ class SpectralDimensionNumbers(NamedTuple):
     Parameters
     ----------
     reduction_axis : int or sequence of int
-        Inputs: the axes over which the layer sums. Negative ones count from the end.
+        The inputs: the axes over which the layer sums. Negative ones count from the end.
     output_axis : int or sequence of int
-        Outputs.
+        The axes of the outputs.
 
     Examples
     --------
-    A convolution of Flax or Haiku, (height, width, in, out): ``((0, 1, 2), 3)``; one of Equinox or
-    PyTorch, (out, in, height, width): ``((1, 2, 3), 0)``; heads of queries, (in, heads, width):
-    ``(0, (1, 2))`` as one matrix, ``(0, 2)`` head by head; scanned layers, (layers, in, out):
-    ``(1, 2)``.
+    The kernel of a convolution is (height, width, in, out) in Flax or Haiku, and (out, in, height,
+    width) in Equinox or PyTorch. The heads of queries, (in, heads, width), are one matrix or a
+    matrix for each head. Scanned layers are (layers, in, out).
+
+    >>> flax = SpectralDimensionNumbers((0, 1, 2), 3)
+    >>> equinox = SpectralDimensionNumbers((1, 2, 3), 0)
+    >>> heads_as_one = SpectralDimensionNumbers(0, (1, 2))
+    >>> head_by_head = SpectralDimensionNumbers(0, 2)
+    >>> scanned = SpectralDimensionNumbers(1, 2)
     """
 
     reduction_axis: int | Sequence[int] = 0
@@ -48,7 +53,7 @@ class SpectralDimensionNumbers(NamedTuple):
 
 
 MatrixAxes: TypeAlias = SpectralDimensionNumbers | MatrixSpec | str
-"""How a parameter is made of matrices: by its axes, or by a spec of `as_matrices`."""
+"""The matrices of a parameter: by its axes, or by a spec of `as_matrices`."""
 
 
 def is_axes(value: object) -> bool:
@@ -58,12 +63,12 @@ def is_axes(value: object) -> bool:
 
 
 def layout_of(shape: tuple[int, ...], axes: MatrixAxes) -> "AxisLayout | MatrixLayout":
-    """Return how a parameter of a shape is split into matrices and merged again.
+    """Return the layout by which a parameter of a shape is split into matrices and merged.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     axes : MatrixAxes
         Its dimension numbers or spec.
 
@@ -102,9 +107,9 @@ class AxisLayout:
     Parameters
     ----------
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     rows, columns : tuple of int
-        Axes of its inputs and outputs, in the order in which they are flattened.
+        The axes of its inputs and outputs, in the order in which they are flattened.
     """
 
     shape: tuple[int, ...]
@@ -119,7 +124,7 @@ class AxisLayout:
 
     @property
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
-        """The shape (B, m, n) of what `split` returns, in a tuple."""
+        """The shape (B, m, n) of the matrices that `split` returns, in a tuple."""
         return self.whole.matrices
 
     @property
@@ -129,7 +134,7 @@ class AxisLayout:
 
     @property
     def slices(self) -> tuple[tuple[int, ...], ...]:
-        """Which slice of the stack holds each matrix of what `split` returns."""
+        """The slice of the stack that holds each of the matrices that `split` returns."""
         return self.whole.slices
 
     def split(self, array: Array) -> list[Array]:

@@ -1,4 +1,4 @@
-"""What happens to each leaf of a tree of JAX arrays: its matrices, its α, and why."""
+"""The rule of each leaf of a tree of JAX arrays: its matrices, its α, and the reason."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -65,11 +65,11 @@ class LeafRule:
     Parameters
     ----------
     axes : MatrixAxes or None
-        Its matrices for T; None for AdamW.
+        The matrices of a leaf of T. It is None for AdamW.
     kind : str
-        Layer type, a key of `TYPE_ALPHAS`; empty for AdamW.
+        The layer type, a key of `TYPE_ALPHAS`. It is empty for AdamW.
     reason : str
-        Why.
+        The reason for the rule.
     """
 
     axes: MatrixAxes | None
@@ -80,20 +80,27 @@ class LeafRule:
 def default_dimension_numbers(params: Tree) -> Tree:
     """Return the dimension numbers of T's leaves, and None for those of AdamW.
 
-    As in `optax.contrib.muon` T gets leaves of two axes, but for what a name says to be an
-    embedding, an output head, a bias or a norm, and what has a side of 1. Beyond two axes it gets
-    a ``kernel`` or ``w`` of a layer whose path says ``conv``, as (kernel …, in, out), and the
-    projections of Flax's attention, (in, heads, width) and (heads, width, out), as one matrix each.
+    As in `optax.contrib.muon`, T gets leaves of two axes. AdamW gets those with a side of 1, and
+    those that are an embedding, an output head, a bias or a norm by their name. Of leaves with more
+    axes T gets a ``kernel`` or ``w`` of a layer whose path says ``conv``, as (kernel …, in, out).
+    It also gets the projections of Flax's attention, (in, heads, width) and (heads, width, out), as
+    one matrix each.
 
     Parameters
     ----------
     params : pytree of array
-        Of which shapes and paths count; `jax.ShapeDtypeStruct` will do.
+        The parameters. Only their shapes and paths count: `jax.ShapeDtypeStruct` will do.
 
     Returns
     -------
     pytree
-        Of the same structure. Change what you know better and pass it on.
+        A tree of the same structure. You may change it and pass it on.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> default_dimension_numbers({"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)})["bias"] is None
+    True
     """
     axes = [rule.axes for rule in rules_of(params, None)]
     return jax.tree.unflatten(jax.tree.structure(params), axes)
@@ -105,10 +112,10 @@ def rules_of(tree: Tree, dimension_numbers: AxesOrTree) -> list[LeafRule]:
     Parameters
     ----------
     tree : pytree of array
-        Parameters or updates.
+        The parameters or updates.
     dimension_numbers : MatrixAxes, pytree, callable or None
-        One for all leaves, or a prefix of the tree, or a function of the tree that returns one;
-        None for the default rule.
+        One value for all leaves, or a prefix of the tree, or a function of the tree that returns
+        one. None stands for the default rule.
 
     Raises
     ------
@@ -132,13 +139,13 @@ def alphas_of(alpha: AlphaOrTree, tree: Tree, rules: Sequence[LeafRule]) -> list
     Parameters
     ----------
     alpha : float, array, "per-type", SpectralReport, path, pytree or callable
-        One number for all, which may be traced, or by the layer's type (`TYPE_ALPHAS`), or as a
-        report has measured it, for each slice of a stack where it has, or a prefix of the tree, or
-        a function of the tree that returns one.
+        The exponent. It is one number for all, which may be traced; or it follows the layer's type
+        (`TYPE_ALPHAS`) or the measurements of a report, for each slice of a stack if the report has
+        them; or it is a prefix of the tree, or a function of the tree that returns one.
     tree : pytree of array
-        Parameters or updates.
+        The parameters or updates.
     rules : sequence of LeafRule
-        Of its leaves.
+        The rules of the leaves of `tree`.
 
     Raises
     ------
@@ -156,14 +163,21 @@ def routing_table(
     Parameters
     ----------
     params : pytree of array
-        Of which shapes and paths count.
+        The parameters. Only their shapes and paths count.
     alpha, weight_dimension_numbers
-        As of `spectral_adapters.optax.spectral_newton`.
+        The arguments of `spectral_adapters.optax.spectral_newton`.
 
     Raises
     ------
     InputError
         If one does not fit the parameters.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> table = routing_table({"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)})
+    >>> {route.name: route.rule for route in table}
+    {'bias': 'adamw', 'kernel': 'spectral'}
     """
     rules = rules_of(params, weight_dimension_numbers)
     routes = _with_alphas(alpha, params, _routes(params, rules), rules)
@@ -193,9 +207,9 @@ def spread(
         A value, a prefix of the tree with values as leaves, or a function of the tree that
         returns one. None is a value too.
     tree : pytree
-        Masked nodes and other nodes without leaves take no value.
+        The tree. Masked nodes and other nodes without leaves take no value.
     name : str
-        Of the argument, for the error.
+        The name of the argument, for the error.
     is_value : callable, optional
         Whether a node of the prefix is a value.
 
@@ -333,7 +347,7 @@ def _routes(tree: Tree, rules: Sequence[LeafRule]) -> list[Route]:
 def _with_alphas(
     alpha: AlphaOrTree, tree: Tree, routes: list[Route], rules: Sequence[LeafRule]
 ) -> list[Route]:
-    """Return the routes with α, which may be traced, and where it comes from."""
+    """Return the routes with α, which may be traced, and its source."""
     alpha = loaded(alpha)
     if isinstance(alpha, SpectralReport) or (isinstance(alpha, str) and alpha == "per-type"):
         stacks = [

@@ -1,4 +1,4 @@
-"""What the names of parameters say: the type of a layer, embeddings, output heads."""
+"""Facts told by names of parameters: the type of a layer, embeddings, output heads."""
 
 import re
 
@@ -37,9 +37,9 @@ def kind_of_name(path: str, out: int, inputs: int) -> str:
     Parameters
     ----------
     path : str
-        Of the layer, or of the parameter where its name says more.
+        The path of the layer, or of the parameter if its name says more.
     out, inputs : int
-        Widths of the matrix.
+        The widths of the matrix: outputs and inputs.
     """
     segments = path.lower().split(".")
     last, in_block = segments[-1], any(segment.isdigit() for segment in segments)

@@ -1,4 +1,4 @@
-"""What ``route=`` says: globs of parameter names to a rule, an α, matrices and other options."""
+"""The argument ``route=``: globs of names to a rule, an α, matrices and other options."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ Overrides = Mapping[str, "str | Mapping[str, Any]"]
 
 @dataclass(frozen=True)
 class Override:
-    """What is said of the parameters that a glob matches.
+    """The rule and options for the parameters that a glob matches.
 
     Parameters
     ----------
     pattern : str
         The glob.
     rule : {"spectral", "adamw"} or None
-        None keeps the rule that a parameter has by itself.
+        The rule of the parameters. None keeps the rule that a parameter has by itself.
     alpha : float, optional
         The exponent.
     matrices : MatrixSpec or str, optional
         The spec of its matrices.
     options : mapping
-        All else that is said.
+        The other options.
     """
 
     pattern: str
@@ -40,7 +40,7 @@ class Override:
 
     @classmethod
     def read(cls, pattern: str, wanted: "str | Mapping[str, Any]") -> "Override":
-        """Read what an argument ``route=`` has under a glob.
+        """Read the value of ``route=`` under a glob.
 
         Raises
         ------
@@ -63,12 +63,12 @@ class Override:
         return cls(pattern, rule, alpha, matrices, options)
 
     def layout(self, route: Route) -> MatrixLayout:
-        """Return the layout of a parameter, by this or else by its own spec."""
+        """Return the layout of a parameter, by this override or else by its own spec."""
         return as_matrices(route.shape, self.matrices or route.matrices)
 
 
 def first_override(overrides: Overrides, names: Iterable[str]) -> Override | None:
-    """Return what is said of a parameter by the first glob that matches any of its names."""
+    """Return the override of the first glob that matches any of a parameter's names."""
     own = list(names)
     for pattern, wanted in overrides.items():
         if any(fnmatchcase(name, pattern) for name in own):

@@ -1,4 +1,4 @@
-"""What happens to each parameter, as a table to print."""
+"""The routes of parameters, as a table to print."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,30 +15,31 @@ Rule = Literal["spectral", "adamw", "left out"]
 
 @dataclass(frozen=True)
 class Route:
-    """What happens to one parameter.
+    """The rule of one parameter, with its α and options.
 
     Parameters
     ----------
     name : str
-        In the model, without wrappers; empty where parameters were passed without names.
+        The name in the model, without wrappers. It is empty if parameters were passed without
+        names.
     shape : tuple of int
-        Of the parameter.
+        The shape of the parameter.
     rule : {"spectral", "adamw", "left out"}
-        What updates it.
+        The rule that updates the parameter.
     kind : str
-        Layer type, for ``"spectral"``.
+        The layer type, for ``"spectral"``.
     matrices : str
         The spec of `as_matrices`, for ``"spectral"``.
     reason : str
-        Why.
+        The reason for the rule.
     alpha : float, tuple of float, or None
         Its exponent, for ``"spectral"``; a tuple has one for each slice of a stack.
     alpha_reason : str
-        Where that comes from.
+        The source of the exponent.
     options : mapping
-        What `route=` sets for it: options of its parameter group.
+        The options of its parameter group that `route=` sets.
     parameter : Tensor, optional
-        Itself, of PyTorch.
+        The parameter itself, in PyTorch.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Route:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Return what a table shows of it."""
+        """Return the row that a table shows."""
         spectral = self.rule == "spectral"
         return {
             "name": self.name,

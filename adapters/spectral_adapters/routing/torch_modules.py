@@ -1,4 +1,4 @@
-"""What kind of layer a parameter belongs to, which matrices it holds, which are output heads."""
+"""The layer type of a parameter, the matrices that it holds, and output heads."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -26,16 +26,16 @@ _KEY_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_h
 
 @dataclass(frozen=True)
 class LayerType:
-    """A layer's type, its matrices, and what they were recognised by.
+    """A layer's type, its matrices, and the reason for both.
 
     Parameters
     ----------
     kind : str
         A key of `TYPE_ALPHAS`.
     matrices : str
-        For `spectral_core.MatrixSpec.parse`, or ``"stack"``; empty where it is not known.
+        A spec for `spectral_core.MatrixSpec.parse`, or ``"stack"``. It is empty if it is not known.
     reason : str
-        For the routing table.
+        The reason that the routing table shows.
     """
 
     kind: str
@@ -51,13 +51,14 @@ def layer_type(
     Parameters
     ----------
     module, parent : nn.Module or None
-        What holds the parameter, and what holds that; None where only the parameter is known.
+        The module that holds the parameter, and the module that holds that one. Both are None if
+        only the parameter is known.
     path : str
-        Of the module in the model, without wrappers.
+        The path of the module in the model, without wrappers.
     name : str
-        Of the parameter in the module.
+        The name of the parameter in the module.
     parameter : Tensor
-        Its shape counts.
+        The parameter. Only its shape counts.
     """
     if isinstance(module, _ConvNd):
         kind = "conv-transpose" if isinstance(module, _ConvTransposeNd) else "conv"
@@ -91,7 +92,7 @@ def embedding_reason(module: nn.Module, path: str, name: str) -> str:
 
 
 def output_heads(model: nn.Module, clean: Any = str) -> dict[int, str]:
-    """Return what makes a weight an output head, by the identity of the weight.
+    """Return the reason why a weight is an output head, by the identity of the weight.
 
     The model's own word counts first (`get_output_embeddings`, `get_classifier`), then names, then
     the last `nn.Linear`, unless it is the last of a row of equal blocks.

@@ -1,4 +1,4 @@
-"""Which rule updates each parameter of a model: T for weight matrices, AdamW for the rest."""
+"""The rule of each parameter of a model: T for weight matrices, AdamW for the rest."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -43,9 +43,9 @@ def route_parameters(model: nn.Module, overrides: Overrides | None = None) -> li
     model : nn.Module
         A model; wrappers such as `torch.compile` and DataParallel are looked through.
     overrides : mapping of str to str or mapping, optional
-        Globs of parameter names to ``"spectral"``, ``"adamw"`` or a dict of options such as
-        ``{"alpha": 1.0, "matrices": "conv groups=2", "lr": 0.1}``. The first that matches counts;
-        ``alpha`` or ``matrices`` mean ``"spectral"``, other options keep the rule.
+        The overrides, by globs of parameter names: ``"spectral"``, ``"adamw"`` or a dict of options
+        such as ``{"alpha": 1.0, "matrices": "conv groups=2", "lr": 0.1}``. The first glob that
+        matches counts. ``alpha`` or ``matrices`` mean ``"spectral"``, other options keep the rule.
 
     Raises
     ------
@@ -197,6 +197,6 @@ def _kind(name: str, shape: tuple[int, ...], matrices: MatrixSpec | str, known: 
 
 
 def _clean(name: str) -> str:
-    """Drop what `torch.compile`, DataParallel and checkpointing add to names."""
+    """Drop the parts that `torch.compile`, DataParallel and checkpointing add to names."""
     name = re.sub(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)(\.|$)", "", name)
     return re.sub(r"^module\.", "", name).removesuffix(".")

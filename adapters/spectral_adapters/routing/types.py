@@ -1,4 +1,4 @@
-"""The type of a layer, which may decide its α, and whether its matrices are any for T."""
+"""The type of a layer, which may decide its α, and matrices that are too thin for T."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,15 @@ __all__ = ["kind_of_matrices", "thin_reason"]
 def kind_of_matrices(path: str, layout: MatrixLayout, known: str = "") -> str:
     """Return the layer type, a key of `TYPE_ALPHAS`, of a parameter that is split by a spec.
 
-    A parameter is a convolution if its spec is that of one. The type of other matrices is what
-    their module or name says, also where a convolution would have been expected without a spec.
+    A parameter is a convolution if its spec is that of one. The type of other matrices is the one
+    that their module or name says, also if a convolution would have been expected without a spec.
 
     Parameters
     ----------
     path : str
-        Name of the layer.
+        The name of the layer.
     layout : MatrixLayout
-        How the parameter, outputs × inputs, is split.
+        The split of the parameter, which is outputs × inputs.
     known : str, optional
         The type of its module.
     """

@@ -24,14 +24,14 @@ class AlphaMeasurement:
     Parameters
     ----------
     model : nn.Module
-        It is in eval mode during a measurement.
+        The model. It is in eval mode during a measurement.
     problem : callable
-        Returns a `CurvatureProblem` of the model on a small batch.
+        A function that returns a `CurvatureProblem` of the model on a small batch.
     every : int
-        Steps from one measurement to the next; the first is before the first step.
+        The number of steps from one measurement to the next. The first is before the first step.
     options : mapping
-        Of `spectral_core.measure`; the curvature is that of Gauss-Newton unless they say otherwise,
-        as a Hessian far from a minimum has few positive curvatures to fit.
+        The options of `spectral_core.measure`. The curvature is that of Gauss-Newton unless they
+        say otherwise, as a Hessian far from a minimum has few positive curvatures to fit.
     """
 
     model: nn.Module

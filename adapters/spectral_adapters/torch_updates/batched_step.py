@@ -21,13 +21,13 @@ class Update:
     Parameters
     ----------
     parameters, momenta : sequence of Tensor
-        One momentum for each, of its shape.
+        The parameters, and one momentum for each, of its shape.
     layouts : sequence of MatrixLayout
-        The matrices of each.
+        The matrices of each parameter.
     alphas : sequence of float
-        The exponent of each.
+        The exponent of each parameter.
     group : mapping
-        Options of their parameter group.
+        The options of their parameter group.
     """
 
     parameters: Sequence[Tensor]
@@ -83,7 +83,7 @@ def layout_of(shape: tuple[int, ...], spec: str) -> MatrixLayout:
     Raises
     ------
     InputError
-        If it is none of the shape that it had when it was added.
+        If the shape is not the one that the parameter had when it was added.
     """
     if len(shape) < 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Steps in PyTorch run as they are written, whatever the process has chosen for training."""
+"""Steps in PyTorch that run as written, whatever settings the process has for training."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -19,10 +19,10 @@ _inside = 0
 
 
 def exact_steps(kinds: set[str]) -> AbstractContextManager[None]:
-    """Return what is entered around steps: no autocast, products in float32; put back afterwards.
+    """Return a context for steps: no autocast, products in float32; settings are put back.
 
-    In TF32, which many training scripts choose, a Gram matrix is rounded about as far as the usual
-    damping of 0.001 shifts it.
+    Many training scripts choose TF32, in which the rounding of a Gram matrix is about as large as
+    the shift by the usual damping of 0.001.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def _as_written(cast: list[str], chosen: bool) -> Iterator[None]:
 
 @contextmanager
 def _products_in_float32() -> Iterator[None]:
-    """Multiply float32 as it is; the setting is one of the process, so steps take turns."""
+    """Multiply float32 as it is. The setting belongs to the process, so steps take turns."""
     global _inside
     with exclusively():
         older, newer = _chosen(), [kind.fp32_precision for kind in _PRODUCTS]

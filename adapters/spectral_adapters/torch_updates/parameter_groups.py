@@ -1,4 +1,4 @@
-"""Parameter groups: what the user gives, split by rule and checked before the first step."""
+"""Parameter groups of the user, split by rule and checked before the first step."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,9 @@ def split_group(
     given : mapping
         The group as the user passed it.
     routes : sequence of Route
-        Of its parameters.
+        The routes of its parameters.
     default : float, str, mapping, path or SpectralReport
-        α where the group has none.
+        The exponent of a group that sets none.
     """
     for route in routes:
         _check_whole(route)
@@ -54,16 +54,16 @@ def split_group(
 def routes_of_group(
     members: Sequence[tuple[str, Tensor]], given: Mapping[str, Any], default: Alpha
 ) -> list[Route]:
-    """Route parameters of which a group says the rest.
+    """Route parameters, with the options of their group.
 
     Parameters
     ----------
     members : sequence of (str, Tensor)
-        From `group_members`.
+        The parameters with their names, as `group_members` returns them.
     given : mapping
         The group: ``"rule"``, ``"alpha"`` and ``"matrices"`` count.
     default : float, str, mapping, path or SpectralReport
-        α where the group has none.
+        The exponent of a group that sets none.
     """
     alpha, rule = given.get("alpha"), given.get("rule")
     if rule not in (None, "spectral", "adamw"):
@@ -86,7 +86,7 @@ def routes_of_group(
 def _empty(given: Mapping[str, Any], default: Alpha) -> dict[str, Any]:
     """Return a group without parameters, as `ZeroRedundancyOptimizer` makes of an empty shard.
 
-    It says what the group says on ranks that have some, as any rank may write the checkpoint.
+    It has the options of the group on ranks with parameters, as any rank may write the checkpoint.
     """
     if given.get("rule") == "adamw":
         return {"params": [], "rule": "adamw"}
@@ -122,7 +122,7 @@ def _groups(routes: Sequence[Route], named: bool) -> list[dict[str, Any]]:
 
 
 def group_members(group: dict[str, Any]) -> list[tuple[str, Tensor]] | None:
-    """Return names (or "") and tensors of a group, or None where torch will refuse them."""
+    """Return names (or "") and tensors of a group, or None if torch will refuse them."""
     if isinstance(group["params"], Tensor):
         group["params"] = [group["params"]]
     if isinstance(group["params"], set):
@@ -148,12 +148,12 @@ def each_value(group: Mapping[str, Any], key: str, count: int | None = None) -> 
 
 
 def one_or_all(values: list[Any]) -> Any:
-    """Return the value of all parameters, or the list where they differ."""
+    """Return the value of all parameters, or the list if they differ."""
     return values[0] if all(value == values[0] for value in values) else values
 
 
 def check_options(group: Mapping[str, Any]) -> None:
-    """Let those who will use the options refuse them now."""
+    """Check the options now by the code that will use them."""
     lr = 0.0 if isinstance(group["lr"], Tensor) else group["lr"]
     if group["rule"] == "adamw":
         options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
@@ -172,7 +172,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 
 
 def check_parameter(parameter: Tensor) -> None:
-    """Refuse what no rule here serves."""
+    """Refuse a parameter that no rule serves."""
     shape = tuple(parameter.shape)
     if parameter.is_complex() or not parameter.is_floating_point():
         raise InputError(

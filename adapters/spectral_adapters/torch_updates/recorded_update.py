@@ -1,4 +1,4 @@
-"""An update that is recorded once as a CUDA graph and replayed: the host launches one thing."""
+"""An update that is recorded once as a CUDA graph and replayed by one launch of the host."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
@@ -12,7 +12,7 @@ from spectral_core import InputError
 __all__ = ["RecordedUpdate", "update_key"]
 
 WARM_UP = 2
-"""Runs before the recording, in which libraries make their handles and constants are copied."""
+"""The runs before the recording, in which libraries make handles and constants are copied."""
 
 
 class RecordedUpdate:
@@ -21,14 +21,14 @@ class RecordedUpdate:
     Parameters
     ----------
     update : Update
-        Is recorded, and not run.
+        The update to record. It is not run.
     gradients : sequence of Tensor
-        One for each parameter; their values do not matter.
+        One gradient for each parameter. Their values do not matter.
 
     Raises
     ------
     InputError
-        If the parameters are not on one GPU, or the update waits for the GPU on its way.
+        If the parameters are not on one GPU, or if the update waits for the GPU.
     """
 
     def __init__(self, update: Update, gradients: Sequence[Tensor]) -> None:
@@ -61,7 +61,7 @@ class RecordedUpdate:
 
 
 def update_key(update: Update, gradients: Sequence[Tensor]) -> Hashable:
-    """Return what a recording holds for good: where the tensors lie, and every option but lr."""
+    """Return the fixed parts of a recording: addresses of tensors, and every option but lr."""
     options = step_options(update.group, lr=0.0)
     places = [(p.data_ptr(), m.data_ptr()) for p, m in _pairs(update)]
     kinds = [(tuple(g.shape), g.stride(), g.dtype) for g in gradients]
@@ -77,7 +77,7 @@ def _pairs(update: Update) -> list[tuple[Tensor, Tensor]]:
 def record(
     device: torch.device, warm_up: Callable[[], Any], run: Callable[[], None]
 ) -> Callable[[], None]:
-    """Return what replays a run on a GPU; nothing is run but the warm-up."""
+    """Return a function that replays a run on a GPU. Only the warm-up is run here."""
     cuda = cast(Any, torch.cuda)  # its graphs have no types
     with cuda.device(device):
         side = cuda.Stream()

@@ -13,16 +13,16 @@ from spectral_core.curvature.processes import Board, gather
 __all__ = ["Found", "Replicas"]
 
 Found = dict[str, tuple[float | None, str]]
-"""By parameter α, or None where it could not be measured, and the reason."""
+"""The α of each parameter, or None if it could not be measured, with the reason."""
 
 PATIENCE = 300.0
-"""Seconds to wait for the measurement of a slower rank."""
+"""The seconds to wait for the measurement of a slower rank."""
 
 ROUNDING = 1e-3
-"""Of an α measured on the same batches, on devices that add in another order."""
+"""The rounding of an α measured on the same batches, on devices that add in another order."""
 
 _Note = dict[str, tuple[str, float | None, str]]
-"""By parameter its state to the bit, α and the reason."""
+"""The state to the bit, α and the reason of each parameter."""
 
 _exchanges = count()
 
@@ -30,9 +30,9 @@ _exchanges = count()
 class Replicas:
     """The ranks that hold the same matrices with the same gradients, and so must step alike.
 
-    Under DistributedDataParallel all ranks hold all matrices; with experts or stages of their own
-    they share some; ranks that train a model each share none. Where each took an α of its own,
-    matrices that were equal would drift apart.
+    Under DistributedDataParallel all ranks hold all matrices. Ranks with experts or stages of their
+    own share some, and ranks that train separate models share none. If each rank took an α of its
+    own, equal matrices would drift apart.
     """
 
     def __init__(self) -> None:
@@ -41,19 +41,20 @@ class Replicas:
         self._last = ""  # exchange
 
     def agree(self, found: Found, parameters: Mapping[str, Tensor]) -> Found:
-        """Return for each parameter what was found by the lowest rank that holds the same.
+        """Return for each parameter the finding of the lowest rank that holds the same.
 
         Parameters
         ----------
         found : dict of str to tuple
             The exponents that this rank found.
         parameters : mapping of str to Tensor
-            The same names. Their gradients are those of the step that follows.
+            The parameters of the same names. Their gradients are those of the step that follows.
 
         Warns
         -----
         UserWarning
-            Once, if ranks that hold the same found something else, and of ranks that do not answer.
+            If ranks that hold the same parameters found another α, or if ranks do not answer. It is
+            given once.
         """
         board = None if self._alone else find_board()
         if board is None:
@@ -119,7 +120,7 @@ class Replicas:
 
 
 def _states(parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return what identifies each parameter with its gradient, to the bit."""
+    """Return a key of each parameter with its gradient, to the bit."""
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     values = dict(zip(parameters, bits_of(parameters.values()), strict=True))
     slopes = dict(zip(gradients, bits_of(gradients.values()), strict=True))

@@ -1,4 +1,4 @@
-"""A saved state of an optimizer, matched to its parameters: by name where both sides have names."""
+"""A saved state of an optimizer, matched to its parameters: by name if both sides have names."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -14,13 +14,13 @@ Group = dict[str, Any]
 Names = list[str | None]
 
 PER_PARAMETER = ("alpha", "matrices")
-"""Options of a group that may have one value for each of its parameters."""
+"""The options of a group that may have one value for each of its parameters."""
 
 OF_SHAPE = ("momentum", "exp_avg", "exp_avg_sq")
-"""What has the shape of its parameter."""
+"""The entries of a state that have the shape of the parameter."""
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""What DDP, `torch.compile`, FSDP and checkpointing put into names."""
+"""The parts that DDP, `torch.compile`, FSDP and checkpointing put into names."""
 
 _REMEDY = (
     "Rename them in a load_state_dict pre-hook, or delete 'param_names' of the groups there to "
@@ -31,13 +31,13 @@ _REMEDY = (
 def with_names(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state whose lists of values for each parameter are pairs of its name and the value.
 
-    Hooks that load by name copy the options of a group as they are: a plain list would then be in
-    the order of other parameters.
+    Hooks that load by name copy the options of a group as they are. A plain list would then be in
+    the order of the other optimizer's parameters.
 
     Parameters
     ----------
     state : dict
-        As PyTorch packs it. Its groups are written to.
+        The state as PyTorch packs it. Its groups are written to.
     """
     for group in state["param_groups"]:
         for option in PER_PARAMETER:
@@ -56,12 +56,13 @@ def matched_state(groups: Sequence[Group], state: Mapping[str, Any], hooked: boo
     state : mapping
         The state that is loaded; nothing is written to it.
     hooked : bool
-        Whether hooks had it, which may have moved states and not the names.
+        Whether hooks received the state. They may have moved states and not the names.
 
     Raises
     ------
     InputError
-        If it is no state of this optimizer, names disagree, or a shape is not its parameter's.
+        If it is no state of this optimizer, if names disagree, or if a shape is not its
+        parameter's.
     """
     saved = _groups_of(state)
     own_names, names = [_own_names(g) for g in groups], [_saved_names(g) for g in saved]
@@ -83,7 +84,7 @@ def matched_state(groups: Sequence[Group], state: Mapping[str, Any], hooked: boo
 
 
 def entries(groups: Sequence[Group], state: Mapping[str, Any]) -> Iterator[tuple[Tensor, Any, str]]:
-    """Yield each parameter of an optimizer, what a matched state has for it, and its name."""
+    """Yield each parameter of an optimizer, its entry in a matched state, and its name."""
     for group, saved in zip(groups, state["param_groups"], strict=True):
         names = group.get("param_names") or [f"parameter {key}" for key in saved["params"]]
         for parameter, key, name in zip(group["params"], saved["params"], names, strict=True):
@@ -120,7 +121,7 @@ def _saved_names(group: Group) -> Names:
 
 
 def _label(*sides: list[Names]) -> Callable[[str | None], str | None]:
-    """Return what makes names comparable, by leaving wrappers out unless two become one."""
+    """Return a function that makes names comparable: it drops wrappers if names stay apart."""
 
     def without(name: str | None) -> str | None:
         if name is None:
@@ -135,7 +136,7 @@ def _label(*sides: list[Names]) -> Callable[[str | None], str | None]:
 
 
 def _order(own: list[Names], names: list[Names], hooked: bool) -> list[int]:
-    """Return which saved group holds the parameters of each group."""
+    """Return the index of the saved group that holds the parameters of each group."""
     if hooked:
         raise InputError(
             f"load_state_dict: after its pre-hooks the state names {_flat(names)[:4]} in this "
@@ -184,7 +185,7 @@ def _in_order(
 def _values(
     option: str, saved: Group, labels: Names, plain: Callable[[str | None], str | None]
 ) -> list[Any]:
-    """Return the values of an option, one for each label; as they are where there is no name."""
+    """Return the values of an option, one for each label, or as they are if there is no name."""
     values = saved[option]
     if not all(isinstance(value, (tuple, list)) for value in values):
         names = saved.get("param_names") or []

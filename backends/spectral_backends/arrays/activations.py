@@ -37,7 +37,7 @@ def activation(name: str) -> Callable[[Any, Array], Derivatives]:
 
 
 def real_part(xp: Any, values: Array) -> Array:
-    """Return the real part, of real arrays too: what decides branches, not what flows on."""
+    """Return the real part, also of real arrays. It decides on branches only."""
     return xp.real(values) if xp.isdtype(values.dtype, "complex floating") else values
 
 

@@ -42,9 +42,9 @@ class ComplexStep:
     Parameters
     ----------
     gradient : GradientFunction
-        Of the batch's mean loss.
+        The gradient of the batch's mean loss.
     params : mapping of str to array
-        Real parameters of one floating type.
+        The real parameters, of one floating type.
     """
 
     name = "complex-step"

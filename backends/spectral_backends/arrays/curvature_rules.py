@@ -1,4 +1,4 @@
-"""Ways to a curvature along directions; each is a total over batches, and what is made of it."""
+"""Rules for a curvature along directions; each is a total over batches and a final step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class CurvatureRule(Protocol):
         """Return numbers of shape (R, K) that are means over the batch's terms."""
 
     def finish(self, layer: LayerSlice, means: Array) -> Found:
-        """Return what the means over all terms say."""
+        """Return the curvatures, made of the means over all terms."""
 
 
 class AlongFunction:
@@ -122,7 +122,7 @@ class RowsFunction:
 
 
 class NoGaussNewton:
-    """What stands where there is no way to ``h^GGN``."""
+    """The rule of a problem that has no rule for ``h^GGN``."""
 
     name = "ggn"
 
@@ -138,5 +138,5 @@ class NoGaussNewton:
 
 
 def called(function: Callable[..., Any], arguments: tuple[Any, ...], batch: Any) -> Any:
-    """Call a user's function, with the batch where there is one."""
+    """Call a user's function, with the batch if there is one."""
     return function(*arguments) if batch is NO_BATCH else function(*arguments, batch)

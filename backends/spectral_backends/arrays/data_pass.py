@@ -1,4 +1,4 @@
-"""The user's batches, each with its number of loss terms, and whether both are what they seem."""
+"""The user's batches, each with its number of loss terms, and the checks of both."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,12 +20,12 @@ __all__ = ["DataPass", "check_batch", "check_halves", "check_nan", "gradient_tot
 
 
 class DataPass:
-    """Batches that can be traversed again, and how many terms each has.
+    """Batches that can be traversed again, and the number of terms of each.
 
     Parameters
     ----------
     batches : iterable or None
-        None stands for one batch, which the functions hold themselves.
+        The batches. None means a single batch, which the functions hold themselves.
     weight : callable or None
         ``weight(batch)``, the number of terms that a batch's loss averages.
 
@@ -121,9 +121,9 @@ def check_batch(index: int, batch: Any) -> None:
     Parameters
     ----------
     index : int
-        Of the batch, among those that have terms.
+        The index of the batch among those that have terms.
     batch : Any
-        As the user gave it.
+        The batch as the user gave it.
     """
     if batch is NO_BATCH:
         return
@@ -143,8 +143,8 @@ def check_nan(array: Array, what: str) -> None:
 def check_halves(gradient: GradientFunction, params: Params, data: DataPass, batch: Any) -> None:
     """Raise `InputError` if the gradients of a batch's halves do not add up to its own.
 
-    Looked at where the batch is a tuple, list or dict of arrays of one length. A half that raises
-    is refused too: it says nothing, and the whole may compare its samples with each other.
+    The check is made if the batch is a tuple, list or dict of arrays of one length. A half that
+    raises an error is refused too: the loss may compare the samples of a batch with each other.
     """
     halves = _halves(batch)
     if halves is None:

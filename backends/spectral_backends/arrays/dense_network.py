@@ -27,10 +27,10 @@ Params = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a forward pass leaves: inputs (B, n) and slopes of every layer, and the outputs.
+    """The results of a forward pass: inputs (B, n) and slopes of every layer, and the outputs.
 
-    The activation's derivatives are of the layer in front: index l holds those at the inputs of
-    layer l, and nothing at 0.
+    The activation's derivatives belong to the layer in front: index l holds those at the inputs of
+    layer l, and index 0 holds nothing.
     """
 
     inputs: list[Array]
@@ -51,18 +51,28 @@ class DenseNetwork:
     Parameters
     ----------
     widths : tuple of int
-        Of the input, the hidden layers and the output.
+        The widths of the input, the hidden layers and the output.
     activation : {"relu", "tanh", "gelu-tanh", "identity"}
-        φ; ``"gelu-tanh"`` is PyTorch's ``GELU(approximate="tanh")``.
+        The activation φ; ``"gelu-tanh"`` is PyTorch's ``GELU(approximate="tanh")``.
     loss : {"cross-entropy", "squared"}
-        Softmax cross-entropy of integer labels, or ``½ Σ_c (z_c − t_c)²``; the mean over samples.
+        The loss: softmax cross-entropy of integer labels, or ``½ Σ_c (z_c − t_c)²``. It is the mean
+        over samples.
     bias : bool
-        Whether there are b_l.
+        Whether the layers have biases b_l.
 
     Raises
     ------
     InputError
         If a width is no positive number, or a name is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> network = DenseNetwork((3, 4, 2), activation="tanh")
+    >>> params = network.init(seed=0)
+    >>> batch = (np.ones((5, 3)), np.array([0, 1, 0, 1, 0]))
+    >>> network.gradient(params, batch)["0.weight"].shape
+    (4, 3)
     """
 
     widths: tuple[int, ...]
@@ -90,9 +100,10 @@ class DenseNetwork:
         Parameters
         ----------
         seed : int
-            Of NumPy's generator; the same values in every library.
+            The seed of NumPy's generator. The values are the same in every library.
         like : array, optional
-            Whose library, dtype and device they have; NumPy's float64 by default.
+            An array whose library, dtype and device the parameters get. By default they are NumPy's
+            float64.
         """
         like = np.zeros(1) if like is None else like
         xp = array_api_compat.array_namespace(like)
@@ -140,15 +151,15 @@ class DenseNetwork:
         Parameters
         ----------
         params, batch
-            As above.
+            The parameters and one batch, as in `gradient`.
         directions : mapping of str to array
-            D by parameter, of its shape behind leading axes that all share: many directions at
-            once. Those that are left out are zero.
+            The directions D by parameter, each of the parameter's shape behind leading axes that
+            all share: many directions at once. Parameters that are left out have D = 0.
 
         Returns
         -------
         dict of str to array
-            For every parameter, leading axes as in `directions`.
+            The product for every parameter. Its leading axes are those of `directions`.
         """
         return self._product(params, batch, directions, gauss_newton=False)
 
@@ -159,7 +170,7 @@ class DenseNetwork:
         return self._product(params, batch, directions, gauss_newton=True)
 
     def rows(self, params: Params, layer: str, batch: Batch) -> Rows:
-        """Return what the Kronecker factors of a layer are made of (Theory 4)."""
+        """Return the unfolded activations of a layer, for its Kronecker factors (Theory 4)."""
         xp, params, x = self._checked(params, batch[0])
         seen = self._forward(xp, params, x)
         wanted = self.layers.index(layer)

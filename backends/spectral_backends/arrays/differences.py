@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 LEVELS = 6
-"""Steps of the extrapolation, each half of the one before."""
+"""The number of steps of the extrapolation, each half of the one before."""
 
 FIRST_STEP = 2.0**-6
-"""The largest, relative to the Frobenius norm of the weight."""
+"""The largest step, relative to the Frobenius norm of the weight."""
 
 EPSILON = float(np.finfo(np.float64).eps)  # a number of NumPy would take arrays to itself
 
@@ -38,19 +38,20 @@ class Differences:
 
     The error of a central difference is a series in t²; with steps t, t/2, t/4, … each
     extrapolation removes its leading term (Ridders, Adv. Eng. Software 4, 1982). Of all entries of
-    the table that with the smallest error estimate counts: twice the largest of its distances from
-    the order below and from the same order at the two steps before, plus the rounding of φ carried
-    through. Three steps must agree: two do so by chance, and the smallest of many estimates is
-    then too small (25 of 3,600 curvatures of saturated networks, by up to 39 times; now none).
+    the table, the one with the smallest error estimate is taken. The estimate is twice the largest
+    of its distances from the order below and from the same order at the two steps before, plus the
+    rounding of φ carried through. Three steps must agree: two do so by chance, and the smallest of
+    many estimates is then too small (25 of 3,600 curvatures of saturated networks, by up to 39
+    times; now none).
 
     Parameters
     ----------
     gradient : GradientFunction
-        Of the batch's mean loss.
+        The gradient of the batch's mean loss.
     params : mapping of str to array
-        In float64.
+        The parameters, in float64.
     tolerance : float
-        Largest error estimate of a curvature, relative to it.
+        The largest error estimate of a curvature, relative to it.
     """
 
     name = "differences"
@@ -62,8 +63,8 @@ class Differences:
     def batch_values(self, layer: LayerSlice, u: Array, v: Array, batch: Any) -> Array:
         """Return φ at every step in both senses and at none, and the rounding it carries.
 
-        That of the sum, and that of the gradient, which may be left over from a cancellation. The
-        shape is (2 · levels + 2, K).
+        There are two roundings: that of the sum, and that of the gradient, which may be left over
+        from a cancellation. The shape is (2 · levels + 2, K).
         """
         xp = self._xp
         noise = noise_of(self._gradient, self._params, batch)[layer.parameter]
@@ -124,9 +125,9 @@ def extrapolated(
     Parameters
     ----------
     slopes : ndarray, shape (L, K)
-        Central differences at t, t/2, t/4, ….
+        The central differences at t, t/2, t/4, ….
     rounding : ndarray, shape (L, K)
-        Of each difference.
+        The rounding error of each difference.
     """
     table = [[slopes[level]] for level in range(len(slopes))]
     for level in range(1, len(slopes)):
@@ -181,10 +182,10 @@ def directional_changes(
 
 
 def disagreement(xp: Any, value: Array, changes: list[Change]) -> float:
-    """Return by how much a derivative is shown to be wrong, relatively; the least over the steps.
+    """Return the relative error that a derivative is shown to have; the least over the steps.
 
-    Two differences that disagree with each other, across kinks or in rounding, show no more than
-    that.
+    Two differences that disagree with each other, across kinks or in rounding, show no larger error
+    than their disagreement.
     """
     size = max(norm(xp, value), norm(xp, changes[-1].value))
     shown = [
@@ -195,7 +196,7 @@ def disagreement(xp: Any, value: Array, changes: list[Change]) -> float:
 
 
 def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str, float]:
-    """Return by how much each gradient moves when all parameters do by rounding.
+    """Return the change of each gradient when all parameters change by rounding.
 
     A gradient that is left over from a cancellation, as that of a network that fits its data, is
     no better than this, however small it is itself.
@@ -219,9 +220,10 @@ def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str
 
 
 def check_tolerance(eps: float) -> float:
-    """Return what a derivative may differ from central differences, relatively.
+    """Return the relative difference from central differences that a derivative may have.
 
-    10 eps^(1/3): between the error of the differences, eps^(2/3), and a wrong derivative's, 1.
+    It is 10 eps^(1/3): between the error of the differences, eps^(2/3), and a wrong derivative's,
+    1.
     """
     return float(10 * eps ** (1 / 3))
 

@@ -33,9 +33,9 @@ def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
     Parameters
     ----------
     problem : CurvatureProblem
-        Of any library that exports DLPack. Its engines stay.
+        A problem of any library that exports DLPack. Its engines are kept.
     like : array
-        Of the library that is wanted, on the device of the problem.
+        An array of the wanted library, on the device of the problem.
 
     Raises
     ------
@@ -44,7 +44,17 @@ def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
 
     Notes
     -----
-    What comes out is the problem's own memory: do not write to it.
+    The arrays that come out are the problem's own memory: do not write to them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from spectral_backends.torch import CurvatureProblem
+    >>> model, batch = torch.nn.Linear(3, 1), (torch.ones(4, 3), torch.zeros(4, 1))
+    >>> problem = CurvatureProblem(model, torch.nn.functional.mse_loss, [batch])
+    >>> type(through_dlpack(problem, np.zeros(1)).gradients(["weight"])["weight"]).__name__
+    'ndarray'
     """
     kind = _ManyThroughDLPack if isinstance(problem, ManyLayers) else _ThroughDLPack
     return kind(problem, like)
@@ -71,7 +81,7 @@ class _ThroughDLPack:
 
     @property
     def curvature_engine(self) -> str:
-        """What the problem calls its way to `curvatures`."""
+        """The problem's name for the engine of `curvatures`."""
         return way_of(self._problem)
 
     def layers(self) -> Sequence[LayerInfo]:
@@ -85,7 +95,7 @@ class _ThroughDLPack:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Return what the problem says, and through which library it was seen."""
+        """Return the description of the problem, and the library through which it was seen."""
         return {**self._problem.describe(), "through": self._xp.__name__.rpartition(".")[2]}
 
     def gradients(self, layers: Sequence[str]) -> dict[str, Array]:
@@ -96,7 +106,7 @@ class _ThroughDLPack:
     def gradient_errors(
         self, layers: Sequence[str], *, samples: int | None = None
     ) -> dict[str, Array]:
-        """Return what the problem knows of the rounding of its gradients."""
+        """Return the rounding of the problem's gradients, if the problem knows it."""
         if not isinstance(self._problem, KnowsRounding):
             return {}
         found = self._problem.gradient_errors(layers, samples=samples)
@@ -161,12 +171,12 @@ class _ManyThroughDLPack(_ThroughDLPack):
         done: Collection[str] = (),
         tell: Callable[[str], None] | None = None,
     ) -> Iterator[LayerCurvature | LayerError]:
-        """Yield the curvatures of each layer, by the problem's own engines where it has some.
+        """Yield the curvatures of each layer, by the problem's own engines if it has some.
 
         Parameters
         ----------
         directions, kind, engine, draws, done, tell
-            As in `ManyLayers`.
+            The same arguments as those of `ManyLayers.layer_curvatures`.
         """
         own = {name: (self._in(u), self._in(v)) for name, (u, v) in directions.items()}
         for found in self._problem.layer_curvatures(

@@ -12,7 +12,7 @@ from spectral_core.errors import InputError
 __all__ = ["NO_BATCH", "GradientFunction", "arrays_in"]
 
 NO_BATCH = object()
-"""Stands for the data of a function that holds them itself."""
+"""The batch of a function that holds its data itself."""
 
 Params = Mapping[str, Array]
 
@@ -23,7 +23,8 @@ class GradientFunction:
     Parameters
     ----------
     function : callable
-        The user's; returns the gradient of the batch's mean loss, by the names of the parameters.
+        The function of the user. It returns the gradient of the batch's mean loss, by the names of
+        the parameters.
     params : mapping of str to array
         The parameters.
     """
@@ -62,7 +63,7 @@ class GradientFunction:
         return found
 
     def first_call(self, batch: Any) -> dict[str, Array]:
-        """Call it on the parameters, and look whether it leaves them and the batch as they are.
+        """Call it on the parameters, and check that it leaves them and the batch as they are.
 
         Raises
         ------

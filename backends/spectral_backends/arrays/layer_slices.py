@@ -21,7 +21,7 @@ Matrices = Mapping[str, "str | MatrixSpec | None"]
 
 @dataclass(frozen=True)
 class LayerSlice:
-    """One matrix of a parameter, by the layout of that.
+    """One matrix of a parameter, found by the parameter's layout.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ class LayerSlice:
     parameter : str
         Its name.
     layout : MatrixLayout
-        Of the parameter.
+        The layout of the parameter.
     part, index : int
-        Which array of ``layout.split``, and which of its matrices.
+        The index of the array in ``layout.split``, and the index of the matrix in that array.
     transposed : bool
         Whether the parameter holds inputs × outputs.
     """
@@ -67,15 +67,16 @@ class LayerSlice:
 def find_slices(
     params: Mapping[str, Array], matrices: Matrices | None
 ) -> tuple[dict[str, LayerSlice], dict[str, str]]:
-    """Return the layers in the order of the parameters, and those that are none with the reason.
+    """Return the layers in the order of the parameters, and parameters that are none, and why.
 
     Parameters
     ----------
     params : mapping of str to array
-        By name.
+        The parameters by name.
     matrices : mapping, optional
-        Globs of names to ``"transposed"`` (inputs × outputs), a spec of `as_matrices`, or None for
-        no layer; the first that matches counts. Two axes are outputs × inputs by default.
+        The matrices of parameters, by globs of names: ``"transposed"`` (inputs × outputs), a spec
+        of `as_matrices`, or None for no layer. The first glob that matches counts. Two axes are
+        outputs × inputs by default.
 
     Raises
     ------

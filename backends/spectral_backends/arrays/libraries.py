@@ -1,4 +1,4 @@
-"""Which library an array is of."""
+"""The library that an array belongs to."""
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version

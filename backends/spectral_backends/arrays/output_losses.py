@@ -31,7 +31,8 @@ def output_loss(name: str) -> OutputLoss:
     Parameters
     ----------
     name : {"cross-entropy", "squared"}
-        Softmax cross-entropy of integer labels (B,); ``½ Σ_c (z_c − t_c)²`` of targets (B, C).
+        The loss: softmax cross-entropy of integer labels (B,); ``½ Σ_c (z_c − t_c)²`` of targets
+        (B, C).
 
     Raises
     ------

@@ -49,49 +49,51 @@ Method = Literal["auto", "complex-step", "differences"]
 class CurvatureProblem(BaseProblem[LayerSlice]):
     """A mean loss over batches, known by a gradient function in array operations (Theory 1).
 
-    Curvatures come from the best that there is: `curvature` or `hvp`, exact functions of yours; or
-    the complex step through `gradient`, exact to rounding where that is analytic as written, which
-    is tested layer by layer; or central differences of it, extrapolated, with an error estimate for
-    each curvature. The layer's certificate says which, and why no better one.
+    Curvatures come from the best available rule. The first is `curvature` or `hvp`, exact functions
+    of yours. The second is the complex step through `gradient`, which is exact to rounding if that
+    function is analytic as written; this is tested layer by layer. The third is extrapolated
+    central differences of `gradient`, with an error estimate for each curvature. The layer's
+    certificate names the rule, and says why no better one was taken.
 
     Parameters
     ----------
     gradient : callable
         ``gradient(params, batch)`` returns the gradient of the batch's MEAN loss by parameter;
-        ``gradient(params)`` without `batches`. It gets the parameters as a dict and must not write
-        to what it gets.
+        ``gradient(params)`` does so without `batches`. It gets the parameters as a dict and must
+        not write to its arguments.
     params : mapping of str to array
-        Real floating parameters of one library, type and device; copied.
+        The real floating parameters, of one library, type and device. They are copied.
     batches : iterable, optional
-        Of anything that `gradient` understands; traversed as often as needed.
+        The batches, of any form that `gradient` understands. They are traversed as often as needed.
     weight : callable, optional
         ``weight(batch)`` returns the number of loss terms that the batch's mean runs over; needed
         for more than one batch, so that no result depends on how the data are cut.
     matrices : mapping, optional
-        Globs of parameter names to ``"transposed"`` for inputs × outputs, a spec of `as_matrices`,
-        or None for no layer. Two axes are outputs × inputs by default.
+        The matrices of parameters, by globs of names: ``"transposed"`` for inputs × outputs, a spec
+        of `as_matrices`, or None for no layer. Two axes are outputs × inputs by default.
     curvature : callable, optional
         ``curvature(layer, u, v[, batch])`` returns ``<D_k, H[D_k]>`` of the batch's mean loss along
-        ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K). Compared with differences of
-        `gradient` along one random direction.
+        ``D_k = u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K). It is compared with differences
+        of `gradient` along one random direction.
     hvp : callable, optional
         ``hvp(layer, direction[, batch])`` returns H[D] in the layer's parameter, for a direction of
-        its shape. Compared likewise.
+        its shape. It is compared in the same way.
     ggn : callable, optional
-        As `curvature`, of the Gauss-Newton part.
+        ``ggn(layer, u, v[, batch])`` returns the Gauss-Newton part, in the form of `curvature`.
     rows : callable, optional
-        ``rows(layer[, batch])`` returns `Rows` of un-reduced terms: Kronecker factors, and the
-        Gauss-Newton curvature where there is no `ggn`.
+        ``rows(layer[, batch])`` returns `Rows` of un-reduced terms. They make Kronecker factors,
+        and the Gauss-Newton curvature if there is no `ggn`.
     loss : callable, optional
-        ``loss(params[, batch])`` returns a scalar, the mean, or one value a term. For the report.
+        ``loss(params[, batch])`` returns a scalar, the mean, or one value for each term. It is only
+        for the report.
     method : {"auto", "complex-step", "differences"}
-        Without `curvature` and `hvp`: "auto" takes the complex step where the function stands the
-        test, and differences elsewhere.
+        The rule without `curvature` and `hvp`. "auto" takes the complex step for layers where the
+        function passes the test, and differences elsewhere.
     tolerance : float
-        Largest error estimate of a difference, relative to the curvature; a layer beyond it is
-        refused.
+        The largest error estimate of a difference, relative to the curvature. A layer with a larger
+        one is refused.
     check : bool
-        Whether to look that two passes agree, that the first batch's halves add up to it, and that
+        Whether to check that two passes agree, that the first batch's halves add up to it, and that
         `curvature` or `hvp` fits `gradient`.
 
     Raises
@@ -100,6 +102,17 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         If an argument cannot be used; the message says what to change.
     NonDeterministicError
         If the gradient changes between two passes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import CurvatureProblem
+    >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0], [1.0]])
+    >>> def gradient(params):
+    ...     return {"w": (x @ params["w"].T - y).T @ x / 2}
+    >>> problem = CurvatureProblem(gradient, {"w": np.zeros((1, 2))})
+    >>> problem.curvatures("w", np.array([[1.0]]), np.array([[0.0], [1.0]])).round(6)
+    array([2.])
     """
 
     library: ClassVar[str | None] = None
@@ -143,7 +156,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         self._loss = None if loss is None else self._mean_loss(loss)
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: its numbers, types and versions."""
+        """Return the description of the problem: its numbers, types and versions."""
         some = next(iter(self._params.values()))
         name = library_of(some)
         return {
@@ -178,7 +191,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
 
     @property
     def engine_names(self) -> tuple[str, ...]:
-        """None: which rule serves is a matter of `method` and of the functions given."""
+        """No names: `method` and the given functions decide on the rule."""
         return ()
 
     def _engines_for(self, kind: CurvatureKind) -> Sequence[RuleEngine]:
@@ -195,7 +208,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
             )
 
     def _hessian_engines(self, tolerance: float) -> list[RuleEngine]:
-        """Return the user's function; else the complex step and differences, as asked for."""
+        """Return the user's function, or else complex step and differences, as `method` says."""
         data, means = self._data, self._means
         if self._given is not None:
             test = partial(_why_not_given, self._given, self._gradient, self._params, self._probed)
@@ -274,7 +287,7 @@ def _why_not_given(
     batch: Any,
     layer: LayerSlice,
 ) -> str:
-    """Say by how much the user's function is off from differences of the user's gradient."""
+    """Return a sentence on the error of the user's function against differences of `gradient`."""
     like, (m, n) = params[layer.parameter], layer.info.shape
     xp = array_api_compat.array_namespace(like)
     if isinstance(rule, ProductFunction):

@@ -23,25 +23,34 @@ __all__ = ["RecordedProblem"]
 
 
 class RecordedProblem:
-    """What can be said of layers from arrays that were written down in a pass over the data.
+    """A problem of arrays that were recorded in a pass over the data.
 
-    Gauss-Newton curvatures, Kronecker factors and the decomposition; the Hessian of a layer is
-    asked of its owner, and is Gauss-Newton's where the network is piecewise linear in the weight
-    (Theory 5.8). Measure it with ``curvature="ggn"``, and ``decompose=True``.
+    It gives Gauss-Newton curvatures, Kronecker factors and the decomposition. It cannot give the
+    Hessian of a layer, which equals the Gauss-Newton part if the network is piecewise linear in the
+    weight (Theory 5.8). Measure it with ``curvature="ggn"``, and ``decompose=True``.
 
     Parameters
     ----------
     layers : mapping of str to Rows, or to a sequence of Rows
-        By layer; several are batches. ``h^GGN`` needs their `root_gradients`.
+        The recorded rows of each layer. Several `Rows` are several batches. ``h^GGN`` needs their
+        `root_gradients`.
     gradients : mapping of str to array, optional
-        G of the MEAN loss, shape (m, n); by default made of inputs and output gradients,
-        ``(1/N) Σ δ aᵀ``. Where both are there they are compared, which shows an output gradient
-        that was divided by N, or a G that was not.
+        G of the MEAN loss, shape (m, n); by default it is made of inputs and output gradients,
+        ``(1/N) Σ δ aᵀ``. If both are there they are compared, which shows an output gradient that
+        was divided by N, or a G that was not.
 
     Raises
     ------
     InputError
         If a layer has no gradient, shapes do not fit, or the two gradients differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import RecordedProblem, Rows
+    >>> rows = Rows(np.array([[1.0, 2.0]]), np.array([[3.0]]))
+    >>> RecordedProblem({"layer": rows}).gradients(["layer"])["layer"]
+    array([[3., 6.]])
     """
 
     curvature_engine: ClassVar[str] = "rows"
@@ -74,7 +83,7 @@ class RecordedProblem:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: numbers of the data, types and versions."""
+        """Return the description of the problem: numbers of the data, types and versions."""
         some = next(iter(self._gradients.values()))
         name = library_of(some)
         batches = next(iter(self._rows.values()))
@@ -155,7 +164,7 @@ class RecordedProblem:
 
 
 def _gradient(name: str, batches: tuple[Rows, ...], given: Array | None) -> Array:
-    """Return G of a layer, from what is there, compared where it is there twice."""
+    """Return G of a layer, given or made of rows. If there are both, they are compared."""
     if not batches:
         raise InputError(f"layers: {name!r} has no rows; pass at least one batch.")
     inputs = batches[0].inputs.shape[-1]

@@ -1,4 +1,4 @@
-"""Inputs and output gradients of a layer as rows, and the sums that are made of them."""
+"""Unfolded activations and output gradients of a layer, and the sums that are made of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +14,32 @@ __all__ = ["RowSums", "Rows", "ggn_along", "gradient_of"]
 
 @dataclass(frozen=True)
 class Rows:
-    """What one layer saw of a batch: ``y = W a`` at every position of every sample.
+    """Unfolded activations of one layer in a batch: ``y = W a`` at each position of each sample.
 
     Parameters
     ----------
     inputs : array, shape (B, n) or (B, S, n)
-        a. S positions share the weight: tokens, places of a convolution.
+        The inputs a. S positions share the weight: tokens, places of a convolution.
     output_gradients : array, shape (B, m) or (B, S, m), optional
-        δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a mean. They make
-        the gradient, and ``C_δ`` with ``delta="empirical"``.
+        The gradients δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a
+        mean. They make the gradient, and ``C_δ`` with ``delta="empirical"``.
     root_gradients : array, shape (C, B, m) or (C, B, S, m), optional
-        Columns of ``J_iᵀ S_i`` with ``S_i S_iᵀ`` the Hessian of the loss in the outputs, un-reduced
-        (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with ``delta="ggn"``.
+        The GGN columns: columns of ``J_iᵀ S_i`` with ``S_i S_iᵀ`` the Hessian of the loss in the
+        outputs, un-reduced (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with ``delta="ggn"``.
     terms : array, shape (B,), optional
-        Loss terms of each sample; one each by default.
+        The number of loss terms of each sample. By default it is one.
 
     Raises
     ------
     InputError
         If an array is not real floating, not finite, or has a shape that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = Rows(np.ones((8, 5, 3)), np.ones((8, 5, 2)))
+    >>> rows.n_terms, rows.outputs
+    (8.0, 2)
     """
 
     inputs: Array
@@ -101,12 +108,12 @@ def ggn_along(rows: Rows, u: Array, v: Array) -> Array:
     Parameters
     ----------
     u, v : array
-        Shapes (m, K) and (n, K).
+        The directions, of shapes (m, K) and (n, K).
 
     Returns
     -------
     array, shape (K,)
-        N times h^GGN.
+        The product N · h^GGN.
     """
     assert rows.root_gradients is not None
     xp = array_api_compat.array_namespace(rows.inputs)
@@ -124,9 +131,9 @@ class RowSums:
     Parameters
     ----------
     layer : str
-        For messages.
+        The name of the layer, for messages.
     delta, sharing
-        As in `CurvatureProblem.kronecker_factors`.
+        The options of `CurvatureProblem.kronecker_factors`.
     """
 
     def __init__(self, layer: str, delta: Delta, sharing: Sharing) -> None:

@@ -17,20 +17,21 @@ __all__ = ["RuleEngine"]
 
 
 class RuleEngine(CurvatureEngine[LayerSlice]):
-    """Computes one layer after the other by a rule, if that stands its test.
+    """Computes one layer after the other by a rule, if the rule passes its test.
 
     Parameters
     ----------
     rule : CurvatureRule
         The rule; the engine has its name.
     data : DataPass
-        What it is summed over.
+        The batches that the rule is summed over.
     gradients : mapping of str to array
-        Of the mean loss, by parameter.
+        The gradient of the mean loss, by parameter.
     why_not : callable, optional
-        Returns why the rule does not serve for a layer, or nothing. It is asked once a layer.
+        ``why_not(layer)`` returns the reason why the rule does not serve for a layer, or nothing.
+        It is called once for each layer.
     better : RuleEngine, optional
-        The engine that is asked before: an error says why that does not serve.
+        The engine that is asked before this one. An error says why it does not serve.
     """
 
     independent = True
@@ -49,11 +50,11 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
         self._known: dict[str, str] = {}
 
     def declines(self, layer: LayerSlice, request: CurvatureRequest) -> str:
-        """Return why the rule does not serve for the layer."""
+        """Return the reason why the rule does not serve for the layer."""
         return self.refusal(layer)
 
     def refusal(self, layer: LayerSlice) -> str:
-        """Return why the rule does not serve for a layer, or nothing."""
+        """Return the reason why the rule does not serve for a layer, or nothing."""
         name = layer.info.name
         if name not in self._known:
             try:
@@ -85,7 +86,7 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
             )
 
     def _found(self, layer: LayerSlice, u: Array, v: Array) -> Found:
-        """Return what the rule makes of its means over all terms."""
+        """Return the curvatures that the rule makes of its means over all terms."""
         count, totals = 0.0, None
         for batch, terms in self._data:
             values = terms * self._rule.batch_values(layer, u, v, batch)
@@ -107,7 +108,7 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
         return found
 
     def _derivative(self, layer: LayerSlice, u: Array, v: Array, found: Found) -> tuple[Any, str]:
-        """Return the derivatives along the directions, or a remark where they are rounding."""
+        """Return the derivatives along the directions, or a remark if they are rounding."""
         if found.derivative is None:
             return None, ""
         gradient = layer.matrix(self._gradients[layer.parameter])

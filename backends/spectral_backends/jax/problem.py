@@ -52,7 +52,7 @@ class CurvatureProblem(BaseProblem[Layer]):
     loss_fn : callable or pair of callables
         ``(forward, loss)`` with ``forward(params, *inputs)`` and ``loss(outputs, targets)``, for
         batches ``(*inputs, targets)``; or ``loss_fn(params, batch)``, which has no Gauss-Newton
-        curvature, as nothing tells its outputs. Pure, and fit for ``jax.jit``.
+        curvature, as nothing tells its outputs. The functions are pure, and fit for ``jax.jit``.
     params : pytree
         The model's parameters: its floating arrays. Whatever else is among its leaves is a
         constant. Dicts, Equinox modules, Flax states and any other pytree will do.
@@ -64,7 +64,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         is read off the end of the loss, and the parts of a batch that is cut in two must bear it
         out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
-        Says how the loss reduces its terms, where that cannot be read off. A sum is divided by
+        The way in which the loss reduces its terms, if it cannot be read off. A sum is divided by
         the number of terms.
     dtype : dtype, optional
         The type to measure in. By default it is that of the parameters, float32 for half
@@ -94,6 +94,19 @@ class CurvatureProblem(BaseProblem[Layer]):
     -----
     UserWarning
         If another process measures the same model on other data, each as if it were the whole.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from spectral_backends.jax import CurvatureProblem
+    >>> def forward(params, x):
+    ...     return x @ params["weight"]
+    >>> def loss(outputs, targets):
+    ...     return ((outputs - targets) ** 2).mean()
+    >>> batch = (jnp.ones((4, 3)), jnp.zeros((4, 1)))
+    >>> problem = CurvatureProblem((forward, loss), {"weight": jnp.ones((3, 1))}, [batch])
+    >>> problem.curvatures("weight", jnp.ones((1, 2)), jnp.eye(3)[:, :2]).tolist()
+    [2.0, 2.0]
     """
 
     def __init__(
@@ -138,7 +151,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         self._others.look()
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: numbers of the data, loss, types and versions."""
+        """Return the description of the problem: numbers of the data, loss, types and versions."""
         objective = self._objective
         count = objective.n_terms if objective.known else None
         return {
@@ -176,8 +189,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         layers : sequence of str
             The names of layers.
         samples : int, optional
-            If it is given, the first batch will do, or the first samples of a long one, as
-            compiling takes more time than they do. By default all data are gone through.
+            If it is given, only the first batch is used, or the first samples of a long one, as
+            compiling takes more time than they do. By default all data are used.
 
         Returns
         -------

@@ -52,12 +52,13 @@ class CurvatureProblem(BaseProblem[Layer]):
         A module, or a function ``model(params, *inputs)`` of a parameter dict. It is left as it
         is: parameters, gradients, mode, buffers, hooks and random state.
     loss_fn : callable or None
-        ``loss_fn(outputs, targets)`` returns a scalar. None if `forward` returns the loss.
+        ``loss_fn(outputs, targets)`` returns a scalar. `loss_fn` is None if `forward` returns the
+        loss.
     batches : iterable
-        Of ``(*inputs, target)`` tuples, or of anything that `forward` understands; traversed as
-        often as needed. Tensors are moved to the model's device.
+        The batches ``(*inputs, target)``, or batches of any form that `forward` understands. They
+        are traversed as often as needed. Tensors are moved to the model's device.
     params : mapping of str to Tensor, optional
-        The parameters, where `model` is a function.
+        The parameters, if `model` is a function.
     forward : callable, optional
         ``forward(model, batch)`` returns ``(outputs, targets)``, or the loss if `loss_fn` is None.
     weight : callable, optional
@@ -66,25 +67,26 @@ class CurvatureProblem(BaseProblem[Layer]):
         classes, any loss with a ``reduction``, ``mean()``, ``sum()``), and the parts of a batch
         that is cut in two must bear it out. Weights that contradict the loss are refused.
     reduction : {"mean", "sum"}, optional
-        How the loss reduces its terms, where that cannot be read off. A sum is divided by the
-        number of terms.
+        The way in which the loss reduces its terms, if it cannot be read off. A sum is divided by
+        the number of terms.
     dtype : torch.dtype, optional
-        Measure in this type. By default the model's own, float32 for half precision.
+        The type to measure in. By default it is the model's own, float32 for half precision.
     device : torch.device or str, optional
-        Measure there. By default where the model is.
+        The device to measure on. By default it is that of the model.
     seed : int
-        Of every random generator at the start of each pass.
+        The seed of every random generator at the start of each pass.
     chunk_size : int, optional
-        Directions differentiated together. By default what fits `memory_budget`.
+        The number of directions that are differentiated together. By default it is what fits
+        `memory_budget`.
     memory_budget : int, optional
-        Bytes that the second derivatives of one chunk may take beside the graph of one batch. By
-        default 8 MiB on a CPU, where larger chunks fall out of the caches and were measured slower,
-        and 1 GiB elsewhere.
+        The bytes that the second derivatives of one chunk may take beside the graph of one batch.
+        By default they are 8 MiB on a CPU, where larger chunks fall out of the caches and were
+        measured slower, and 1 GiB elsewhere.
     check_deterministic : bool
-        Refuse a model or loader whose loss changes between two passes or depends on the batching,
-        as batch norm does in training mode, and a loss whose terms, as read off it or as `weight`
-        has them, do not add up over the halves of a batch. If False, each pass starts from `seed`
-        and the function so defined is measured.
+        Whether to refuse a model or loader whose loss changes between two passes or depends on the
+        batching, as batch norm does in training mode. A loss whose terms, as read off it or as
+        `weight` has them, do not add up over the halves of a batch is refused too. If False, each
+        pass starts from `seed` and the function so defined is measured.
 
     Raises
     ------
@@ -100,16 +102,26 @@ class CurvatureProblem(BaseProblem[Layer]):
 
     Notes
     -----
-    Threads may measure at once, also one model: passes over the data take turns. Nothing else may
-    use the model, or draw random numbers, meanwhile. An error of the model's own code comes through
-    as it is, with a note that says which batch it was. In a process group each rank measures what
-    it is given; that this is a part, its loader's sampler or the loss of another rank may show, and
-    then it is warned of. Layers whose weights are sharded are skipped or refused.
+    Several threads may measure at the same time, also the same model: passes over the data take
+    turns. Nothing else may use the model, or draw random numbers, meanwhile. An error of the
+    model's own code comes through as it is, with a note that says which batch it was. In a process
+    group each rank measures the data that it is given. A warning is given if its loader's sampler
+    or the loss of another rank shows that they are only a part. Layers whose weights are sharded
+    are skipped or refused.
 
-    What operations save for their backward passes is kept: gradient checkpointing (which must not
-    be reentrant), offloading and compression of saved tensors do not act during a measurement, so
-    their networks are measured as they would be without. Second derivatives hold that much in any
-    case; smaller batches need less memory.
+    The tensors that operations save for their backward passes are kept. Gradient checkpointing
+    (which must not be reentrant), offloading and compression of saved tensors do not act during a
+    measurement, so networks are measured as they would be without them. Second derivatives hold
+    that much in any case; smaller batches need less memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from spectral_backends.torch import CurvatureProblem
+    >>> model, batch = torch.nn.Linear(3, 1), (torch.ones(4, 3), torch.zeros(4, 1))
+    >>> problem = CurvatureProblem(model, torch.nn.functional.mse_loss, [batch])
+    >>> problem.curvatures("weight", torch.ones(1, 2), torch.eye(3)[:, :2])
+    tensor([2., 2.])
     """
 
     def __init__(
@@ -167,7 +179,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         self._others.look()
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the problem: numbers of the data, loss, types and versions."""
+        """Return the description of the problem: numbers of the data, loss, types and versions."""
         narrowing = self._evaluation.narrowing
         return {
             "backend": "torch",
@@ -187,22 +199,23 @@ class CurvatureProblem(BaseProblem[Layer]):
     ) -> dict[str, Tensor]:
         """Return about ``G − G'`` of shape ``(m, n)``, with G' exact for the same values.
 
-        G' is computed in float64, also where the model casts to float32 inside. For a problem in
+        G' is computed in float64, also if the model casts to float32 inside. For a problem in
         float64 without such casts it is computed in float32, and the difference scaled by 2⁻²⁹.
 
         Parameters
         ----------
         layers : sequence of str
-            Names of layers.
+            The names of layers.
         samples : int, optional
-            About how many samples of the first batch to take, where it can be cut: those that carry
-            most of the gradient, and others from all over it. By default all data are gone through.
+            The approximate number of samples of the first batch to take, if it can be cut: those
+            that carry most of the gradient, and others from all over it. By default all data are
+            used.
 
         Returns
         -------
         dict of str to Tensor
-            In the problem's dtype; empty where the model draws random numbers or may do so
-            (``check_deterministic=False``), or where it cannot be run in the other type.
+            The errors, in the problem's dtype. The dict is empty if the model draws random numbers
+            or may do so (``check_deterministic=False``), or if it cannot be run in the other type.
 
         Raises
         ------
@@ -247,7 +260,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         return self._model.cast(u), self._model.cast(v)
 
     def _other_data(self, batches: Any) -> OtherData:
-        """Return what watches for ranks that measure other data, unless that is known already."""
+        """Return the watch for ranks that measure other data, unless that is known already."""
         return OtherData(
             None if warn_of_sampler(batches) else find_board(),
             partial(identity_of, self._model.parameters.values()),
@@ -257,7 +270,7 @@ class CurvatureProblem(BaseProblem[Layer]):
 
 
 def _check_matrices(model: Any, copied: FunctionalModel) -> None:
-    """Refuse a model without matrices, and say where flat shards are why."""
+    """Refuse a model without matrices, and say so if flat shards are the reason."""
     shards = flat_shards(model) if isinstance(model, nn.Module) else {}
     kept = any(p.ndim >= 2 for p in copied.parameters.values())
     if shards:

@@ -1,8 +1,9 @@
 """Inputs and output gradients of matrices at the equations that use them, of a whole batch.
 
-A *tap* is a zero added to the result of an equation: the gradient in it is δ. The other operand is
-kept on the way: a. For each use of a family both come as rows of shape ``(members, B, S, width)``:
-samples of the outputs apart from the other positions, once it is known where samples lie.
+A *probe* is a zero that is added to the result of an equation. The gradient in it is δ. The other
+operand, a, is kept on the way. For each use of a family both become unfolded activations of shape
+``(members, B, S, width)``, with samples of the outputs apart from the other positions, as soon as
+the axes of samples are known.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,14 +26,14 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class SampleAxis:
-    """Where the samples of the outputs lie among the positions of a use.
+    """The axis of the positions of a use along which the samples of the outputs lie.
 
     Parameters
     ----------
     axis : int
-        Which axis of positions.
+        The index of the axis among the positions.
     minor : bool
-        Whether samples are the fast part of the axis, where it holds other positions too.
+        Whether samples are the fast part of the axis, if it holds other positions too.
     """
 
     axis: int
@@ -41,16 +42,17 @@ class SampleAxis:
 
 @dataclass(frozen=True)
 class Tapped:
-    """A batch after its forward pass with taps.
+    """A batch after its forward pass with probes.
 
     Parameters
     ----------
     outputs : array
-        Of the model.
+        The outputs of the model.
     kept : dict of site to tuple
-        Operands of the tapped equations; None for those that are no inputs.
+        The operands of the probed equations. An operand that is no input is None.
     back : callable
-        Takes a cotangent of the outputs to the gradients in the taps, by site.
+        ``back(cotangent)`` returns the gradients in the probes, by site, for a cotangent of the
+        outputs.
     """
 
     outputs: Any
@@ -61,7 +63,7 @@ class Tapped:
 def tap(
     program: Program, values: Sequence[Any], batch: Sequence[Any], families: Iterable[Family]
 ) -> Tapped:
-    """Run the forward pass with taps at every use of some families; may be traced."""
+    """Run the forward pass with probes at every use of some families; may be traced."""
     assert program.forward is not None
     wanted: dict[Site, set[int]] = {}
     for family in families:
@@ -87,16 +89,16 @@ def tap(
 
 
 class TapRows:
-    """Rows of one use, once samples have been found.
+    """Unfolded activations of one use, with the samples known.
 
     Parameters
     ----------
     use : Use
-        Of a family.
+        A use of a family.
     samples : int
-        Number of samples of the outputs.
+        The number of samples of the outputs.
     at : SampleAxis or None
-        Where they lie; None takes all positions for one sample.
+        The place of the samples. None takes all positions for one sample.
     """
 
     def __init__(self, use: Use, samples: int, at: SampleAxis | None) -> None:
@@ -135,7 +137,7 @@ class TapRows:
 
 
 def sample_axes(use: Use, samples: int) -> list[SampleAxis]:
-    """Return where samples may lie among the positions of a use, the likeliest first."""
+    """Return the axes along which samples may lie, the likeliest first."""
     others = [n for n, mine in zip(use.axes, use.own, strict=True) if not mine]
     shape = [*others, *use.positions]
     exact = [SampleAxis(i) for i, length in enumerate(shape) if length == samples]

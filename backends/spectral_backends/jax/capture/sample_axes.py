@@ -1,4 +1,4 @@
-"""Where the samples of the outputs lie among the positions of each use.
+"""The axes along which the samples of the outputs lie among the positions of each use.
 
 Layouts differ: batches in front, time in front, tokens flattened into samples, ``vmap`` with any
 axis. So a random cotangent of the outputs is sent back twice, once with a random factor for each
@@ -25,14 +25,14 @@ __all__ = ["Samples", "find_samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Where samples lie at the uses of a family; `problem` says why this cannot be told."""
+    """The place of samples at the uses of a family; `problem` says why it cannot be told."""
 
     axes: tuple[SampleAxis | None, ...]
     problem: str = ""
 
 
 def find_samples(objective: Objective, batch: Batch, families: Sequence[Family]) -> list[Samples]:
-    """Return where the samples of a batch lie, for each family."""
+    """Return the place of the samples of a batch, for each family."""
     key = ("samples", *families)
     run = objective.cache.compiled(batch, key, lambda: _deviations(batch, families))
     found = run(batch.values, batch.leaves)

@@ -36,7 +36,7 @@ def flat_batch(index: int, batch: Any, dtype: Any) -> tuple[list[jax.Array], Any
 
 
 def signature(leaves: list[jax.Array], structure: Any) -> Signature:
-    """Return what distinguishes batches that need another trace."""
+    """Return a key that tells batches from those that need another trace."""
     return (structure, *((leaf.shape, str(leaf.dtype)) for leaf in leaves))
 
 
@@ -47,7 +47,7 @@ def common_length(leaves: Sequence[Any]) -> int | None:
 
 
 def count_where(test: Literal["isnan", "isfinite"], array: jax.Array) -> int:
-    """Return how many values pass a test; on one CPU without compiling anything."""
+    """Return the number of values that pass a test; on one CPU nothing is compiled."""
     on_host = [device.platform for device in array.devices()] == ["cpu"]
     found = getattr(np, test)(np.asarray(array)) if on_host else getattr(jnp, test)(array)
     return int(found.sum())

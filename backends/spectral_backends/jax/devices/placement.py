@@ -1,4 +1,4 @@
-"""How work lies on many devices: read off the shardings of parameters and batches.
+"""The placement of work on many devices, read off the shardings of parameters and batches.
 
 Samples stay where they are. The axes of the mesh that split the first sharded axis of a batch are
 its *sample axes*; everything else that is computed lies on all devices. Parameters are copied along
@@ -36,9 +36,9 @@ class Placement:
     Parameters
     ----------
     mesh : Mesh
-        Of all devices; its axes are of type Auto, so that jit places what is computed.
+        The mesh of all devices. Its axes are of type Auto, so that jit places what is computed.
     samples : tuple of str
-        Axes that split samples; empty where only parameters are sharded.
+        The axes that split samples. The tuple is empty if only parameters are sharded.
     """
 
     mesh: Mesh
@@ -152,7 +152,7 @@ class Placed:
     values : list of jax.Array
         The parameters.
     placement : Placement or None
-        How they and the batches lie on the devices; None where nothing is sharded.
+        The placement of parameters and batches on the devices; None if nothing is sharded.
     """
 
     values: list[jax.Array]
@@ -247,7 +247,7 @@ _SET_MESH = (
 
 
 def _part(array: jax.Array, mesh: Mesh, axis: str) -> jax.Array:
-    """Return what lies on a part of the mesh, cut along one of its axes."""
+    """Return the part of an array on a part of the mesh, cut along one of its axes."""
     sharding = array.sharding
     assert isinstance(sharding, NamedSharding)
     own = NamedSharding(mesh, sharding.spec)

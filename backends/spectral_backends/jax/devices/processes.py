@@ -14,7 +14,7 @@ __all__ = ["check_in_sight", "find_board", "identity_of"]
 
 
 def find_board() -> Board | None:
-    """Return where processes can leave notes, or None where there is one only."""
+    """Return the board on which processes can leave notes, or None if there is only one."""
     if jax.process_count() == 1:
         return None
     # The store that the processes met by; it has no public name. Unlike a collective it makes
@@ -37,7 +37,7 @@ def find_board() -> Board | None:
 
 
 def identity_of(arrays: Iterable[jax.Array]) -> str:
-    """Return what identifies the values of all arrays together, to the bit."""
+    """Return a key of the values of all arrays together, to the bit."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.asarray(array).tobytes())

@@ -31,22 +31,22 @@ def is_in_shares(equation: JaxprEqn) -> bool:
 
 
 def in_shares(equation: JaxprEqn, run: Run) -> Run:
-    """Return what computes an equation: `run`, by each device for its own samples where need be."""
+    """Return the computation of an equation: `run`, by each device for its samples if need be."""
     placement = ambient()
     axes = None if placement is None else _axes(equation, placement)
     return run if axes is None else on_own_samples(run, *axes)
 
 
 def on_own_samples(run: Run, taken: int = 0, given: int = 0) -> Run:
-    """Let each device compute a function of its own samples, where they are split.
+    """Let each device compute a function of its own samples, if they are split.
 
     Parameters
     ----------
     run : callable
-        Of arrays: the first holds samples along its axis `taken`, the others belong to all. Its
-        results hold them along their axis `given`.
+        A function of arrays. The first holds samples along its axis `taken`, the others belong to
+        all samples. The results hold samples along their axis `given`.
     taken, given : int
-        Axes.
+        The axes of samples in the first argument and in the results.
     """
     placement = ambient()
 

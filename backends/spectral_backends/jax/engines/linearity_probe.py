@@ -17,17 +17,18 @@ from spectral_backends.jax.objective.objective import Objective
 __all__ = ["N_DIRECTIONS", "probe_second_order"]
 
 N_DIRECTIONS = 2
-"""Random directions of each layer."""
+"""The number of random directions of each layer."""
 
 N_SAMPLES = 2
-"""Samples of the first batch, where it can be cut."""
+"""The number of samples of the first batch, if it can be cut."""
 
 
 def probe_second_order(objective: Objective, names: Sequence[str]) -> dict[str, float]:
     """Return ``max |h − h^GGN| / |h^GGN|`` over random directions of each layer.
 
-    Samples that are fitted to rounding have neither, and would show nothing: so the same is taken
-    with ``½ |z|²`` and a cotangent without structure in place of the loss; the larger counts.
+    Samples that are fitted to rounding have neither, and would show nothing. So the ratio is also
+    taken with ``½ |z|²`` and a cotangent without structure in place of the loss, and the larger one
+    counts.
 
     The directions of all layers are one linear function of as many numbers, so that one compiled
     function serves for all of them.

@@ -1,4 +1,4 @@
-"""What the engines of one problem share: its loss, what its jaxpr shows, and room to work in."""
+"""The state that the engines of one problem share: loss, findings of the jaxpr, memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LIVE_VALUES = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """What an engine works with.
+    """The state that an engine works with.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Setting:
 
     @property
     def tolerance(self) -> float:
-        """Return what the second-order part of a piecewise linear layer may be: rounding."""
+        """Return the largest second-order part of a piecewise linear layer, which is rounding."""
         return 100 * self.objective.eps
 
     @cached_property
@@ -70,7 +70,7 @@ class Setting:
 
     @cached_property
     def curved(self) -> Mapping[int, str]:
-        """Return the parameters in which the outputs are curved, with the operation."""
+        """Return the parameters in which the outputs are nonlinear, with the operation."""
         return find_curvature(self.program.model, len(self.program.parameters.names))
 
     def passes(self, count: float, layer: Layer) -> float:
@@ -87,7 +87,7 @@ class Setting:
         return work / whole if whole else float("nan")
 
     def together(self, batch: Batch, layer: Layer) -> int:
-        """Return how many directions of a layer go together."""
+        """Return the number of directions of a layer that go together."""
         weight = batch.values[layer.parameter].nbytes
         each = LIVE_VALUES * largest_value(batch.program.model) + 3 * weight
         return self.chunk_size or max(1, self.memory_budget // each)

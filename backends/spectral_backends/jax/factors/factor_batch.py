@@ -31,13 +31,13 @@ def input_sums(
     Parameters
     ----------
     program : Program
-        Of batches of one shape.
+        The program for batches of one shape.
     places : list of (Family, Samples)
-        Where their samples lie.
+        The families, each with the place of its samples.
     form : OutputForm
-        Of the loss in the outputs.
+        The form of the loss as a function of the outputs.
     options : FactorOptions
-        Of the caller.
+        The options of the caller.
 
     Returns
     -------
@@ -75,11 +75,12 @@ def output_sums(
     Parameters
     ----------
     program, places, form, options
-        As for `input_sums`.
+        The same arguments as those of `input_sums`.
     chunk : int
-        Columns that are sent back together.
+        The number of columns that are sent back together.
     exact : bool
-        Send every column; else `options.draws` random combinations of all of them.
+        Whether to send every column. Otherwise `options.draws` random combinations of all of them
+        are sent.
 
     Returns
     -------
@@ -123,7 +124,7 @@ def _curvature(
 
 
 def _rows(family: Family, samples: Samples, count: int) -> list[TapRows]:
-    """Return the rows of the uses that are the right way around."""
+    """Return the rows of the uses that do not transpose the matrix."""
     axes = samples.axes or (None,) * len(family.uses)
     pairs: list[tuple[Use, Any]] = list(zip(family.uses, axes, strict=True))
     return [TapRows(use, count, at) for use, at in pairs if not use.flipped]
@@ -150,7 +151,7 @@ def _input_sums(
 def _columns(
     root: OutputCurvature, options: FactorOptions, key: Any, exact: bool
 ) -> tuple[Callable[[Any], Array], int]:
-    """Return what is sent back, by index, and how many there are."""
+    """Return a function of an index that gives the column to send back, and their number."""
     if exact and options.delta == "ggn":
         return root.column, root.n_columns
     if exact:
@@ -174,8 +175,8 @@ def _missing(
 ) -> list[Array]:
     """Return how far ``Σ δ aᵀ`` of the uses is from the gradient, of each member.
 
-    For any cotangent of the outputs both agree; not where a matrix is used the other way around
-    too, as in a tied embedding, or in no product.
+    For any cotangent of the outputs both agree. They do not if a matrix is also transposed in some
+    use, as in a tied embedding, or if an operation is no product.
     """
     z = tapped.outputs
     noise = scattered(z.shape, z.dtype, 1)
@@ -207,8 +208,8 @@ def _missing(
 def _sum_of_positions(rows: list[Array]) -> Array:
     """Add rows ``(members, B, S, m)`` over uses and positions; what cancels to rounding is zero.
 
-    Attention, for one, does not change when all its keys move together, so the gradients of a
-    sample's keys add up to nothing, and the outer products of their rounding would be a factor.
+    Attention does not change when all its keys move together. So the gradients of a sample's keys
+    add up to zero, and the outer products of their rounding would be taken for a factor.
     """
     total: Any = sum(r.sum(2) for r in rows)
     size: Any = sum(jnp.abs(r).sum(2) for r in rows)

@@ -24,7 +24,7 @@ def exact_products() -> AbstractContextManager[Any]:
 
 
 def compile_exactly(function: Callable[P, R]) -> Callable[P, R]:
-    """Return what compiles a function once for each shape, with exact products."""
+    """Return the function, compiled once for each shape, with exact products."""
     run: Callable[P, R] = jax.jit(function)
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""Which variables of a jaxpr depend on some of its arguments."""
+"""The variables of a jaxpr that depend on some of its arguments."""
 
 from collections.abc import Iterable
 from typing import Any

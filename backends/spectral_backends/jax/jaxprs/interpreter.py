@@ -13,7 +13,7 @@ equation that has one::
 What goes into a handler beside its operands (`fed`) and what it keeps are pytrees, passed as
 arguments and results, so that the whole is a pure function: differentiate it in the feeds and it
 gives cotangents at the sites, ``vmap`` it, jit it. A handler may return any outputs of the
-equation's types: a tap adds a zero, a tangent rule puts something else in.
+equation's types: a probe adds a zero, a tangent rule puts something else in.
 
 Sites inside ``jit`` are reached by inlining, inside ``remat`` under a new ``jax.checkpoint``,
 inside ``scan`` by a new scan: what is fed there, and what is kept, has one leading axis for each
@@ -64,21 +64,22 @@ def evaluate(
     Parameters
     ----------
     jaxpr : ClosedJaxpr
-        As from ``jax.make_jaxpr``.
+        The jaxpr, as ``jax.make_jaxpr`` returns it.
     inputs : sequence of arrays
-        Its arguments; may be traced.
+        The arguments of the jaxpr. They may be traced.
     handlers : mapping of site to handler
-        Which equations to replace, by what.
+        The equations to replace, each with its handler.
     feeds : mapping of site to pytree
-        What goes to the handlers; None to those that are not named. Inside scans it has their
-        iterations as leading axes.
+        The values that the handlers receive. A handler that is not named receives None. Inside
+        scans the values have the iterations of the scans as leading axes.
 
     Returns
     -------
     outputs : list of arrays
-        Of the jaxpr.
+        The outputs of the jaxpr.
     kept : dict of site to pytree
-        What the handlers kept; inside scans with their iterations as leading axes.
+        The values that the handlers kept. Inside scans they have the iterations of the scans as
+        leading axes.
     """
     shared = {site: _bound for site, equation in walk(jaxpr) if is_in_shares(equation)}
     every = {**shared, **(handlers or {})}
@@ -129,7 +130,7 @@ def is_scan(equation: JaxprEqn) -> bool:
 
 
 def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
-    """Return how many operands of a scan are constants, and how many it carries."""
+    """Return the number of operands of a scan that are constants, and of those it carries."""
     params = equation.params
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -176,7 +177,7 @@ def _evaluate(
 
 
 def _within(index: int, sites: Mapping[Site, Any]) -> dict[Site, Any]:
-    """Return what lies at or inside an equation, by the rest of the path."""
+    """Return the entries at or inside an equation, by the rest of the path."""
     return {site[1:]: what for site, what in sites.items() if site[0] == index}
 
 

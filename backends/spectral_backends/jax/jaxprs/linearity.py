@@ -1,9 +1,9 @@
 """Is a jaxpr piecewise linear in a parameter? Then ``h = h^GGN`` for its matrices (Theory 5.8).
 
 Each variable carries the set of parameters that it depends on and the set of those in which it is
-curved, as bits. Sums and views join both; ``max``, ``abs`` and selections are linear by pieces;
-products are curved in what both factors depend on; comparisons and steps depend on nothing; any
-other operation is curved in all that it depends on.
+nonlinear, as bits. Sums and views join both. ``max``, ``abs`` and selections are piecewise linear.
+Products are nonlinear in the parameters that both factors depend on. Comparisons and steps depend
+on nothing. Any other operation is nonlinear in all parameters that it depends on.
 
 In a scan over stacked blocks each iteration has a block of its own. What is carried depends on
 *earlier* blocks, which get bits of their own: their product with the present one is linear in each.
@@ -50,7 +50,7 @@ _OWN_RULE = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 @dataclass(frozen=True)
 class _State:
-    """Bits of the parameters that a variable depends on, and of those in which it is curved.
+    """Bits of the parameters that a variable depends on, and of those in which it is nonlinear.
 
     `view` says that it is a parameter itself.
     """
@@ -64,14 +64,14 @@ class _State:
 
 
 def find_curvature(jaxpr: ClosedJaxpr, n_parameters: int) -> dict[int, str]:
-    """Return the parameters in which the results are curved, with the first operation that is.
+    """Return the parameters in which results are nonlinear, with the first nonlinear operation.
 
     Parameters
     ----------
     jaxpr : ClosedJaxpr
         Its first arguments are the parameters.
     n_parameters : int
-        How many.
+        The number of parameters.
     """
     reader = _Reader(n_parameters)
     states = [_State(1 << i, 0, True) for i in range(n_parameters)]
@@ -162,7 +162,7 @@ class _Reader:
         return [self._together(s) for s in [*states, *results[n_carry:]]]
 
     def _earlier(self, state: _State, apart: int) -> _State:
-        """Call the blocks of this iteration earlier ones."""
+        """Count the blocks of this iteration as earlier ones."""
 
         def moved(bits: int) -> int:
             return bits & ~apart | (bits & apart) << self._n
@@ -170,7 +170,7 @@ class _Reader:
         return _State(moved(state.depends), moved(state.curved))
 
     def _together(self, state: _State) -> _State:
-        """Call earlier blocks blocks."""
+        """Count earlier blocks as blocks."""
         low = (1 << self._n) - 1
 
         def joined(bits: int) -> int:

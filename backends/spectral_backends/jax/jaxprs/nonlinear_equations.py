@@ -1,9 +1,9 @@
-"""Which equations of a jaxpr are curved in a parameter, and their second-order parts.
+"""The equations of a jaxpr that are nonlinear in a parameter, and their second-order parts.
 
-Along a line ``W + t D`` a network's values move by their tangents ẋ and, to second order, by what
-its equations bend: for an equation ``y = f(x)``, ``d²f[ẋ, ẋ]``. Which ones bend is not looked up
-but seen: the second derivative is traced, and depends on ẋ or does not. That is right for
-operations with rules of their own, and for those that JAX does not know yet.
+Along a line ``W + t D`` a network's values move by their tangents ẋ. To second order each nonlinear
+equation ``y = f(x)`` adds ``d²f[ẋ, ẋ]``. Nonlinear equations are not looked up in a table: the
+second derivative is traced, and depends on ẋ or does not. This also serves operations with rules of
+their own, and those that JAX does not know yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,23 +28,23 @@ from spectral_backends.jax.jaxprs.interpreter import (
 __all__ = ["CurvedEquation", "CurvedEquations"]
 
 Form = Callable[[Sequence[Any]], Any]
-"""Of the tangents of an equation's moving operands: ``<λ, d²f[ẋ, ẋ]>``."""
+"""A function of the tangents of an equation's moving operands: ``<λ, d²f[ẋ, ẋ]>``."""
 
 _PRODUCTS = ("mul", "dot_general", "conv_general_dilated")
 
 
 @dataclass(frozen=True)
 class CurvedEquation:
-    """An equation that bends.
+    """A nonlinear equation.
 
     Parameters
     ----------
     equation : JaxprEqn
-        As it stands in the jaxpr.
+        The equation as it stands in the jaxpr.
     moving : tuple of int
-        Which operands move.
+        The indices of the operands that depend on the parameter.
     depth : int
-        Number of scans around it.
+        The number of scans around it.
     """
 
     equation: JaxprEqn
@@ -52,7 +52,7 @@ class CurvedEquation:
     depth: int
 
     def form(self, operands: Sequence[Any], adjoints: Sequence[Any]) -> Form:
-        """Return the quadratic form ``<λ, d²f[ẋ, ẋ]>``, with what does not depend on ẋ computed.
+        """Return the form ``<λ, d²f[ẋ, ẋ]>``; its parts without ẋ are already computed.
 
         Operands and adjoints have the iterations of the scans around it as leading axes.
         """
@@ -79,7 +79,7 @@ class CurvedEquation:
 
 
 class CurvedEquations:
-    """Finds the curved equations of a jaxpr, for one parameter after the other.
+    """Finds the nonlinear equations of a jaxpr, for one parameter after the other.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class CurvedEquations:
         self._bends: dict[Any, bool] = {}
 
     def of(self, parameter: int) -> dict[Site, CurvedEquation]:
-        """Return the equations that bend as one parameter moves along a line."""
+        """Return the equations that are nonlinear as one parameter moves along a line."""
         moving: dict[Site, CurvedEquation] = {}
         start = [i == parameter for i in range(len(self._jaxpr.jaxpr.invars))]
         _follow(self._jaxpr.jaxpr, start, (), 0, moving)

@@ -1,4 +1,4 @@
-"""How much memory a jaxpr's values take."""
+"""The memory that a jaxpr's values take."""
 
 from math import prod
 from typing import Any

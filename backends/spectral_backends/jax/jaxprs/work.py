@@ -1,4 +1,4 @@
-"""Counting the multiply-adds of what is computed."""
+"""Counting the multiply-adds of a computation."""
 
 from collections.abc import Iterator
 from math import nan, prod
@@ -35,7 +35,7 @@ def _work(equation: JaxprEqn) -> float:
 
 
 def _times(equation: JaxprEqn) -> int:
-    """Return how often the jaxprs inside an equation run, on all devices together."""
+    """Return the number of runs of the jaxprs inside an equation, on all devices together."""
     params = equation.params
     if is_scan(equation):
         return int(params["length"])

@@ -15,23 +15,23 @@ from spectral_core.matrices.names import TREE_ENDING, block_name, distinct_name,
 __all__ = ["Layer", "find_layers"]
 
 MIN_GROUP_RANK = 3
-"""Groups with a smaller side below this have too few directions for any fit."""
+"""The shortest side that a group may have: below it a fit has too few directions."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight matrix: its public description and its place among the members of a family.
+    """A weight matrix: its public description and its index among the members of a family.
 
     Parameters
     ----------
     info : LayerInfo
-        Name, kind and shape.
+        The name, kind and shape of the layer.
     family : Family
-        Matrices that the same equations consume.
+        The family of matrices that the same equations consume.
     member : int
-        Which of them it is.
+        The index of the layer among the members of the family.
     hidden : str
-        Why its uses are not all there is to know of it; empty if they are.
+        The reason why its uses do not tell everything about it. It is empty if they do.
     """
 
     info: LayerInfo
@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Return where it begins in its family's box."""
+        """Return the corner of the box in its family at which it begins."""
         return self.family.view.starts(self.family.offsets[self.member])
 
     @property
@@ -59,7 +59,7 @@ class Layer:
 def find_layers(
     jaxpr: ClosedJaxpr, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Return the layers by name, and the parameters that are none with the reason.
+    """Return the layers by name, and the parameters that are no layer, with the reason.
 
     Parameters with fewer than two axes (biases, norms), or stacks of such, are neither. Layers
     come in the order of the forward pass.
@@ -67,9 +67,9 @@ def find_layers(
     Parameters
     ----------
     jaxpr : ClosedJaxpr
-        Of the model; its first arguments are the parameters.
+        The jaxpr of the model. Its first arguments are the parameters.
     names, shapes : sequences
-        Of the parameters.
+        The names and shapes of the parameters.
     """
     uses = find_uses(jaxpr, shapes)
     bases = _bases(names, shapes)

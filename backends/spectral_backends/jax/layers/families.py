@@ -29,7 +29,7 @@ class Use:
     depth : int
         The number of scans around it.
     axes : tuple of int
-        The lengths of the leading axes that scans, then groups, put before the positions.
+        The lengths of the leading axes that scans, then groups, put in front of the positions.
     own : tuple of bool
         Whether each of these counts the family's members; the others count positions.
     positions : tuple of int
@@ -63,11 +63,12 @@ class Family:
     parameter : int
         Its index among the parameters.
     view : MatrixView
-        The place of the first one in the parameter.
+        The parameter slice of the first one.
     axes : tuple of (int, int)
-        Members and the step to the next, for each axis that counts them; of scans first.
+        The number of members and the step to the next, for each axis that counts them. Axes of
+        scans come first.
     scanned : tuple of int
-        The scan's parameters, if its first axis is that of a scan; else empty.
+        The scan's parameters, if the first axis is that of a scan. Otherwise it is empty.
     uses : list of Use
         The equations that consume them.
     """
@@ -80,7 +81,7 @@ class Family:
 
     @property
     def offsets(self) -> list[int]:
-        """Return where each member begins in the parameter."""
+        """Return the offset of each member in the parameter."""
         found = [self.view.offset]
         for length, step in self.axes:
             found = [start + i * step for start in found for i in range(length)]
@@ -205,7 +206,7 @@ class ParameterUses:
     vectors: bool = False
 
     def add_other(self, what: str) -> None:
-        """Add what is no use of a matrix."""
+        """Add an operation that is no use of a matrix."""
         if what not in self.others:
             self.others.append(what)
 

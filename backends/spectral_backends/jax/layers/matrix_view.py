@@ -30,9 +30,9 @@ class MatrixView(ParameterSlice):
     Parameters
     ----------
     size, stride, offset, out_axes
-        As of a `ParameterSlice`.
+        The fields of `ParameterSlice`.
     parameter : tuple of int
-        Shape of the parameter.
+        The shape of the parameter.
     """
 
     parameter: tuple[int, ...]

@@ -36,7 +36,7 @@ _WITHOUT_DERIVATIVE = ("stop_gradient", "shape_of")
 
 
 def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[ParameterUses]:
-    """Return what a jaxpr does with its first arguments, the parameters.
+    """Return the uses of a jaxpr's first arguments, the parameters.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[Par
 
 @dataclass
 class _Known:
-    """What is known of the variables of a jaxpr.
+    """The facts that are known about the variables of a jaxpr.
 
     `followed` are views of parameters; `dependent` depend on any parameter, and `data` on data.
     `numbers` are one number made of parameters alone, or copies of it in an array. `products` are
@@ -76,7 +76,7 @@ class _Known:
         return frozenset() if isinstance(atom, Literal) else self.products.get(atom, frozenset())
 
     def inside(self, equation: JaxprEqn, inner: Jaxpr, followed: dict[Var, Followed]) -> "_Known":
-        """Return what is known of the arguments of an equation's jaxpr."""
+        """Return the facts that are known about the arguments of an equation's jaxpr."""
         pairs = list(zip(inner.invars, equation.invars, strict=True))
         return _Known(
             followed,
@@ -224,7 +224,7 @@ class _Finder:
 
     @staticmethod
     def _scale(equation: JaxprEqn, operand: int, known: _Known) -> str:
-        """Return by what an equation multiplies its operand, element by element; or nothing."""
+        """Return the factor by which an equation scales its operand, elementwise; or nothing."""
         if equation.primitive.name not in _SCALINGS:
             return ""
         if equation.primitive.name == "div" and operand != 0:

@@ -1,4 +1,4 @@
-"""How the axes of a parameter lie in the equations that consume it as a matrix."""
+"""The axes of a parameter in the equations that consume it as a matrix."""
 
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +14,7 @@ __all__ = ["Consumed", "read_operand"]
 
 @dataclass(frozen=True)
 class Consumed:
-    """What an equation says of an operand: axes are groups, then outputs, then inputs."""
+    """The use of an operand by an equation: axes are groups, then outputs, then inputs."""
 
     shadow: Shadow
     kind: str
@@ -24,7 +24,7 @@ class Consumed:
 
 
 def read_operand(equation: JaxprEqn, operand: int, shadow: Shadow) -> Consumed | None:
-    """Return how an equation uses its operand as a matrix; None if it does not.
+    """Return the use of an operand by an equation as a matrix; None if it is none.
 
     Parameters
     ----------

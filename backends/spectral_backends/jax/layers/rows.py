@@ -1,8 +1,8 @@
-"""What goes into a matrix and comes out of it, position by position, of the operations that use it.
+"""Unfolded activations of the operations that use a matrix, position by position.
 
-An operation that consumes a matrix W computes ``y = W a`` at each position: of a batch, an image, a
-sequence. Its other operand holds all a, its result all y, in an order of axes that depends on the
-operation. `Rows` brings both into one: groups, positions, then the elements of a row.
+An operation that consumes a matrix W computes ``y = W a`` at each position of a batch, an image or
+a sequence. Its other operand holds all a, and its result all y, in an order of axes that depends on
+the operation. `Rows` brings both into one order: groups, positions, then the elements of a row.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,19 +23,20 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs and outputs of one equation, as rows.
+    """Unfolded activations: inputs and outputs of one equation, as rows.
 
     Parameters
     ----------
     other : int
-        Which operand holds the inputs.
+        The index of the operand that holds the inputs.
     inputs : callable
-        Of that operand: a, shape ``(*groups, *positions, n)``.
+        ``inputs(operand)`` returns a, shape ``(*groups, *positions, n)``.
     outputs : callable
-        Of a result, or its cotangent: y, shape ``(*groups, *positions, m)``.
+        ``outputs(result)`` returns y, shape ``(*groups, *positions, m)``. It also takes the
+        cotangent of a result.
     project : callable
-        Of that operand and vectors v of shape ``(*groups, n, K)``: ``a v``, shape
-        ``(*groups, *positions, K)``.
+        ``project(operand, v)`` returns ``a v``, shape ``(*groups, *positions, K)``, for vectors v
+        of shape ``(*groups, n, K)``.
     """
 
     other: int

@@ -1,4 +1,4 @@
-"""Equations that only look at a parameter differently: its shadow goes through the same."""
+"""Equations that return a view of a parameter: its shadow goes through the same view."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether a model normalises by statistics of its batch, as batch norm does in training mode.
+"""Models that normalise by statistics of their batch, as batch norm does in training mode.
 
 Its loss then depends on how the data are cut into batches. The model is traced once more, without
 any values, for a number of samples that a prime divides which divides no other length: whatever is
@@ -32,7 +32,7 @@ _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 
 
 class _What(IntEnum):
-    """What a value is; the later ones win where several come together."""
+    """The kind of a value. If several kinds come together, the later one wins."""
 
     CONSTANT = 0
     PARAMETER = 1
@@ -49,8 +49,8 @@ def refuse_batch_statistics(
 ) -> None:
     """Raise `NonDeterministicError` if the model normalises by statistics of its batch.
 
-    Looked at where the model can be traced for another number of samples. In some layouts the first
-    axis is not that of samples: it is enough that they keep apart along one.
+    The check is made if the model can be traced for another number of samples. In some layouts the
+    first axis is not that of samples, so it is enough that samples keep apart along one axis.
     """
     names = {e.primitive.name for jaxpr in _all_jaxprs(batch.program.model) for e in jaxpr.eqns}
     if names.isdisjoint(_ROOTS):
@@ -139,7 +139,7 @@ def _keep_apart(
 
 
 def _followed(jaxpr: Jaxpr, given: Sequence[_What], prime: int) -> list[_What]:
-    """Return what the results of a jaxpr are, from what its arguments are."""
+    """Return the kinds of the results of a jaxpr, from the kinds of its arguments."""
     known: dict[Var, _What] = dict(zip(jaxpr.invars, given, strict=True))
 
     def look(atom: Any) -> _What:
@@ -160,7 +160,7 @@ def _followed(jaxpr: Jaxpr, given: Sequence[_What], prime: int) -> list[_What]:
 
 
 def _result(equation: JaxprEqn, operands: list[_What], result: Var, prime: int) -> _What:
-    """Return what a result of an equation is."""
+    """Return the kind of a result of an equation."""
     what, sampled = max(operands, default=_What.CONSTANT), _holds(aval_of(result), prime)
     if what == _What.NORMALISED and _What.PARAMETER in operands:
         return _What.INSIDE
@@ -177,7 +177,7 @@ def _result(equation: JaxprEqn, operands: list[_What], result: Var, prime: int) 
 
 
 def _scanned(equation: JaxprEqn, body: Jaxpr, given: list[_What], prime: int) -> list[_What]:
-    """Return what comes out of a scan: what is carried becomes what it meets."""
+    """Return the kinds of a scan's results: a carried value takes the kind of values it meets."""
     n_consts, n_carry = scan_counts(equation)
     constants, moving = given[:n_consts], given[n_consts:]
     carried, rest = moving[:n_carry], moving[n_carry:]

@@ -1,4 +1,4 @@
-"""What is made once for each shape of batch: compiled functions, and what else takes time to make.
+"""Objects that are made once for each shape of batch, such as compiled functions.
 
 A compiled function is called with a batch's own arrays, so that one serves all batches of a shape.
 Each call tells the multiply-adds that it ran to whoever counts them in the same thread.
@@ -59,12 +59,12 @@ class Batch:
 
     @property
     def placement(self) -> Placement | None:
-        """Return how the work lies on the devices; None where nothing is sharded."""
+        """Return the placement of the work on devices; None if nothing is sharded."""
         return self.placed.placement
 
 
 class CompileCache:
-    """What was made once for each key.
+    """A cache of objects, each made once for its key.
 
     Threads may share it: of two that make the same at once, both get what the first one put there.
     """
@@ -73,7 +73,7 @@ class CompileCache:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what was made for a key, or make it."""
+        """Return the object that was made for a key, or make it."""
         if key not in self._made:
             self._made.setdefault(key, make())
         made: Made = self._made[key]
@@ -85,11 +85,11 @@ class CompileCache:
         Parameters
         ----------
         batch : Batch
-            One of those that it is for.
+            One of the batches that the function is for.
         what : hashable
-            What tells the function from others of the same batch.
+            A key that tells the function from others of the same batch.
         make : callable
-            Returns it, to be traced with exact products.
+            ``make()`` returns the function, which is traced with exact products.
         """
         placement = batch.placement
 

@@ -1,4 +1,4 @@
-"""What of a gradient is rounding: the same in a wider type."""
+"""The rounding of a gradient, from the same gradient in a wider type."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ from spectral_core.losses.terms import LossTerms
 __all__ = ["gradient_errors"]
 
 MOST = 256
-"""Samples of the first batch, where a part is to do: no more, and no other shape to compile for."""
+"""The most samples of the first batch, if a part will do: no other shape is compiled for."""
 
 
 def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | None:
     """Return about how far the gradient in each parameter is from the exact one.
 
-    It is held against the gradient of the same values in float64, also where that is not enabled.
+    It is compared with the gradient of the same values in float64, also where that is not enabled.
     Rounding in float64 itself is that of float32, scaled by the spacing of their numbers, unless
     the functions cast to float32 inside.
 
@@ -32,7 +32,7 @@ def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | No
     objective : Objective
         The mean loss, in the type that is looked at.
     part : bool
-        Whether at most `MOST` samples of the first batch do.
+        Whether to take at most `MOST` samples, of the first batch.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""How many terms a batch's loss averages: what makes totals independent of the batching.
+"""The number of terms that a batch's loss averages, which makes totals free of the batching.
 
 ``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). The jaxpr
 of the loss is read backwards from its result: a mean ends in a division by a number that does not
@@ -33,7 +33,7 @@ from spectral_core.losses.terms import LossTerms, Reduction
 __all__ = ["Reading", "numbers_at", "readings", "sites_of", "terms_of"]
 
 Divisor = float | Site
-"""A number, or where one is divided by that depends on the batch."""
+"""A number, or the site of a division by a number that depends on the batch."""
 
 _PASSED = (
     "convert_element_type", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "neg",
@@ -43,15 +43,15 @@ _PASSED = (
 
 @dataclass(frozen=True)
 class Reading:
-    """How a loss may reduce its terms.
+    """A way in which a loss may reduce its terms.
 
     Parameters
     ----------
     reduction : {"mean", "sum"}
         The way in which it reduces them.
     count : float or tuple of int
-        Their number, where it is the same for each batch of the shape; else the site of the
-        division by their number.
+        The number of terms, if it is the same for each batch of the shape. Otherwise it is the site
+        of the division by their number.
     inside : tuple or None
         The divisors of the values that are counted, if they are means: for each mean the
         divisors of all the values, which are one number or no mean of all terms. None if they are
@@ -80,18 +80,18 @@ class Reading:
 
     @property
     def sites(self) -> set[Site]:
-        """Where numbers are that depend on the batch."""
+        """The sites of numbers that depend on the batch."""
         every = [self.count, *(d for divisors in self.inside or () for d in divisors)]
         return {divisor for divisor in every if isinstance(divisor, tuple)}
 
 
 def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Reading, ...]:
-    """Return how the loss may reduce its terms, the likeliest first.
+    """Return the ways in which the loss may reduce its terms, the likeliest first.
 
     Parameters
     ----------
     loss : ClosedJaxpr
-        Scalar; depends on parameters or outputs by its first `n_seeds` arguments.
+        The scalar loss. It depends on parameters or outputs by its first `n_seeds` arguments.
     length : int or None
         The length of the first axis of what it reduces; None where there is no common one.
     """
@@ -109,7 +109,7 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
 
 
 def sites_of(found: Sequence[Reading]) -> list[Site]:
-    """Return where numbers are that the readings need, in order."""
+    """Return the sites of the numbers that the readings need, in order."""
     return sorted({site for reading in found for site in reading.sites})
 
 
@@ -133,18 +133,18 @@ def terms_of(found: Sequence[Reading], numbers: Sequence[Any]) -> tuple[LossTerm
 
 @dataclass(frozen=True)
 class _Scope:
-    """A jaxpr among those that it lies inside of.
+    """A jaxpr, and the jaxprs that it lies inside of.
 
     Parameters
     ----------
     jaxpr : Jaxpr
-        Its equations.
+        The jaxpr with its equations.
     moving : set of Var
-        Its variables that depend on the parameters or outputs.
+        The variables that depend on the parameters or outputs.
     path : tuple of int
-        Site of the equation that it belongs to.
+        The site of the equation that it belongs to.
     outer : (_Scope, JaxprEqn) or None
-        That equation, and where it lies.
+        The scope around it, and the equation of that scope that it belongs to.
     repeated : bool
         Whether it runs once for each index of an axis, so that no site in it is one number.
     """
@@ -184,7 +184,7 @@ Value = tuple[_Scope, Any]
 
 
 def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, Site, Any] | None:
-    """Return what makes a variable, in whatever jaxpr that lies; None for an input of all."""
+    """Return the equation that makes a variable, in any jaxpr; None for an input of all."""
     while scope.moves(var):
         index = scope.makers.get(var)
         if index is None:
@@ -203,7 +203,7 @@ def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, Site, Any] | None
 
 
 def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, list[Value]]:
-    """Return what a variable is divided by, and how many values of which it is the sum.
+    """Return the divisors of a variable, and the number of values that it is the sum of.
 
     Without a sum the number is None, and the values are those that were put together to it, or
     added one by one.
@@ -234,7 +234,7 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
 
 @dataclass(frozen=True)
 class _Inside:
-    """What values that are reduced are themselves: divisors of means, and how they were made."""
+    """The reduced values as means themselves: their divisors, and how they were put together."""
 
     means: tuple[tuple[Divisor, ...], ...] = ()
     reduced: bool = False
@@ -263,7 +263,7 @@ def _inside(values: Sequence[Value]) -> _Inside:
 
 
 def _own(divisors: Sequence[Divisor], count: float) -> Divisor | None:
-    """Return which divisor makes a sum a mean: the number of its values, or one of the batch."""
+    """Return the divisor that makes a sum a mean: the number of its values, or one of the batch."""
     return next((d for d in divisors if d == count or isinstance(d, tuple) or d != d), None)
 
 

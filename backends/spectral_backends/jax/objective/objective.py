@@ -81,7 +81,7 @@ class Objective:
 
     @property
     def placement(self) -> Placement | None:
-        """Return how all batches lie on the devices, once `evaluate` has seen them."""
+        """Return the placement of all batches on devices, once `evaluate` has seen them."""
         return self._placed.placement
 
     # Passes over the data
@@ -103,7 +103,7 @@ class Objective:
             )
 
     def _program(self, leaves: list[jax.Array], structure: Any) -> Program:
-        """Return what is computed of batches like this one."""
+        """Return the program for batches like this one."""
         key = ("program", signature(leaves, structure))
         return self.cache.once(key, lambda: trace(self.loss_fn, self.parameters, leaves, structure))
 

@@ -81,11 +81,11 @@ def loss_curvature(
     form : OutputForm
         The form of the loss's second derivative.
     outputs : array
-        z, samples along its first axis.
+        The outputs z, with samples along the first axis.
     loss_of : callable
         The sum of the terms, of an array like z.
     count : float or array
-        Their number, for the gradients of single ones.
+        The number of terms, for the gradients of single terms.
     """
     return output_curvature(form, _OutputLoss(outputs, loss_of), count)
 

@@ -24,7 +24,7 @@ Loss = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Program:
-    """What is computed of one shape of batch.
+    """The computation for batches of one shape.
 
     Parameters
     ----------

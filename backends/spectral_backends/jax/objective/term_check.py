@@ -1,4 +1,4 @@
-"""Taking the data of a loss apart between samples: what shows how the loss reduces its terms."""
+"""Cuts of a loss's data between samples, which show how the loss reduces its terms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +18,20 @@ __all__ = ["LossData", "cutter_of"]
 
 @dataclass(frozen=True)
 class LossData:
-    """What the loss of a batch, or of a part of it, is a function of.
+    """The arguments of the loss of a batch, or of a part of it.
 
     Parameters
     ----------
     values : list of jax.Array
-        The parameters; empty where the loss is a function of outputs.
+        The parameters. They are empty if the loss is a function of outputs.
     outputs : list of jax.Array
-        Outputs of the model; empty where the loss is a function of the parameters.
+        The outputs of the model. They are empty if the loss is a function of the parameters.
     leaves : list of jax.Array
         The arrays of the batch.
     structure : pytree structure
         The structure that they make.
     program : Program
-        Holds the loss, for batches of these shapes.
+        The program that holds the loss, for batches of these shapes.
     """
 
     values: list[jax.Array]
@@ -42,7 +42,7 @@ class LossData:
 
     @property
     def own(self) -> list[int]:
-        """Return which leaves of the batch the loss is a function of: the targets, or all."""
+        """Return the leaves of the batch that the loss depends on: the targets, or all."""
         indices = range(len(self.leaves))
         if self.program.forward is None:
             return list(indices)
@@ -82,14 +82,14 @@ def cutter_of(
     loss: Callable[[LossData], BatchLoss],
     placement: Placement | None,
 ) -> Cutter[LossData]:
-    """Return what takes the data of losses apart.
+    """Return the cutter that takes the data of losses apart.
 
     Parameters
     ----------
     data : callable
-        ``data(index)`` returns those of a batch.
+        ``data(index)`` returns the data of a batch.
     loss : callable
-        Returns the loss of data, also of a part of a batch.
+        ``loss(data)`` returns the loss of data, also of a part of a batch.
     placement : Placement or None
         The place of samples on devices; they are cut between these where they can be.
     """

@@ -1,4 +1,4 @@
-"""How the loss of each batch reduces its terms: what is read off it, and what its parts bear out.
+"""The way in which each batch's loss reduces its terms: read off it, confirmed by its parts.
 
 `loss_terms` reads the jaxpr of a loss, `term_check` takes the data of a batch apart; here both are
 run, and the core's `batch_weighting` says which reading holds.
@@ -88,11 +88,11 @@ class TermReader:
         Parameters
         ----------
         found : sequence of BatchLoss
-            What was read off all batches.
+            The readings of each batch.
         batch_at : callable
-            Returns the batch with an index.
+            ``batch_at(index)`` returns the batch with an index.
         placement : Placement or None
-            How samples lie on devices.
+            The placement of samples on devices.
         eps : float
             The spacing of the losses' numbers at one.
 
@@ -114,7 +114,7 @@ class TermReader:
         return readings(data.program.loss, n_seeds, data.length)
 
     def _data(self, batch: Batch) -> LossData:
-        """Return what the loss of a batch is a function of."""
+        """Return the data that the loss of a batch is a function of."""
         program = batch.program
         if program.forward is None:
             return LossData(batch.values, [], batch.leaves, batch.key[0], program)

@@ -1,4 +1,4 @@
-"""Attention written out in products and a softmax, where its parts are to be seen one by one."""
+"""Attention written out in products and a softmax, for observers of its parts."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,7 +23,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute what `torch.nn.functional.scaled_dot_product_attention` does, from products."""
+    """Compute `torch.nn.functional.scaled_dot_product_attention` from products."""
     weights = _weights(query, key, attn_mask, is_causal, scale, enable_gqa)
     if dropout_p > 0:
         weights = functional.dropout(weights, dropout_p, True)
@@ -65,16 +65,16 @@ def multi_head_attention(
 ) -> Any:
     """Run `multi_head_attention_forward` as products that an observer sees.
 
-    Its projections are out of sight. Products run with samples first, where their rows are looked
-    for. An attention with extra keys is run as it is, between its products and with unit weights:
+    The function hides its projections. Here products run with samples first, as observers expect.
+    An attention with extra keys is run as it is, between its products and with unit weights:
     multiplying by a unit matrix changes no value.
 
     Parameters
     ----------
     observed : context manager
-        In which calls are observed.
+        The context in which calls are observed.
     args, kwargs
-        Of `multi_head_attention_forward`.
+        The arguments of `multi_head_attention_forward`.
     """
     given = signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
     given.apply_defaults()
@@ -102,7 +102,7 @@ def multi_head_attention(
 
 
 def _attend(a: dict[str, Any], projected: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return what the heads see, shaped like the query, and their weights if asked for."""
+    """Return the result of the heads, shaped like the query, and their weights if asked for."""
     heads, single = a["num_heads"], projected[0].ndim == 2
     q, k, v = (
         torch.unflatten(p.unsqueeze(1) if single else p, -1, (heads, -1)).permute(1, 2, 0, 3)

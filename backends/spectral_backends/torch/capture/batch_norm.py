@@ -26,10 +26,10 @@ def affine_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Affine | None:
-    """Return what `torch.nn.functional.batch_norm` computes with running statistics.
+    """Return the result of `torch.nn.functional.batch_norm` with running statistics.
 
-    Its backward pass as a product takes about half the time. None where the statistics are those
-    of the batch, or where the map itself is to be differentiated.
+    As a product its backward pass takes about half the time. The result is None if the statistics
+    are those of the batch, or if the map itself is to be differentiated.
     """
     given = [t for t in (running_mean, running_var, weight, bias) if t is not None]
     if training or running_mean is None or running_var is None:

@@ -1,4 +1,4 @@
-"""Reading ``uᵀ δ aᵀ v`` off a backward pass where it comes by, without keeping any δ."""
+"""Probes that read ``uᵀ δ aᵀ v`` off a backward pass, without keeping any δ."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,27 +15,27 @@ __all__ = ["DirectionTaps"]
 
 
 class DirectionTaps(PassageCapture):
-    """Watches a forward pass and taps each use of some layers' matrices.
+    """Watches a forward pass and puts a probe at each use of some layers' matrices.
 
-    A tap is the identity on what the operation returns, and zero times a leaf of shape ``(B, K)``.
-    Its gradient there is ``Σ_t (u_kᵀ δ_t)(v_kᵀ a_t)``, sample by sample: the derivative of what is
-    sent back along ``u_k v_kᵀ`` (Theory 5.4).
+    A probe is the identity on the operation's result, plus zero times a leaf of shape ``(B, K)``.
+    The gradient in the leaf is ``Σ_t (u_kᵀ δ_t)(v_kᵀ a_t)``, sample by sample: the derivative along
+    ``u_k v_kᵀ`` of the function that is differentiated (Theory 5.4).
 
     Parameters
     ----------
     layers : iterable of Layer
-        Whose uses to tap.
+        The layers whose uses are probed.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
     directions : mapping of str to (Tensor, Tensor)
-        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+        The vectors u of shape ``(m, K)`` and v of shape ``(n, K)`` of each layer.
 
     Attributes
     ----------
     leaves : dict of str to list of Tensor
         One leaf for each use of a layer.
     untapped : dict of str to str
-        Layers that have a use which cannot be tapped, and why.
+        The layers that have a use where no probe can be put, with the reason.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DirectionTaps(PassageCapture):
 
     @property
     def untapped(self) -> dict[str, str]:
-        """Return the layers that have a use which cannot be tapped, and why."""
+        """Return the layers that have a use where no probe can be put, with the reason."""
         unseen = [layer.info.name for layer in self._layers if not self.all_seen(layer)]
         hidden = {name: f"{kind} hides its positions" for name, kind in self.hidden.items()}
         return (
@@ -61,7 +61,7 @@ class DirectionTaps(PassageCapture):
         )
 
     def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """Tap the result for each layer whose matrix made it."""
+        """Put a probe at the result for each layer whose matrix made it."""
         for layer, passage in self.made:
             name = layer.info.name
             if any(result is tensor for tensor in tensors_in((args, kwargs))):

@@ -1,4 +1,4 @@
-"""Catching what enters and leaves each layer during one forward pass."""
+"""Inputs and outputs of each layer, recorded during one forward pass."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ __all__ = ["Passage", "PassageCapture"]
 
 @dataclass(frozen=True)
 class Passage:
-    """One use of a layer's matrix: its rows, and the place in the graph where they come out.
+    """One use of a layer's matrix: its unfolded activations, and the graph's edge behind it.
 
     Parameters
     ----------
     result : Tensor
-        What the operation returned; values may have been changed in place since.
+        The result that the operation returned. Its values may have been changed in place since.
     edge : GradientEdge
-        Of the result as it left the operation: in-place changes come after it.
+        The edge of the result as it left the operation. In-place changes come after it.
     inputs : callable
-        Returns the inputs, shape ``(B, S, n)``.
+        ``inputs()`` returns the inputs, shape ``(B, S, n)``.
     outputs : callable
-        Turns a gradient of the result into ``(B, S, m)``.
+        ``outputs(gradient)`` turns a gradient of the result into ``(B, S, m)``.
     project : callable
-        Returns ``a v`` for the columns of v ``(n, K)``, shape ``(B, S, K)``.
+        ``project(v)`` returns ``a v`` for the columns of v ``(n, K)``, shape ``(B, S, K)``.
     """
 
     result: Tensor
@@ -52,16 +52,16 @@ class PassageCapture(OperationRecorder):
     Parameters
     ----------
     layers : iterable of Layer
-        Whose passages to keep.
+        The layers whose passages are kept.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
 
     Attributes
     ----------
     passages : dict of str to list of Passage
-        By layer.
+        The passages of each layer.
     hidden : dict of str to str
-        Layers used by an operation that hides its inputs and outputs, with its kind.
+        The layers used by an operation that hides its inputs and outputs, with its kind.
     """
 
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
@@ -72,7 +72,7 @@ class PassageCapture(OperationRecorder):
         self.made: list[tuple[Layer, Passage]] = []  # by the call that is looked at
 
     def all_seen(self, layer: Layer) -> bool:
-        """Say whether the layer's passages are all that was done with its elements."""
+        """Say whether the layer's passages are the only uses of its elements."""
         uses = self.uses[layer.parameter]
         overlapping = (use.count for use in uses.matrices if use.view.overlaps(layer.view))
         seen = len(self.passages[layer.info.name]) == sum(overlapping)
@@ -157,7 +157,7 @@ class PassageCapture(OperationRecorder):
 
 
 def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[int]] | None:
-    """Return which rows of the layer's matrix are which of the used one; None if it has none."""
+    """Return the rows of the layer's matrix and those of the used one; None if none are shared."""
     if layer == used:
         rows = list(range(used.shape[0]))
         return rows, rows

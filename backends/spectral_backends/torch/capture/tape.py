@@ -25,15 +25,15 @@ class Segment:
     Parameters
     ----------
     outputs : list of Tensor
-        With the graph that leads back to `inputs`.
+        The outputs, with the graph that leads back to `inputs`.
     cuts : list of Tensor
-        For each output, the leaf that stands for it in the pieces that follow.
+        The leaves that stand for the outputs in the pieces that follow, one for each output.
     inputs : list of Tensor
-        Leaves at which the graph ends: cuts of earlier pieces, and parameters.
+        The leaves at which the graph ends: cuts of earlier pieces, and parameters.
     passages : list of (Layer, Passage)
-        Uses of layers' matrices whose result is an output.
+        The uses of layers' matrices whose result is an output.
     factors : tuple of Tensor, optional
-        Where the one output is their product, matrix by matrix.
+        The factors of the only output, if it is their product, matrix by matrix.
     """
 
     outputs: list[Tensor]
@@ -46,25 +46,25 @@ class Segment:
 class Tape(PassageCapture):
     """Watches a forward pass and cuts its graph behind every operation.
 
-    What an operation returns is replaced by an alias of it that autograd takes for a function of a
-    new leaf. Results in place and views are left uncut: they belong to the next piece, and so does
-    all that torch does not show, such as a custom function.
+    The result of an operation is replaced by an alias that autograd takes for a function of a new
+    leaf. Results in place and views are not cut: they belong to the next piece. So do operations
+    that torch does not show, such as a custom function.
 
     Parameters
     ----------
     layers : iterable of Layer
-        Whose uses to keep.
+        The layers whose uses are kept.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
 
     Attributes
     ----------
     segments : list of Segment
-        In the order in which they ran.
+        The pieces, in the order in which they ran.
     n_model : int
-        How many of them come before the loss function; -1 where that is not known.
+        The number of pieces before the loss function; -1 if it is not known.
     dense : set of str
-        Parameters that are used in ways other than one passage for each of their layers.
+        The parameters that are used in other ways than one passage for each of their layers.
     """
 
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
@@ -83,14 +83,14 @@ class Tape(PassageCapture):
         return len(self.passages[name]) == 1 and name not in self._uncut and self.all_seen(layer)
 
     def mark_outputs(self, outputs: Any) -> Any:
-        """Cut the model's outputs off the loss that follows; return what stands for them."""
+        """Cut the model's outputs off the loss that follows; return the leaves in their place."""
         with torch._C.DisableTorchFunction():
             cut = map_tensors(lambda t: self.cut([t])[0] if _is_cuttable(t) else t, outputs)
         self.n_model = len(self.segments)
         return cut
 
     def cut(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Append the piece that ends in these outputs; return what stands for them."""
+        """Append the piece that ends in these outputs; return the leaves that replace them."""
         cuts = [o.detach().new_empty(()).expand(o.shape).requires_grad_() for o in outputs]
         self.segments.append(Segment(outputs, cuts, leaves_behind(outputs)))
         return [_alias(c, o) for c, o in zip(cuts, outputs, strict=True)]
@@ -126,12 +126,12 @@ class Tape(PassageCapture):
         )
 
     def _apart(self, factor: Tensor) -> Tensor:
-        """Return a factor as what stands for it: what led to it is a piece of its own."""
+        """Return the leaf that replaces a factor, whose graph becomes a piece of its own."""
         with torch._C.DisableTorchFunction():
             return factor if is_alias(factor.grad_fn) else self.cut([factor])[0]
 
     def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """Cut what the call has made anew."""
+        """Cut the new tensors that the call has made."""
         given = {_storage(t) for t in tensors_in((args, kwargs))}
         new = [
             t

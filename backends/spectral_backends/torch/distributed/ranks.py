@@ -17,7 +17,7 @@ _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def find_board() -> Board | None:
-    """Return where ranks can leave notes, or None where there is one process only."""
+    """Return the board on which ranks can leave notes, or None if there is only one process."""
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized():
         return None
@@ -40,9 +40,9 @@ def find_board() -> Board | None:
 
 
 def bits_of(tensors: Iterable[Tensor]) -> list[str]:
-    """Return what identifies the values of each tensor to the bit, on every device alike.
+    """Return a key of the values of each tensor to the bit, on every device alike.
 
-    Those of a distributed tensor are what this rank holds of it.
+    Of a distributed tensor the key is of the values that this rank holds.
     """
     # Sums of whole numbers wrap around, and do not depend on their order.
     held = [_local(tensor.detach()) for tensor in tensors]
@@ -51,7 +51,7 @@ def bits_of(tensors: Iterable[Tensor]) -> list[str]:
 
 
 def identity_of(tensors: Iterable[Tensor]) -> str:
-    """Return what identifies the values of all tensors together."""
+    """Return a key of the values of all tensors together."""
     return hashlib.sha256(" ".join(bits_of(tensors)).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Parameters of which a process holds a part: distributed tensors, and vectors of flat shards."""
+"""Parameters of which a process holds only a part: distributed tensors, and flat shards."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ WHOLE_COPY = (
     "torch.distributed.checkpoint.state_dict returns them with "
     "StateDictOptions(full_state_dict=True), and measure that"
 )
-"""What to do with a model whose parameters are sharded."""
+"""The remedy for a model whose parameters are sharded."""
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -29,11 +29,11 @@ def is_flat_shard(parameter: Tensor, name: str = "", module: nn.Module | None = 
     Parameters
     ----------
     parameter : Tensor
-        FSDP flattens parameters, and stage 3 of DeepSpeed's ZeRO empties them.
+        The parameter. FSDP flattens parameters, and stage 3 of DeepSpeed's ZeRO empties them.
     name : str
-        Its last part, where it is known.
+        The last part of its name, if it is known.
     module : nn.Module, optional
-        Which holds it, where it is known.
+        The module that holds the parameter, if it is known.
     """
     if parameter.ndim >= 2:
         return False

@@ -23,8 +23,8 @@ def gradient_with_graph(
     ------
     RuntimeError
         If a function on the way has no second derivative: it is marked `once_differentiable`, or
-        its backward returns something that does not depend on what arrives there. It has lost its
-        graph then, as where a part of the forward pass is run again on detached inputs, and
+        its backward returns something that does not depend on what arrives there. The gradient has
+        lost its graph then, as when a part of the forward pass is run again on detached inputs, and
         autograd would take it for a constant.
     """
     detached: list[str] = []

@@ -19,10 +19,10 @@ from spectral_backends.torch.objective.objective import Objective
 __all__ = ["N_DIRECTIONS", "probe_second_order"]
 
 N_DIRECTIONS = 2
-"""Random directions of each layer."""
+"""The number of random directions of each layer."""
 
 N_SAMPLES = 2
-"""Samples of the first batch, where it can be cut."""
+"""The number of samples of the first batch, if it can be cut."""
 
 
 def probe_second_order(
@@ -30,9 +30,10 @@ def probe_second_order(
 ) -> dict[str, float]:
     """Return ``max |h − h^GGN| / |h^GGN|`` over random directions of each layer.
 
-    The first samples of the first batch with terms are taken, where its tensors have an axis in
-    common. Samples that are fitted to rounding have neither part, and would show nothing: so the
-    same is taken with another function of the outputs in place of the loss; the larger counts.
+    The first samples of the first batch with terms are taken, if its tensors have an axis in
+    common. Samples that are fitted to rounding have neither part, and would show nothing. So the
+    ratio is also taken with another function of the outputs in place of the loss, and the larger
+    one counts.
 
     Raises
     ------

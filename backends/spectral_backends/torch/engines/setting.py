@@ -1,4 +1,4 @@
-"""What the engines of one problem share: its loss, its model's structure, and room to work in."""
+"""The state that the engines of one problem share: loss, structure of the model, memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ __all__ = ["DataPass", "MemoryBudget", "Setting"]
 
 
 class DataPass(Protocol):
-    """What goes through all data once."""
+    """A computation that goes through all data once."""
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Go through the data; `tell` hears the number of finished batches."""
@@ -26,27 +26,27 @@ PassT = TypeVar("PassT", bound=DataPass)
 
 @dataclass
 class MemoryBudget:
-    """How many columns or directions go together.
+    """The number of columns or directions that go together.
 
     Parameters
     ----------
     chunk_size : int or None
-        As many as the user says; None for as many as fit.
+        The number that the user set. None takes as many as fit.
     available : int
-        Bytes that they may take beside the graph of one batch.
+        The bytes that they may take beside the graph of one batch.
     """
 
     chunk_size: int | None
     available: int
 
     def together(self, bytes_of_one: int) -> int:
-        """Return how many, of the bytes of one."""
+        """Return the number that go together, given the bytes of one."""
         return self.chunk_size or max(1, self.available // max(bytes_of_one, 1))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an engine works with.
+    """The state that an engine works with.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Setting:
     seed : int
         The seed of every pass.
     together : callable
-        Returns how many columns or directions go together, of the bytes of one.
+        ``together(bytes_of_one)`` returns the number of columns or directions that go together.
     precision : torch.dtype
         The narrowest type on the way from the parameters to the loss.
     """
@@ -70,7 +70,7 @@ class Setting:
 
     @property
     def tolerance(self) -> float:
-        """Return what the second-order part of a piecewise linear layer may be: rounding."""
+        """Return the largest second-order part of a piecewise linear layer, which is rounding."""
         return 100 * torch.finfo(self.precision).eps
 
     def in_forward_passes(self, work: float) -> float:
@@ -84,18 +84,18 @@ class Setting:
     def run_pass(
         self, make: Callable[[bool], PassT], what: str, tell: Callable[[str], None]
     ) -> PassT:
-        """Make a pass and run it: with the faster layout, unless the model does not allow for it.
+        """Make a pass and run it, with the faster layout if the model allows for it.
 
         A model may ask for a view that only the usual layout has.
 
         Parameters
         ----------
         make : callable
-            Makes the pass, told whether channels come last.
+            ``make(channels_last)`` returns the pass.
         what : str
-            What is computed, in a few words.
+            The quantity that is computed, in a few words.
         tell : callable
-            Hears it with the number of the batch.
+            A function that receives `what` with the number of the batch.
         """
         made = make(self.objective.model.device.type == "cpu")
         try:

@@ -1,4 +1,4 @@
-"""What one forward pass over the first batch shows of a model: its layers, and what they cost."""
+"""The findings of one forward pass over the first batch: a model's layers and their cost."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,26 +20,26 @@ __all__ = ["Structure", "examine"]
 
 @dataclass(frozen=True)
 class Structure:
-    """The layers of a model, and what decides how their curvature is computed best.
+    """The layers of a model, and the facts that decide how their curvature is computed.
 
     Parameters
     ----------
     layers : dict of str to Layer
-        By name, in the order of the forward pass.
+        The layers by name, in the order of the forward pass.
     skipped : dict of str to str
-        Parameters that are none, with the reason.
+        The parameters that are no layer, with the reason.
     n_outputs : int or None
-        Outputs of the model for each sample of the first batch; None where they are not told from
-        the loss, or are no tensor.
+        The number of outputs of the model for each sample of the first batch. It is None if outputs
+        are not told from the loss, or are no tensor.
     curved : dict of str to str
-        Parameters in which the outputs are curved, with the operation that shows it.
+        The parameters in which the outputs are nonlinear, with the operation that shows it.
     work : float
-        Multiply-adds of the forward pass.
+        The multiply-adds of the forward pass.
     operations : int
-        Matrix products and convolutions of the forward pass.
+        The number of matrix products and convolutions of the forward pass.
     heaviest : list of int
-        Samples of the first batch, those first whose outputs the loss would change most; empty
-        where the outputs are not told.
+        The samples of the first batch, first those whose outputs the loss would change most. The
+        list is empty if the outputs are not told from the loss.
     """
 
     layers: dict[str, Layer]
@@ -56,7 +56,7 @@ class Structure:
         return self.work / max(self.operations, 1)
 
     def downstream(self, layer: Layer) -> float:
-        """Return the share of the layers' work that lies behind a layer, its own included."""
+        """Return the share of the layers' work from a layer on, its own work included."""
         return self._shares[layer.info.name]
 
     @cached_property
@@ -68,7 +68,7 @@ class Structure:
 
 
 def examine(objective: Objective, seed: int) -> Structure:
-    """Run the model on the first batch and look."""
+    """Run the model on the first batch and return its structure."""
     seen: list[Any] = []
 
     def look(outputs: Any) -> Any:

@@ -62,11 +62,11 @@ class FactorBatch:
     def incomplete(
         self, layers: Sequence[Layer], leaves: Mapping[str, Tensor], generator: torch.Generator
     ) -> set[str]:
-        """Return the layers that act in ways their passages do not show.
+        """Return the layers that have uses besides their passages.
 
-        For any cotangent of the outputs ``Σ δ aᵀ`` over all passages is the gradient. It is not
-        where a matrix is used the other way around too, as in a tied embedding, by some of its
-        columns, or in an operation that is no product.
+        For any cotangent of the outputs ``Σ δ aᵀ`` over all passages is the gradient. It is not if
+        a matrix is also transposed in some use, as in a tied embedding, if only some of its columns
+        are used, or if an operation is no product.
         """
         z = self._outputs
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)

@@ -17,7 +17,7 @@ __all__ = ["LayerTotals", "Samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Whether no position is reached from two samples, and the layers that have them in front."""
+    """The layout of samples: if positions belong to one each, and layers with samples in front."""
 
     apart: bool
     in_front: frozenset[str]
@@ -107,8 +107,8 @@ class LayerTotals:
 def _sum_of_positions(rows: list[Tensor]) -> Tensor:
     """Add rows ``(B, S, m)`` up to ``(B, m)``; what cancels to rounding is zero.
 
-    Attention, for one, does not change when all its keys move together, so the gradients of a
-    sample's keys add up to nothing, and the outer products of their rounding would be a factor.
+    Attention does not change when all its keys move together. So the gradients of a sample's keys
+    add up to zero, and the outer products of their rounding would be taken for a factor.
     """
     total = torch.stack([r.sum(1) for r in rows]).sum(0)
     size = torch.stack([r.abs().sum(1) for r in rows]).sum(0)

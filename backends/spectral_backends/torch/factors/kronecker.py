@@ -28,7 +28,7 @@ def kronecker_factors(
     Parameters
     ----------
     chunk : callable
-        How many columns to send back together, of the bytes of one.
+        ``chunk(bytes_of_one)`` returns the number of columns to send back together.
     """
     for layer in layers:
         check_factor_size(layer.info)

@@ -1,1 +1,1 @@
-"""What reads autograd's graph, counts work, and keeps the process's state; it knows no layers."""
+"""Tools that read autograd's graph, count work and keep the process's state, without layers."""

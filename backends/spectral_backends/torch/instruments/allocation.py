@@ -18,8 +18,8 @@ class AllocationPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes
     ----------
     bytes : int
-        The most that was held at one time. What a kernel takes for itself while it runs is not
-        seen.
+        The largest memory that was held at one time. Memory that a kernel takes for itself while it
+        runs is not seen.
     """
 
     def __init__(self) -> None:

@@ -40,11 +40,11 @@ class CallObserver(CallMode):
     def replace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> Any:
-        """Return what the caller gets in place of the result: the result, unless overridden."""
+        """Return the result that the caller gets: the result of the call, unless overridden."""
         return result
 
     @abstractmethod
     def observe(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Look at a call and its result; what is called in here is not observed."""
+        """Look at a call and its result. Calls that are made in here are not observed."""

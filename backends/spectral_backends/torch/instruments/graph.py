@@ -40,7 +40,7 @@ def saved_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _saved(node: Any) -> Iterator[Tensor]:
-    """Yield the tensors that a node keeps; what is no longer to be had is none of them."""
+    """Yield the tensors that a node keeps, apart from those that were freed."""
     for name in _names_of_saved(node.__class__):
         try:
             yield from tensors_in(getattr(node, name))

@@ -1,9 +1,9 @@
-"""Where outputs are curved in a weight, read off the graph that autograd recorded.
+"""The weights in which outputs are nonlinear, read off the graph that autograd recorded.
 
 Every differentiable operation between a weight and the outputs is a node of the graph, whatever
-code made it. Where all of them are piecewise linear in what depends on the weight, so are the
-outputs, and the second-order part of the curvature vanishes (Theory 5.8). A node that is not known
-counts as curved.
+code made it. If all of them are piecewise linear in the values that depend on the weight, so are
+the outputs, and the second-order part of the curvature vanishes (Theory 5.8). A node that is not
+known counts as nonlinear.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ def identity(function: type[torch.autograd.Function]) -> type[torch.autograd.Fun
 class Alias(torch.autograd.Function):
     """The identity: `value`, as a function of the leaf that stands for it.
 
-    The leaf needs no memory of its own, and what is returned may be changed in place.
+    The leaf needs no memory of its own, and the result may be changed in place.
     """
 
     @staticmethod
@@ -86,14 +86,14 @@ _BATCH_NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatc
 def find_curvature(
     outputs: Sequence[Tensor], leaves: Mapping[int, Sequence[Tensor]]
 ) -> dict[int, str]:
-    """Return the groups of leaves in which the outputs are curved, or may be, and by which node.
+    """Return the groups of leaves in which outputs are, or may be, nonlinear, and by which node.
 
     Parameters
     ----------
     outputs : sequence of Tensor
-        With their graph.
+        The outputs, with their graph.
     leaves : mapping of int to sequence of Tensor
-        Leaves of the graph, by group: those of one group change together.
+        The leaves of the graph, by group. The leaves of one group change together.
 
     Returns
     -------
@@ -120,7 +120,7 @@ def find_curvature(
 
 
 def _curved_in(node: Any, inputs: Sequence[int]) -> int:
-    """Return the groups in which a node is curved, given those that each of its inputs has."""
+    """Return the groups in which a node is nonlinear, given those that each of its inputs has."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         return 0 if is_identity(node) else _union(inputs)
     name = node.name().rstrip("0123456789")

@@ -117,8 +117,8 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
     """Run operations as they are written: in their own precision and with second derivatives.
 
     Fused attention kernels and compiled regions have no second derivative. An autocast around the
-    measurement would round what it measures, and so does TF32, in which PyTorch convolves float32
-    on a GPU unless told otherwise. All are as before afterwards.
+    measurement would round the measured values. So does TF32, in which PyTorch convolves float32 on
+    a GPU unless told otherwise. All settings are as before afterwards.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     with put_back(lambda: torch.backends.mha.set_fastpath_enabled(fast)):
@@ -138,10 +138,10 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
 def saved_tensors_kept() -> Iterator[None]:
     """Let autograd keep what an operation saves, whatever hooks ask for it.
 
-    Such hooks put something else in its place: gradient checkpointing runs the operations again,
-    out of sight of who watched them and ran some as what they are made of, and a compression
-    changes the gradient. They are entered and left as ever, but get nothing to keep. This is what
-    PyTorch's own tracing of graphs does; it is a setting of the thread.
+    Such hooks replace the saved tensors. Gradient checkpointing runs the operations again, unseen
+    by the observers that ran some of them as their parts, and a compression changes the gradient.
+    The hooks are entered and left as usual, but get nothing to keep. PyTorch's own tracing of
+    graphs does the same. It is a setting of the thread.
     """
     set_tracing = _AUTOGRAD._saved_tensors_hooks_set_tracing
     before = set_tracing(False)  # it is read by being set

@@ -1,4 +1,4 @@
-"""No more threads than an operation has work for, and none that keeps a core busy by waiting.
+"""Threads: as many as an operation has work for, and none that keeps a core busy by waiting.
 
 Threads wait for each other at the end of every operation. On an idle machine that costs
 microseconds; where other programs run, a thread that is waited for may be off its core for
@@ -33,8 +33,8 @@ def threads_for(work: float) -> Iterator[None]:
     Parameters
     ----------
     work : float
-        Multiply-adds of one matrix product or convolution. No more threads than before are used,
-        and their number is put back afterwards.
+        The multiply-adds of one matrix product or convolution. No more threads than before are
+        used, and their number is put back afterwards.
     """
     before = torch.get_num_threads()
     threads = int(max(1.0, min(float(before), work / WORK_PER_THREAD)))
@@ -76,7 +76,7 @@ def _sleeping_at_barriers(threads: int) -> Iterator[None]:
 
 
 def _missing_teams(threads: int) -> int:
-    """Return how many teams of so many threads exceed the cores, with one that works."""
+    """Return the number of teams of this size that, with one at work, exceed the cores."""
     if sys.platform != "linux" or threads == 1:
         return 0
     missing = len(os.sched_getaffinity(0)) + 1 - threads

@@ -15,9 +15,9 @@ class WorkCounter(TorchDispatchMode):
     Attributes
     ----------
     work : float
-        Multiply-adds so far. Operations on single elements are not counted.
+        The multiply-adds so far. Operations on single elements are not counted.
     operations : int
-        Matrix products and convolutions so far.
+        The number of matrix products and convolutions so far.
     """
 
     def __init__(self) -> None:

@@ -14,14 +14,14 @@ from spectral_core.matrices.names import MODULE_ENDING, distinct_name, layer_nam
 __all__ = ["Layer", "image_kernels", "name_layers", "parameters_of"]
 
 MIN_GROUP_RANK = 3
-"""Groups with a smaller side below this have too few directions for any fit."""
+"""The shortest side that a group may have: below it a fit has too few directions."""
 
 _SHARDED = f"it is a distributed tensor (DTensor); {WHOLE_COPY}"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight matrix: its public description, its parameter, its place in it, and its work.
+    """A weight matrix: its public description, parameter, parameter slice and work.
 
     `work` is the number of multiply-adds of its uses in the forward pass of the first batch.
     """
@@ -35,7 +35,7 @@ class Layer:
 def name_layers(
     recorder: OperationRecorder, parameters: Mapping[str, Tensor], frozen: frozenset[str]
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Return the layers by name, and the parameters that are none with the reason.
+    """Return the layers by name, and the parameters that are no layer, with the reason.
 
     Parameters with fewer than two axes (biases, norms) are neither. Layers come in the order of
     the forward pass.

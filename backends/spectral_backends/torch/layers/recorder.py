@@ -31,15 +31,16 @@ class MatrixUse:
     Parameters
     ----------
     view : MatrixView
-        Where it is.
+        The parameter slice of the matrix.
     kinds : list of str
         The operations, in the order of their first use.
     label : str
-        What tells it from other matrices of the same parameter, such as ``"q"``; may be empty.
+        The name that tells it from other matrices of the same parameter, such as ``"q"``. It may be
+        empty.
     work : float
-        Multiply-adds of its uses in one forward pass.
+        The multiply-adds of its uses in one forward pass.
     count : int
-        Number of its uses.
+        The number of its uses.
     """
 
     view: MatrixView
@@ -68,9 +69,9 @@ class OperationRecorder(CallObserver):
     Attributes
     ----------
     uses : dict of str to ParameterUses
-        What was seen of each parameter.
+        The uses that were seen of each parameter.
     order : list of str
-        Parameters with a matrix, in the order of their first use: that of the forward pass.
+        The parameters with a matrix, in the order of their first use, that of the forward pass.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:

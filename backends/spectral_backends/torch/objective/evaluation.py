@@ -23,22 +23,23 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over the data saw.
+    """The findings of one pass over the data.
 
     Parameters
     ----------
     batches : tuple of BatchLoss
-        Their losses, as the loss function returned them; 0 for those without terms.
+        The losses of the batches, as the loss function returned them. They are 0 for batches
+        without terms.
     weighting : Weighting
         The rule by which they are put together.
     written_buffers : tuple of str
-        Buffers of the model that its forward pass changed.
+        The buffers of the model that its forward pass changed.
     batch_statistics : bool
         Whether a batch normalisation used the statistics of the batch.
     draws_numbers : bool
         Whether the model draws random numbers, with a seed of its own if the loss repeats itself.
     narrowing : Narrowing
-        Casts to narrower types on the way from the parameters.
+        The casts to narrower types on the way from the parameters.
     """
 
     batches: tuple[BatchLoss, ...]
@@ -112,8 +113,8 @@ def evaluate(objective: Objective, seed: int) -> Evaluation:
 def _check_batch(index: int, batch: Any) -> None:
     """Raise `InputError` if a tensor of the batch holds NaN.
 
-    Infinities may be meant, as in an additive attention mask; where they are not, the loss or a
-    gradient says so.
+    Infinities may be intended, as in an additive attention mask. If they are not, the loss or a
+    gradient shows it.
     """
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and (bad := int(torch.isnan(tensor).sum())):
@@ -125,7 +126,7 @@ def _check_batch(index: int, batch: Any) -> None:
 
 @contextmanager
 def _noting(index: int) -> Iterator[None]:
-    """Say of an error of the user's own code which batch it was; the error stays as it is."""
+    """Add the batch to an error of the user's own code; the error stays as it is."""
     try:
         yield
     except SpectralError:

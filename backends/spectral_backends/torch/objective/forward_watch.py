@@ -1,4 +1,4 @@
-"""Watching a forward pass for what spoils a measurement without changing the loss."""
+"""A watch for operations that spoil a measurement without changing the loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ class ForwardWatch(CallObserver):
     Parameters
     ----------
     device : torch.device
-        Where the model computes.
+        The device on which the model computes.
     dtype : torch.dtype
         The type of its parameters.
 

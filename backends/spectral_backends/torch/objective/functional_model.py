@@ -30,22 +30,22 @@ class FunctionalModel:
     model : nn.Module or callable
         A module, or a function ``model(params, *inputs)``.
     params : mapping of str to Tensor, optional
-        The parameter dict of a function; must be None for a module.
+        The parameter dict of a function. It must be None for a module.
     forward : callable, optional
-        ``forward(model, batch)``; by default ``model(*batch[:-1])``.
+        ``forward(model, batch)`` returns the outputs. By default they are ``model(*batch[:-1])``.
     dtype : torch.dtype, optional
-        Floating point type to compute in. By default the model's own, at least float32.
+        The floating point type to compute in. By default it is the model's own, at least float32.
     device : torch.device, optional
-        Where to compute. By default where the model is.
+        The device to compute on. By default it is that of the model.
 
     Attributes
     ----------
     parameters : dict of str to Tensor
-        Copies in `dtype` on `device`; none requires a gradient.
+        The copied parameters, in `dtype` on `device`. None of them requires a gradient.
     frozen : frozenset of str
-        Names of parameters that the user froze.
+        The names of parameters that the user froze.
     buffers : dict of str to Tensor
-        Copies too; a forward pass may write to them.
+        The copied buffers. A forward pass may write to them.
 
     Raises
     ------
@@ -250,7 +250,7 @@ def _check_finite(parameters: Mapping[str, Tensor]) -> None:
 
 
 def count_not_finite(tensor: Tensor) -> int:
-    """Return how many values are NaN or infinite."""
+    """Return the number of values that are NaN or infinite."""
     # Not every operation is there for types of eight bits.
     values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
     return int((~torch.isfinite(values)).sum())

@@ -1,4 +1,4 @@
-"""How many terms a batch's loss averages: what makes totals independent of the batching.
+"""The number of terms that a batch's loss averages, which makes totals free of the batching.
 
 ``L = (1/N) Σ_i l_i`` runs over terms: samples, or tokens that are not masked (Theory 1). Averaging
 batch means without these counts is wrong for a ragged last batch or unequal numbers of tokens. So
@@ -37,7 +37,7 @@ class ReductionRecorder(CallObserver):
                 self._seen[id(result)] = (result, result._version, terms)
 
     def terms(self, loss: Tensor) -> LossTerms | None:
-        """Return what `loss`, or each element of it, reduced; None if it reduced nothing itself.
+        """Return the terms that `loss`, or each element of it, reduced; None if it reduced none.
 
         A loss that is computed further (scaled, divided, added to another) may no longer be a mean
         over the counted terms, so nothing is guessed.

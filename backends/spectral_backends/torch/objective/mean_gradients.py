@@ -1,4 +1,4 @@
-"""Gradients of the mean loss, and what of them is rounding."""
+"""Gradients of the mean loss, and their rounding."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ from spectral_backends.torch.objective.objective import Objective
 __all__ = ["MeanGradients", "gradient_errors"]
 
 MOST_PARAMETERS = 2**29
-"""Beyond which copies in float64 and two more gradients would take tens of gigabytes."""
+"""The limit beyond which copies in float64 and two more gradients take tens of gigabytes."""
 
 
 class MeanGradients:
@@ -68,8 +68,8 @@ def gradient_errors(
 ) -> dict[str, Tensor]:
     """Return about how far the gradient in some parameters is from the exact one.
 
-    It is held against the gradient of the same values in float64, where what the model casts to
-    float32 stays float64 too. Rounding in float64 itself is that of float32, scaled by the spacing
+    It is compared with the gradient of the same values in float64, in which casts of the model to
+    float32 give float64 too. Rounding in float64 itself is that of float32, scaled by the spacing
     of their numbers.
 
     Parameters
@@ -81,17 +81,19 @@ def gradient_errors(
     seed : int
         The seed of the pass.
     samples : int or None
-        Number of samples to take of the first batch with terms, if it can be cut; None takes all.
+        The number of samples to take of the first batch with terms, if it can be cut. None takes
+        all.
     heaviest : sequence of int
-        Samples of the first batch, those first that carry most of the gradient.
+        The samples of the first batch, first those that carry most of the gradient.
     narrowed : bool
         Whether the model casts to a narrower type than the objective's.
 
     Returns
     -------
     dict of str to Tensor
-        In the objective's type; empty where the model cannot be run in the other type, as where
-        the device has none of 64 bits, or has more than `MOST_PARAMETERS`.
+        The errors, in the objective's type. The dict is empty if the model cannot be run in the
+        other type, as on a device that has none of 64 bits, or if it has more than
+        `MOST_PARAMETERS`.
     """
     dtype, other, share = objective.model.dtype, torch.float64, 1.0
     casts: AbstractContextManager[Any] = CastsWidened()

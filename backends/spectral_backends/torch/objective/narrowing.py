@@ -16,7 +16,7 @@ __all__ = ["CastsWidened", "Narrowing"]
 class Narrowing:
     """Results on the way from the parameters that have fewer digits than the parameters.
 
-    What does not depend on a parameter is a constant: float32 is promoted without loss.
+    Values that do not depend on a parameter are constants: float32 is promoted without loss.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class CastsWidened(CallMode):
-    """A context in which what depends on parameters and is cast to float32 stays float64."""
+    """A context in which values that depend on parameters stay float64 when cast to float32."""
 
     def __torch_function__(
         self,

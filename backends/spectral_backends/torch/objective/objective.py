@@ -38,13 +38,13 @@ class Objective:
     model : FunctionalModel
         The model as a function of its parameters.
     loss_fn, batches, forward, weight, reduction
-        As given to `CurvatureProblem`.
+        The arguments of `CurvatureProblem`.
 
     Attributes
     ----------
     work_of_operation : float
-        Multiply-adds of a matrix product or convolution of the model on one batch, which decide how
-        many threads a pass runs on; infinite until they are known.
+        The multiply-adds of a matrix product or convolution of the model on one batch. They decide
+        on the number of threads of a pass, and are infinite until they are known.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Objective:
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:
         """Yield the batches, moved and cast, with every side effect undone afterwards.
 
-        Passes of other threads wait: a module holds the parameters of one, the process its seed.
+        Passes of other threads wait, as a module and the process hold parameters and seed of one.
         """
         on_cpu = self.model.device.type == "cpu"
         with (
@@ -104,7 +104,7 @@ class Objective:
         precision : dtype
             The narrowest that is computed in on the way from the parameters.
         strict : bool
-            Whether to refuse what is not borne out.
+            Whether to refuse terms that the cut does not confirm.
 
         Raises
         ------
@@ -242,7 +242,7 @@ class Objective:
         return _as_scalar(found), () if seen is None else (seen,)
 
     def _outputs(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Any, Any]:
-        """Return what goes into the loss function."""
+        """Return the arguments of the loss function."""
         result = self.model(weights, batch)
         if self._forward is None:
             return result, batch[-1]

@@ -1,4 +1,4 @@
-"""Taking the data of a loss apart between samples: what shows how the loss reduces its terms."""
+"""Cuts of a loss's data between samples, which show how the loss reduces its terms."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -20,14 +20,14 @@ def shapes_of(data: Any) -> Shapes:
 
 
 def cutter_of(data: Callable[[int], Any], loss: Callable[[Any], BatchLoss]) -> Cutter[Any]:
-    """Return what takes apart tensors nested in any way.
+    """Return the cutter that takes apart tensors nested in any way.
 
     Parameters
     ----------
     data : callable
         ``data(index)`` returns what the loss of a batch is a function of.
     loss : callable
-        That function.
+        The loss of a batch, as a function of what `data` returns.
     """
     return Cutter(data, _part, _joined, loss)
 

@@ -16,10 +16,10 @@ from spectral_core.curvature.engine import (
 __all__ = ["ForwardMode"]
 
 PRICE = 2.0
-"""Forward passes that it takes to send one direction forward once, with all adjoints at hand."""
+"""The price of sending one direction forward with all adjoints at hand, in forward passes."""
 
 COMPILING, COMPILING_ELSEWHERE = {"cpu": 4e9}, 1e12
-"""Multiply-adds, by platform, in the time by which a layer takes longer to compile than alone."""
+"""The extra time to compile a layer, compared with it alone, in multiply-adds by platform."""
 
 
 class ForwardMode(CurvatureEngine[Layer]):
@@ -43,7 +43,7 @@ class ForwardMode(CurvatureEngine[Layer]):
         self._setting = setting
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
-        """Return the price of all directions, and of what there is to compile for each layer."""
+        """Return the price of all directions, and of the compilation for each layer."""
         setting = self._setting
         platform = next(iter(setting.program.parameters.values[0].devices())).platform
         compiling = setting.of_one_batch(COMPILING.get(platform, COMPILING_ELSEWHERE))
@@ -55,7 +55,7 @@ class ForwardMode(CurvatureEngine[Layer]):
     def run(
         self, layers: Sequence[Layer], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined]:
-        """Yield what the tangents say of each layer, or why they cannot be sent."""
+        """Yield the curvatures of each layer, or the reason why tangents cannot be sent."""
         setting = self._setting
         everything = [layer for name, layer in setting.layers.items() if name in request.directions]
         made = TangentPass(

@@ -1,4 +1,4 @@
-"""Curvature of any layer from its directions sent forward, with shared adjoints (Theory 5.9).
+"""Curvature of any layer by forward mode, with adjoints that layers share (Theory 5.9).
 
 ``h = <D, H D>`` is the second derivative of the loss along ``W + t D``. To second order, an
 equation ``y = f(x)`` behind W adds ``d²f[ẋ, ẋ]`` to what its operands bring, and with
@@ -6,10 +6,10 @@ equation ``y = f(x)`` behind W adds ``d²f[ẋ, ẋ]`` to what its operands brin
 
     h = Σ_e <λ_e, d²f_e[ẋ, ẋ]>
 
-over all equations that bend, those of the loss among them: these alone are ``h^GGN``. The tangents
-ẋ of a direction are one linear pass forward from its layer; the adjoints λ are one pass backward,
-for all layers and directions of a batch; and what the quadratic forms need of the values is
-computed once for each batch and layer.
+over all nonlinear equations, those of the loss among them. The equations of the loss alone give
+``h^GGN``. The tangents ẋ of a direction are one linear pass forward from its layer; the adjoints λ
+are one pass backward, for all layers and directions of a batch; and the quantities that the
+quadratic forms need are computed once for each batch and layer.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -65,19 +65,20 @@ class TangentPass:
     objective : Objective
         The mean loss.
     layers : sequence of Layer
-        All that may be asked for: adjoints are computed for all, so that which are asked for does
-        not change a bit.
+        All layers that may be asked for. Adjoints are computed for all of them, so that the choice
+        of layers does not change a bit of a result.
     directions : mapping of str to (u, v)
-        By layer: shapes ``(m, K)`` and ``(n, K)``.
+        The vectors u and v of each layer, of shapes ``(m, K)`` and ``(n, K)``.
     bends : bool
-        Whether to add what the network itself bends: without it, `values` are those of `ggn`.
+        Whether to add the second-order part of the network itself. Without it, `values` are those
+        of `ggn`.
     together : callable
         ``together(batch, layer)`` is the number of directions that go together.
 
     Attributes
     ----------
     shared_work : float
-        Multiply-adds of the adjoints.
+        The multiply-adds of the adjoints.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class TangentPass:
     def _curved_of(
         self, batch: Batch, layers: Sequence[Layer]
     ) -> dict[int, dict[Site, CurvedEquation]]:
-        """Return the equations that bend, by the parameter that moves."""
+        """Return the nonlinear equations, by the parameter that moves."""
         if batch.key not in self._curved:
             parameters = {layer.parameter for layer in layers}
             equations = CurvedEquations(batch.program.model)
@@ -200,11 +201,11 @@ def curvatures_forward(
     Parameters
     ----------
     program : Program
-        What is computed of batches of one shape.
+        The program for batches of one shape.
     layer : Layer
-        Any member of a family: which one is an argument of the function.
+        Any member of a family. The member is an argument of the function.
     curved : mapping of site to CurvedEquation
-        The equations of the model that bend as the layer's parameter moves.
+        The equations of the model that are nonlinear in the layer's parameter.
     chunk : int
         The number of directions that go together.
 

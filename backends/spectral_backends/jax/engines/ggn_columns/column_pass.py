@@ -65,7 +65,7 @@ class ColumnPass:
     layers : sequence of Layer
         The layers to measure.
     directions : mapping of str to (u, v)
-        By layer: shapes ``(m, K)`` and ``(n, K)``.
+        The vectors u and v of each layer, of shapes ``(m, K)`` and ``(n, K)``.
     memory_budget : int
         The bytes that what is sent back together may take.
     """
@@ -195,9 +195,9 @@ def _contracted(deltas: Any, left: Any, right: Any) -> Any:
     Parameters
     ----------
     deltas : array, shape (columns, members, B, S, m)
-        Or inputs, in a flipped use.
+        The output gradients, or the inputs in a flipped use.
     left : array, shape (members, m, K)
-        Directions that meet them.
+        The directions that `deltas` are projected on.
     right : array, shape (members, B, S, K)
         The other factor.
     """

@@ -1,4 +1,4 @@
-"""The engine of the columns: every output sent back once, for all layers and directions."""
+"""The engine of GGN columns: every output sent back once, for all layers and directions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,17 +19,18 @@ from spectral_core.errors import InputError
 __all__ = ["GGNColumns"]
 
 COLUMN_PRICE = 2.0
-"""Forward passes that it takes to send one output back."""
+"""The price of sending one output back, in forward passes."""
 
 MAX_OUTPUTS = 256
-"""Outputs of a sample beyond which the columns are never chosen."""
+"""The number of outputs of a sample beyond which the columns are never chosen."""
 
 
 class GGNColumns(CurvatureEngine[Layer]):
     """Sends every output back once, for all layers and directions (Theory 5.4).
 
-    Gives h^GGN, and h where the outputs are piecewise linear in the weight: no operation behind it
-    is curved, and the second-order part on random directions is rounding.
+    It gives h^GGN, and h if the outputs are piecewise linear in the weight. That is the case if no
+    operation behind the weight is nonlinear, and the second-order part on random directions is
+    rounding.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         self._setting = setting
 
     def declines(self, layer: Layer, request: CurvatureRequest) -> str:
-        """Say why the columns do not give the layer's curvature, as far as its jaxpr shows."""
+        """Return why the columns do not give the layer's curvature, as far as its jaxpr tells."""
         if self._setting.n_outputs is None:
             return "the outputs are not told as one array of samples"
         if layer.hidden or request.kind == "ggn":
@@ -56,13 +57,13 @@ class GGNColumns(CurvatureEngine[Layer]):
         return float("inf") if outputs is None or outputs > MAX_OUTPUTS else self._cost(outputs)
 
     def too_dear(self, request: CurvatureRequest) -> str:
-        """Return how many columns there are."""
+        """Return a sentence on the number of columns."""
         return f"the columns of {self._setting.n_outputs} outputs cost more"
 
     def run(
         self, layers: Sequence[Layer], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined]:
-        """Yield what the columns say of each layer, or why they do not do for it."""
+        """Yield the curvatures of each layer, or the reason why the columns do not give them."""
         outputs = self._setting.n_outputs
         if outputs is None:
             raise InputError(
@@ -117,7 +118,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def _why_not(
         self, layer: Layer, total: ColumnTotals, share: float | None, request: CurvatureRequest
     ) -> str:
-        """Say why the sums are not the curvature that was asked for, or nothing."""
+        """Return the reason why the sums are not the curvature that was asked for, or nothing."""
         hidden, tolerance = total.problem or layer.hidden, self._setting.tolerance
         if hidden or request.kind == "ggn":
             return hidden

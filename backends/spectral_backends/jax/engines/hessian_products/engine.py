@@ -1,4 +1,4 @@
-"""The engine of one layer: the loss differentiated twice along each direction."""
+"""The engine of Hessian-vector products: the loss differentiated twice along each direction."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,11 +18,11 @@ from spectral_core.errors import LayerError
 __all__ = ["HessianProducts"]
 
 PRICE = 3.0
-"""Forward passes that it takes to send one direction forward twice."""
+"""The price of sending one direction forward twice, in forward passes."""
 
 
 class HessianProducts(CurvatureEngine[Layer]):
-    """Differentiates the loss twice along the directions of one layer: the reference for others.
+    """Computes Hessian-vector products layer by layer. It is the reference for other engines.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class HessianProducts(CurvatureEngine[Layer]):
         self._reversed = set[int]()  # the parameters that JAX cannot push forward from
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
-        """Return the price of all directions, through what lies behind their layers."""
+        """Return the price of all directions, through the network behind their layers."""
         return sum(
             self._setting.passes(PRICE * request.n_directions([layer]), layer) for layer in layers
         )

@@ -33,9 +33,9 @@ def curvatures_along(
     Parameters
     ----------
     program : Program
-        What is computed of batches of one shape.
+        The program for batches of one shape.
     layer : Layer
-        Any member of a family: which one is an argument of the function.
+        Any member of a family. The member is an argument of the function.
     kind : {"hessian", "ggn"}
         The second derivative of the loss, or its Gauss-Newton part ``<J D, ∂²loss/∂y² [J D]>``.
     chunk : int

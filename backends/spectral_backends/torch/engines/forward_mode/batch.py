@@ -24,7 +24,7 @@ __all__ = ["Block", "SweepResult", "TangentBatch"]
 
 
 class LossOfBatch(Protocol):
-    """A loss with its terms: an `Objective`, or what stands in its place."""
+    """A loss with its terms: an `Objective` or a substitute for it."""
 
     def loss(
         self,
@@ -50,12 +50,12 @@ class Block:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep of P directions finds in one batch, summed over its terms; float64, ``(P,)``.
+    """The result of a sweep of P directions in one batch, summed over terms; float64, ``(P,)``.
 
     Parameters
     ----------
     ggn : Tensor
-        The curvature of the loss function along the tangents of the outputs; zero where the loss
+        The curvature of the loss function along the tangents of the outputs. It is zero if the loss
         is not told from the model.
     second_order : Tensor
         The curvature of the model along the tangents, weighted by the adjoints.
@@ -76,22 +76,22 @@ class TangentBatch:
     objective : LossOfBatch
         The mean loss.
     layers : sequence of Layer
-        Along whose matrices directions will be asked for.
+        The layers whose directions will be sent.
     leaves : mapping of str to Tensor
-        Their parameters.
+        The parameters of these layers, by name.
     batch : Any
         The data.
     shortcuts : bool
-        As in `tangent_rule`.
+        The option of `tangent_rule`.
 
     Attributes
     ----------
     terms : LossTerms
-        Of the batch.
+        The terms of the batch.
     knows_outputs : bool
         Whether the loss is told from the model.
     used_by_loss : set of str
-        Parameters that the loss function uses past the outputs, as a penalty does.
+        The parameters that the loss function uses directly, as a penalty does.
 
     Raises
     ------
@@ -155,7 +155,7 @@ class TangentBatch:
         return _Sweep(blocks).run(self)
 
     def starts(self, block: Block) -> bool:
-        """Say whether a block's tangents begin at its parameter, not at what it is used for."""
+        """Say whether a block's tangents begin at its parameter, not at the results of its uses."""
         return block.layer.parameter in self._dense
 
 
@@ -200,7 +200,7 @@ class _Sweep:
         inputs: list[Tensor],
         rule: TangentRule,
     ) -> None:
-        """Send what there is of tangents through a piece."""
+        """Send the tangents that there are through a piece."""
         found = [self._tangents.get(id(leaf)) for leaf in inputs]
         for leaf in inputs:
             if batch._last_use[id(leaf)] == position:
@@ -244,7 +244,7 @@ class _Sweep:
         self._tangents[leaf] = new
 
     def _filled(self, tangent: _Tangent, blocks: tuple[int, ...]) -> Tensor:
-        """Return tangents of more blocks, zero where there were none."""
+        """Return tangents of more blocks, with zeros for the blocks that had none."""
         if tangent.blocks == blocks:
             return tangent.values
         return self._woven(blocks, [tangent])

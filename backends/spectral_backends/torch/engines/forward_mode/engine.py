@@ -17,10 +17,10 @@ from spectral_core.errors import InputError
 __all__ = ["ForwardMode"]
 
 TANGENT_PRICE = 1.5
-"""Time of one direction sent forward, over that of the work counted for it."""
+"""The time of one direction sent forward, over that of the work counted for it."""
 
 RECORDING_PRICE = 5.0
-"""Forward passes that it takes to record a batch and send its adjoints back."""
+"""The price of recording a batch and sending its adjoints back, in forward passes."""
 
 DIRECT_USE = "the loss uses its weight directly"
 
@@ -31,7 +31,7 @@ class ForwardMode(CurvatureEngine[Layer]):
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The state that the engines of the problem share.
     """
 
     name = "tangents"
@@ -40,11 +40,11 @@ class ForwardMode(CurvatureEngine[Layer]):
         self._setting = setting
 
     def declines(self, layer: Layer, request: CurvatureRequest) -> str:
-        """Say so where h^GGN is asked for and the outputs are not told from the loss."""
+        """Return a reason if h^GGN is asked for and the outputs are not told from the loss."""
         return "the outputs are not told from the loss" if self._lacks_outputs(request) else ""
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
-        """Return the price of all directions, through what lies behind their layers."""
+        """Return the price of all directions, through the network behind their layers."""
         return sum(
             TANGENT_PRICE
             * request.n_directions([layer])
@@ -55,13 +55,13 @@ class ForwardMode(CurvatureEngine[Layer]):
     def run(
         self, layers: Sequence[Layer], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined]:
-        """Yield what is found, group after group, so that what is finished can be kept."""
+        """Yield the findings, group after group, so that finished layers can be kept."""
         for group in self._groups(layers, request):
             if todo := request.todo(group):
                 yield from self._of_group(group, todo, request)
 
     def _groups(self, layers: Sequence[Layer], request: CurvatureRequest) -> list[list[Layer]]:
-        """Return layers to record together: enough for the recording not to matter."""
+        """Return layers to record together: so many that the price of recording is small."""
         groups: list[list[Layer]] = []
         cost = 0.0
         for layer in layers:

@@ -1,9 +1,9 @@
-"""How tangents pass any piece of a tape: by differentiating its pull-back.
+"""The rule by which tangents pass any piece of a tape: differentiating its pull-back.
 
 For a piece ``y = φ(x)`` whose outputs have the adjoint λ (the gradient of the loss in y), each
-tangent ẋ becomes ``ẏ = Dφ[ẋ]``, and ``<λ, D²φ[ẋ, ẋ]>`` is what the piece adds to the second
-derivative of the loss. Both come out of one derivative of the pull-back ``p(λ, x) = Dφᵀ[λ]``:
-``∂<p, ẋ>/∂λ = ẏ`` and ``<∂<p, ẋ>/∂x, ẋ> = <λ, D²φ[ẋ, ẋ]>``.
+tangent ẋ becomes ``ẏ = Dφ[ẋ]``, and the piece adds ``<λ, D²φ[ẋ, ẋ]>`` to the second derivative of
+the loss. Both come out of one derivative of the pull-back ``p(λ, x) = Dφᵀ[λ]``: ``∂<p, ẋ>/∂λ = ẏ``
+and ``<∂<p, ẋ>/∂x, ẋ> = <λ, D²φ[ẋ, ẋ]>``.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from spectral_backends.torch.engines.gradient_graph import gradient_with_graph
 __all__ = ["Bend", "PullBack", "Tangents"]
 
 Tangents = Sequence[Tensor | None]
-"""One for each input (or output), shape ``(P, *shape)``; None where it is zero."""
+"""One tangent for each input (or output), shape ``(P, *shape)``; None if it is zero."""
 
 
 class Bend(Enum):
-    """What is known of a piece's second derivative."""
+    """The kind of a piece's second derivative, as far as it is known."""
 
     ANY = auto()
     PRODUCT = auto()
@@ -38,16 +38,16 @@ class PullBack:
     segment : Segment
         The piece.
     inputs : sequence of Tensor
-        Those of its inputs that may have tangents.
+        The inputs of the piece that may have tangents.
     adjoints : sequence of Tensor or None
-        λ of each output.
+        The adjoint λ of each output.
 
     Attributes
     ----------
     bend : Bend
-        May be set by who knows more.
+        The kind of the second derivative. A caller that knows more may set it.
     outputs, adjoints : list of Tensor
-        Those with an adjoint, and it.
+        The outputs that have an adjoint, and their adjoints.
     pulled : sequence of Tensor or None
         The adjoints of the inputs, with the graph that leads back to `adjoints`.
 
@@ -104,7 +104,7 @@ class PullBack:
         return outputs, second
 
     def _bent(self, leaves: list[Tensor]) -> list[Tensor]:
-        """Return the inputs whose curvature to ask for."""
+        """Return the inputs in which the second derivative is computed."""
         if self.bend is Bend.NONE or (self.bend is Bend.PRODUCT and len(leaves) < 2):
             return []
         return leaves[:1] if self.bend is Bend.PRODUCT else leaves

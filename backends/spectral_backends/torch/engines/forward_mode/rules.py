@@ -1,4 +1,4 @@
-"""How tangents pass one piece of a tape, and how much its curvature adds on the way."""
+"""The rules by which tangents pass one piece of a tape, with the second-order part it adds."""
 
 from collections.abc import Sequence
 
@@ -26,11 +26,12 @@ def tangent_rule(
     segment : Segment
         The piece.
     inputs : sequence of Tensor
-        Those of its inputs that may have tangents.
+        The inputs of the piece that may have tangents.
     adjoints : sequence of Tensor or None
-        λ of each output.
+        The adjoint λ of each output.
     shortcuts : bool
-        Leave out second derivatives that the graph shows to vanish, and use shorter forms.
+        Whether to leave out second derivatives that the graph shows to vanish, and to use shorter
+        forms.
 
     Raises
     ------

@@ -22,7 +22,7 @@ class TangentRule(Protocol):
 
 
 class _Elementwise:
-    """``y = φ(x)`` element by element: slopes and bends are made once."""
+    """``y = φ(x)`` element by element: first and second derivatives are made once."""
 
     def __init__(self, rule: PullBack) -> None:
         (leaf,), (pulled,) = rule.inputs, rule.pulled
@@ -45,7 +45,7 @@ class _Elementwise:
 
 
 class _Softmax:
-    """``y = softmax(x)`` or its logarithm, along one axis: both bend by ``(ẋ − <p, ẋ>)²``."""
+    """``y = softmax(x)`` or its logarithm, along one axis: their ÿ is made of ``(ẋ − <p, ẋ>)²``."""
 
     def __init__(self, rule: PullBack, node: Any, *, logarithm: bool) -> None:
         saved = node._saved_result.detach()
@@ -99,7 +99,7 @@ class _LayerNorm:
 
 Factors = tuple[Tensor, Tensor]
 Order = tuple[int, int]
-"""Which of a rule's inputs stand for the first and the second factor."""
+"""The indices of the rule's inputs that are the first and the second factor."""
 
 
 class _Multiplication:
@@ -120,7 +120,7 @@ class _Multiplication:
         return [torch.addcmul(a * self._b, self._a, b)], second
 
     def _aligned(self, tangent: Tensor) -> Tensor:
-        """Put axes of one where the factor is broadcast, behind that of the tangents."""
+        """Insert axes of length one where the factor is broadcast, behind the axis of tangents."""
         missing = self._ndim + 1 - tangent.ndim
         return tangent[(slice(None), *[None] * missing)]
 
@@ -208,7 +208,7 @@ def _rule_of_two(segment: Segment, rule: PullBack, node: Any) -> TangentRule | N
 
 
 def _order(rule: PullBack, nodes: Sequence[Any]) -> Order | None:
-    """Return which inputs the nodes of two factors stand for; None if they are not the inputs."""
+    """Return the indices of the inputs that two nodes stand for; None if they are no inputs."""
     for order in ((0, 1), (1, 0)):
         if all(_is_alias_of(nodes[i], rule.inputs[order[i]]) for i in (0, 1)):
             return order

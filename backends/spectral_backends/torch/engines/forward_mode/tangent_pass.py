@@ -40,24 +40,24 @@ class TangentPass:
     objective : Objective
         The mean loss.
     layers : sequence of Layer
-        To measure.
+        The layers to measure.
     directions : mapping of str to (Tensor, Tensor)
-        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+        The vectors u of shape ``(m, K)`` and v of shape ``(n, K)`` of each layer.
     seed : int
-        Of the pass.
+        The seed of the pass.
     chunk : callable
-        How many directions to send together, of the bytes of one.
+        ``chunk(bytes_of_one)`` returns the number of directions to send together.
     channels_last : bool
-        As in `Objective.leaves`.
+        The option of `Objective.leaves`.
 
     Attributes
     ----------
     totals : dict of str to TangentTotals
-        By layer.
+        The running sums of each layer.
     count : float
-        Number of terms.
+        The number of terms.
     work : float
-        Multiply-adds of the first batch: one direction of each layer is counted for all.
+        The multiply-adds of the first batch: one direction of each layer is counted for all.
     """
 
     def __init__(

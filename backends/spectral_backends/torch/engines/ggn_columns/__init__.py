@@ -1,1 +1,1 @@
-"""Gauss-Newton curvature from columns of the root of the loss's Hessian in the outputs."""
+"""Gauss-Newton curvature from GGN columns: of the root of the loss's Hessian in the outputs."""

@@ -1,8 +1,9 @@
 """Gauss-Newton curvature of all layers and directions at once, from the root of the loss's Hessian.
 
-With ``S Sᵀ`` the Hessian of the loss in the outputs, each column of S is sent back once; at every
-use of every layer what arrives is projected on the directions, summed over positions, squared and
-averaged (Theory 5.4). The price is that of one backward pass per column, for all layers together.
+With ``S Sᵀ`` the Hessian of the loss in the outputs, each GGN column, a column of S, is sent back
+once. At every use of every layer the gradient that arrives is projected on the directions, summed
+over positions, squared and averaged (Theory 5.4). The price is that of one backward pass per
+column, for all layers together.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,15 +39,15 @@ class ColumnTotals:
     Parameters
     ----------
     ggn : Tensor, shape (K,)
-        Sum over terms of the squared products.
+        The sum over terms of the squared products.
     variance : Tensor, shape (K,)
-        Of that sum, where it is a Monte-Carlo estimate; else zero.
+        The variance of that sum if it is a Monte-Carlo estimate, else zero.
     derivative : Tensor, shape (K,)
-        Sum over terms of ``<∂l, D_k>``: shows whether every use of the weight was seen.
+        The sum over terms of ``<∂l, D_k>``. It shows whether every use of the weight was seen.
     curved : str
-        An operation in which the outputs are curved in the weight; empty if there is none.
+        An operation by which the outputs are nonlinear in the weight. It is empty if there is none.
     problem : str
-        Why the sums are not the layer's curvature; empty if they are.
+        The reason why the sums are not the layer's curvature. It is empty if they are.
     """
 
     ggn: Tensor
@@ -57,27 +58,27 @@ class ColumnTotals:
 
 
 class ColumnPass:
-    """Sends the columns of the loss's root back through each batch.
+    """Sends the GGN columns back through each batch.
 
     Parameters
     ----------
     objective : Objective
         The mean loss.
     layers : sequence of Layer
-        To measure.
+        The layers to measure.
     directions : mapping of str to (Tensor, Tensor)
-        By layer: u of shape ``(m, K)`` and v of shape ``(n, K)``.
+        The vectors u of shape ``(m, K)`` and v of shape ``(n, K)`` of each layer.
     seed : int
-        Of the pass, and of random signs.
+        The seed of the pass and of the random signs.
     chunk : callable
-        How many columns to send back together, of the bytes of one.
+        ``chunk(bytes_of_one)`` returns the number of columns to send back together.
     draws : int
-        Random combinations of all columns to send back for each batch instead of every column; 0
-        sends every column.
+        The number of random combinations of all columns to send back for each batch instead of
+        every column. 0 sends every column.
     max_outputs : int
-        Largest number of outputs of a sample for which a dense root is made.
+        The largest number of outputs of a sample for which a dense root is made.
     channels_last : bool
-        As in `Objective.leaves`.
+        The option of `Objective.leaves`.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class ColumnPass:
     def _look_for_direct_uses(
         self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor], leaves: Mapping[str, Tensor]
     ) -> None:
-        """Note the layers whose weight the loss uses past the outputs, as a penalty does."""
+        """Note the layers whose weight the loss uses directly, as a penalty does."""
         behind = set(map(id, leaves_behind([loss_of(outputs.detach().requires_grad_())])))
         for layer in self._layers:
             if id(leaves[layer.parameter]) in behind:
@@ -190,8 +191,8 @@ class ColumnPass:
     def _add_gradient(self, outputs: Tensor, gradient: Tensor, taps: DirectionTaps) -> None:
         """Send the loss's own gradient back, for the derivatives along the directions.
 
-        It is sent once more with a random weight for each sample: what comes back to a layer has
-        the same weights, unless its samples lie elsewhere or meet on the way.
+        It is sent once more with a random weight for each sample. The gradient that arrives at a
+        layer has the same weights, unless the samples lie along another axis or meet on the way.
         """
         count = len(outputs)
         weights = 1 + torch.rand(count, 1, generator=self._generator, device=outputs.device)
@@ -248,7 +249,7 @@ class ColumnPass:
 
 
 def _bytes(taps: DirectionTaps) -> int:
-    """Return the bytes of what is sent back to the layers for one column."""
+    """Return the bytes of the gradients that are sent back to the layers for one column."""
     results = [p.result for passages in taps.passages.values() for p in passages]
     return sum(result.numel() * result.element_size() for result in results)
 

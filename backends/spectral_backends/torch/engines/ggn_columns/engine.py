@@ -1,4 +1,4 @@
-"""The engines of the loss's root: every column of it for exact values, or random combinations."""
+"""The engines of GGN columns: every column for exact values, or random combinations."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,22 +20,23 @@ from spectral_core.curvature.engine import (
 __all__ = ["GGNColumns", "MonteCarlo"]
 
 COLUMN_PRICE = 1.25
-"""Time of one column sent back, over that of the work counted for it."""
+"""The time of one column sent back, over that of the work counted for it."""
 
 MAX_OUTPUTS = 256
-"""Outputs of a sample beyond which no dense root of the loss's Hessian is made."""
+"""The number of outputs of a sample beyond which no dense root of the Hessian is made."""
 
 
 class GGNColumns(CurvatureEngine[Layer]):
-    """Sends every column of the root back once, for all layers and directions (Theory 5.4).
+    """Sends every GGN column back once, for all layers and directions (Theory 5.4).
 
-    Gives h^GGN, and h where the outputs are piecewise linear in the weight: no operation behind it
-    is curved, on any batch, and the second-order part on random directions is rounding.
+    It gives h^GGN, and h if the outputs are piecewise linear in the weight. That is the case if no
+    operation behind the weight is nonlinear, on any batch, and the second-order part on random
+    directions is rounding.
 
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The state that the engines of the problem share.
     """
 
     name = "columns"
@@ -44,7 +45,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         self._setting = setting
 
     def declines(self, layer: Layer, request: CurvatureRequest) -> str:
-        """Return the operation in which the outputs are curved, on the first batch."""
+        """Return the operation by which the outputs are nonlinear, on the first batch."""
         if request.kind == "ggn":
             return ""
         return self._setting.structure.curved.get(layer.parameter, "")
@@ -57,7 +58,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def run(
         self, layers: Sequence[Layer], request: CurvatureRequest
     ) -> Iterator[LayerFinding | Declined]:
-        """Yield what the columns say of each layer, or why they do not do for it."""
+        """Yield the curvatures of each layer, or the reason why the columns do not give them."""
         try:
             made = self._made(layers, request)
         except Exception as error:  # a loss without a root, or that cannot be taken apart
@@ -92,7 +93,7 @@ class GGNColumns(CurvatureEngine[Layer]):
             )
 
     def _draws(self, request: CurvatureRequest) -> int:
-        """Return how many random combinations take the place of the columns; 0 is none."""
+        """Return the number of random combinations that replace the columns; 0 means none."""
         return 0
 
     def _n_columns(self, request: CurvatureRequest) -> int:
@@ -116,7 +117,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def _probed(
         self, layers: Sequence[Layer], made: ColumnPass, request: CurvatureRequest
     ) -> dict[str, float]:
-        """Return the second-order share on random directions; nothing where it cannot be had."""
+        """Return the second-order share on random directions, or nothing if that fails."""
         flat = [layer for layer in layers if not made.totals[layer.info.name].curved]
         if not flat or request.kind == "ggn":
             return {}
@@ -126,7 +127,7 @@ class GGNColumns(CurvatureEngine[Layer]):
             return {}
 
     def _why_not(self, total: ColumnTotals, share: float | None, request: CurvatureRequest) -> str:
-        """Say why the sums are not the curvature that was asked for, or nothing."""
+        """Return the reason why the sums are not the curvature that was asked for, or nothing."""
         if total.problem or request.kind == "ggn":
             return total.problem
         if total.curved:

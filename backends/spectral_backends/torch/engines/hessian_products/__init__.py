@@ -1,1 +1,1 @@
-"""Second derivatives along directions by differentiating the graph of one layer's gradient."""
+"""Hessian-vector products by differentiating the graph of one layer's gradient."""

@@ -1,4 +1,4 @@
-"""The engine of one layer: the graph of its gradient, differentiated once for each direction."""
+"""The engine of Hessian-vector products: a layer's gradient, differentiated along directions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,16 +24,16 @@ from spectral_core.errors import LayerError
 __all__ = ["HessianProducts"]
 
 PRICE = 3.0
-"""Forward passes that a direction takes through what lies behind its layer; measured, 2 to 6."""
+"""The price of a direction behind its layer, in forward passes of that part; measured, 2 to 6."""
 
 
 class HessianProducts(CurvatureEngine[Layer]):
-    """Differentiates the graph of one layer's gradient once more: the reference for the others.
+    """Computes Hessian-vector products layer by layer. It is the reference for other engines.
 
     Parameters
     ----------
     setting : Setting
-        What the engines of the problem share.
+        The state that the engines of the problem share.
     """
 
     name = "double-backward"
@@ -44,7 +44,7 @@ class HessianProducts(CurvatureEngine[Layer]):
         self._without_batching_rule = set[str]()
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
-        """Return the price of all directions, through what lies behind their layers."""
+        """Return the price of all directions, through the network behind their layers."""
         return sum(
             PRICE * request.n_directions([layer]) * self._setting.structure.downstream(layer)
             for layer in layers

@@ -1,4 +1,4 @@
-"""Second derivatives along directions by differentiating a kept graph once more: exact.
+"""Exact Hessian-vector products, by differentiating a kept graph once more.
 
 A quadratic form ``D ↦ <D, B[D]>`` of one batch is prepared once (forward pass, first derivative
 with its graph) and then evaluated for any number of directions, each at the price of one more
@@ -37,7 +37,7 @@ class HessianForm:
     Parameters
     ----------
     loss : Tensor
-        Scalar with its graph.
+        The scalar loss with its graph.
     weight : Tensor
         The leaf W.
     """
@@ -62,7 +62,7 @@ class GaussNewtonForm:
     Parameters
     ----------
     outputs : Tensor
-        y with its graph.
+        The outputs y with their graph.
     loss_of : callable
         The scalar loss of a tensor like `outputs`.
     weight : Tensor
@@ -99,18 +99,19 @@ def along_directions(
     Parameters
     ----------
     form : QuadraticForm
-        Of one batch.
+        The quadratic form of one batch.
     view : MatrixView
-        Where the layer's matrix lies in a parameter of shape `shape`.
+        The parameter slice that holds the layer's matrix, in a parameter of shape `shape`.
     u, v : Tensor
-        Shapes ``(m, K)`` and ``(n, K)``.
+        The directions, of shapes ``(m, K)`` and ``(n, K)``.
     chunk_size : int
-        Directions that go backward together, through ``vmap``; 1 uses no vmap.
+        The number of directions that go backward together, through ``vmap``. With 1 no vmap is
+        used.
 
     Returns
     -------
     Tensor
-        Shape ``(K,)``.
+        The values, of shape ``(K,)``.
     """
     parts = [u.new_zeros(0)]
     for chunk in _chunks(u.shape[1], chunk_size):

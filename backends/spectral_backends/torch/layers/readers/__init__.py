@@ -1,1 +1,1 @@
-"""How each operation of PyTorch consumes its weight."""
+"""Readers of the operations of PyTorch, which say how each consumes its weight."""

@@ -1,4 +1,4 @@
-"""What a reader says of one call: which of its arguments is a weight, and what its rows are.
+"""The findings of a reader in one call: the argument that is a weight, and its activations.
 
 A reader looks at the arguments of one operation and yields the followed tensors among them that
 serve as weight matrices, with their axes put in the order groups, outputs, inputs. The operation
@@ -19,18 +19,20 @@ __all__ = ["Consumed", "Found", "Reader", "Rows", "ShadowOf", "bind", "positions
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs of one operation as rows, and the arrangement of its result that belongs to them.
+    """Unfolded activations of one operation, and the arrangement of its result in the same form.
 
     Parameters
     ----------
     inputs : callable
-        Returns the inputs, shape ``(*groups, B, S, n)``; made when asked for, as they may be
-        larger than what the operation was given.
+        ``inputs()`` returns the inputs, shape ``(*groups, B, S, n)``. They are made when asked for,
+        as they may be larger than the operation's argument.
     outputs : callable
-        Turns a tensor of the shape of the operation's result into ``(*groups, B, S, m)``.
+        ``outputs(tensor)`` brings a tensor of the shape of the operation's result into the shape
+        ``(*groups, B, S, m)``.
     project : callable
-        Returns the inputs' products with the columns of v ``(n, K)``, shape ``(*groups, B, S, K)``,
-        without making the inputs where they are larger than what was given.
+        ``project(v)`` returns the inputs' products with the columns of v ``(n, K)``, shape
+        ``(*groups, B, S, K)``. It does not make the inputs if they are larger than the operation's
+        argument.
     """
 
     inputs: Callable[[], Tensor]
@@ -45,7 +47,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Consumed:
-    """What an operation says of a parameter: axes are groups, then outputs, then inputs.
+    """The use of a parameter by an operation: axes are groups, then outputs, then inputs.
 
     `usable` is False where the operation's gradient is not the derivative of what it computes.
     `rows` makes inputs and outputs of the operation, position by position; None where the operation
@@ -64,7 +66,7 @@ class Consumed:
 ShadowOf = Callable[[Any], Tensor | None]
 Found = Iterator[tuple[Tensor, Consumed]]
 Reader = Callable[[tuple[Any, ...], dict[str, Any], ShadowOf], Found]
-"""Takes the arguments of a call, and what gives the shadow of a followed tensor."""
+"""A function of the arguments of a call, and of the function that returns a tensor's shadow."""
 
 
 def bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _batched(tensor: Tensor, dims: int) -> Tensor:
 def _windows(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """Return what each position of a kernel sees: ``(B, channels, *positions, *kernel)``."""
+    """Return the window of each position: ``(B, channels, *positions, *kernel)``."""
     for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(axis + 2, spread * (size - 1) + 1, step)[..., ::spread]
     return x

@@ -75,7 +75,7 @@ def _product_rows(inputs: Tensor, group_axes: int, *, left: bool, scale: float =
     inputs : Tensor
         The other operand; the leading axes of W align with those before its last two.
     group_axes : int
-        Number of leading axes of W.
+        The number of leading axes of W.
     """
     vector = inputs.ndim == 1
 

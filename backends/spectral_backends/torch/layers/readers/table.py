@@ -1,4 +1,4 @@
-"""Which operations of torch consume a weight: one file a kind, listed here."""
+"""The operations of torch that consume a weight: one file a kind, listed here."""
 
 from spectral_backends.torch.layers.readers import (
     convolution,
