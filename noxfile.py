@@ -53,7 +53,7 @@ EMBEDDING = [*TEST, *EMBEDDERS, ".[torch,optax]"]
 GATE = [*TEST, "array-api-strict>=2.3", ".[torch,optax]"]
 
 # What `quick` runs.
-QUICK = ["tests/unit", "tests/golden", "tests/networks"]
+QUICK = ["tests/unit", "tests/golden", "tests/networks", "tests/test_docstrings.py"]
 
 BACKENDS = ["numpy", "array-api-strict", "torch", "jax", "cupy", "oldest"]
 
@@ -109,7 +109,7 @@ def tests(session: nox.Session, backend: str) -> None:
     elif backend == "jax":
         session.install(*TEST, *JAX_MODELS, "orbax-checkpoint>=0.11", ".[jax,optax]")
         suites += [*NETWORK_STATEMENTS, "tests/backends/jax", "tests/adapters/test_optax.py"]
-        suites += ["tests/networks", "tests/robustness/soak"]
+        suites += ["tests/networks", "tests/robustness/soak", "tests/test_docstrings.py"]
     elif backend == "cupy":
         if shutil.which("nvidia-smi") is None:
             session.skip("no NVIDIA driver on this machine; the GPU gate runs these tests with one")

@@ -1,26 +1,40 @@
 """Every public name shows how it is used, and its examples print what they say."""
 
 import doctest
+import importlib
 import inspect
+import json
+from pathlib import Path
 
 import pytest
 
-import spectral_core as sc
+FACE = json.loads((Path(__file__).parent / "golden" / "public_face.json").read_text("utf-8"))
+# The suite shows itself in its module's docstring; the command line has its help texts.
+ELSEWHERE = ("spectral_core.testing", "spectral_adapters.cli")
+# What a user does not make but gets, or what another example shows.
+SHOWN_BY_OTHERS = ("ScaleBySpectralNewtonState", "SpectralNewtonState", "RoutingTable", "DemoRun", "find_sentences")
+NAMES = [
+    (module, name)
+    for module, names in FACE.items()
+    for name, face in names.items()
+    if module not in ELSEWHERE and name not in SHOWN_BY_OTHERS and face != "value"
+]
 
-NAMES = [name for name in sc.__all__ if callable(getattr(sc, name))]
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_examples_of_a_docstring_hold(name):
-    thing = getattr(sc, name)
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=[".".join(pair) for pair in NAMES])
+def test_the_examples_of_a_docstring_hold(module, name, tmp_path, monkeypatch):
+    if module == "spectral_adapters.plots":
+        pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)  # some write files
+    owner = pytest.importorskip(module, exc_type=ImportError)
+    thing = getattr(owner, name)
+    assert inspect.getdoc(thing).split("\n\n")[0].rstrip().endswith(".")
     finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(thing, name, module=False, globs={"sc": sc})
+    known = vars(importlib.import_module(thing.__module__)) | vars(owner)
+    known["sc"] = importlib.import_module("spectral_core")
+    (example,) = finder.find(thing, name, module=False, globs=known)
     assert example.examples, f"{name}: show how it is used, in a section of examples"
-    results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
-    assert results.failed == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_summary_is_a_sentence(name):
-    first = inspect.getdoc(getattr(sc, name)).split("\n\n")[0]
-    assert first.rstrip().endswith(".")
+    try:
+        assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+    except doctest.UnexpectedException as error:
+        pytest.skip(str(error)) if isinstance(error.exc_info[1], ImportError) else pytest.fail(str(error))
