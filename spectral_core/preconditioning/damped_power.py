@@ -38,6 +38,10 @@ class DampedPower(SpectralFunction):
     damping: float | Array
     damping_mode: str = "spectral"
 
+    def __str__(self) -> str:
+        """Return the parameters, for messages."""
+        return f"alpha = {self.alpha} and damping = {self.damping}"
+
     @property
     def known(self) -> bool:
         """Whether α and the damping are numbers."""

@@ -182,9 +182,10 @@ def apply_function(
     _check_bfloat16(xp, precision)
     layout = matrices_of("gradient", tuple(gradient.shape), matrices)
 
+    by_products = precision == "bfloat16" or (method != "auto" and METHODS[method].low)
+
     def filtered(batch: Array) -> Array:
-        solved = method != "polynomial" and precision == "working"
-        matrix = ScaledMatrix.of(xp, batch, solved)
+        matrix = ScaledMatrix.of(xp, batch, solved=not by_products)
         rows, columns = matrix.wide.shape[-2:]
         epsilon = float(xp.finfo(matrix.wide.dtype).eps)
         request = Request(

@@ -136,10 +136,9 @@ class Method(ABC):
             return reason
         error = self.approximation(request) if self.remedy else 0.0
         if error > request.target:
-            function = request.damped_power
             return (
-                f"reaches {error:.1e} for alpha = {function.alpha} and damping = "
-                f"{function.damping}, not the tolerance {request.target:g}; {self.remedy}."
+                f"reaches {error:.1e} for {request.function}, not the tolerance "
+                f"{request.target:g}; {self.remedy}."
             )
         if request.tolerance is None or request.low:  # bfloat16's rounding comes on top, as stated
             return ""

@@ -27,13 +27,9 @@ class Polar(DampedPowerMethod):
 
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
         """Return the reason if T is not the polar factor."""
-        alpha, damping = function.alpha, function.damping
-        if alpha == 1 and damping == 0:
+        if function.alpha == 1 and function.damping == 0:
             return ""
-        return (
-            f"is for alpha = 1 and damping = 0, not alpha = {alpha} and damping = {damping}; "
-            "use 'auto'."
-        )
+        return f"is for alpha = 1 and damping = 0, not {function}; use 'auto'."
 
     def price(self, request: Request) -> float:
         """Return the price of some ten products."""
