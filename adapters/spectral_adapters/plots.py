@@ -378,7 +378,8 @@ def _colours_by_kind(report: SpectralReport) -> dict[str, str]:
 def _kind_legend(ax: Axes, colours: dict[str, str]) -> None:
     for kind, colour in colours.items():
         ax.scatter([], [], s=22, color=colour, label=kind)
-    ax.legend(frameon=False, fontsize=8)
+    # Above the axes: to look for the best place inside takes seconds where there are many layers.
+    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 
 
 def _short(name: str, most: int = 28) -> str:

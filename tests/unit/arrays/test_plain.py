@@ -39,8 +39,8 @@ CALLS = {
     ],
 }
 NO_ARRAYS = {
-    "as_matrices", "explain", "layernorm_band", "measure", "select_layers", "softmax_head_rank",
-    "transfer_bound",
+    "as_matrices", "explain", "layernorm_band", "measure", "precondition_method", "select_layers",
+    "softmax_head_rank", "transfer_bound",
 }  # fmt: skip
 
 
