@@ -12,7 +12,13 @@ FACE = json.loads((Path(__file__).parent / "golden" / "public_face.json").read_t
 # The suite shows itself in its module's docstring; the command line has its help texts.
 ELSEWHERE = ("spectral_core.testing", "spectral_adapters.cli")
 # What a user does not make but gets, or what another example shows.
-SHOWN_BY_OTHERS = ("ScaleBySpectralNewtonState", "SpectralNewtonState", "RoutingTable", "DemoRun", "find_sentences")
+SHOWN_BY_OTHERS = (
+    "ScaleBySpectralNewtonState",
+    "SpectralNewtonState",
+    "RoutingTable",
+    "DemoRun",
+    "find_sentences",
+)
 NAMES = [
     (module, name)
     for module, names in FACE.items()
@@ -37,4 +43,6 @@ def test_the_examples_of_a_docstring_hold(module, name, tmp_path, monkeypatch):
     try:
         assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
     except doctest.UnexpectedException as error:
-        pytest.skip(str(error)) if isinstance(error.exc_info[1], ImportError) else pytest.fail(str(error))
+        pytest.skip(str(error)) if isinstance(error.exc_info[1], ImportError) else pytest.fail(
+            str(error)
+        )

@@ -30,16 +30,16 @@ class Network:
     Parameters
     ----------
     kinds : tuple of str
-        Of the hidden layers.
+        The kind of each hidden layer.
     widths : tuple of int
-        Of the input, the hidden layers and the output.
+        The widths of the input, the hidden layers and the output.
     activation, loss : str
-        Of `ACTIVATIONS` and `LOSSES`: the mean over samples of softmax cross-entropy, or of
+        Names in `ACTIVATIONS` and `LOSSES`. A loss is the mean of softmax cross-entropy, or of
         ``½ Σ_c (z_c − t_c)²``.
     samples, positions : int
-        Of the data.
+        The numbers of samples and of positions in the data.
     seed : int
-        Of weights and data.
+        The seed of weights and data.
     """
 
     kinds: tuple[str, ...]
