@@ -10,8 +10,8 @@ from spectral_core.errors import InputError
 __all__ = [
     "check_chunk_size",
     "check_direction_shapes",
-    "check_draws",
     "check_kind",
+    "check_mc_samples",
     "check_reduction",
     "check_reiterable",
     "check_seed",
@@ -61,10 +61,12 @@ def check_direction_shapes(layer: LayerInfo, u: Sequence[int], v: Sequence[int])
         )
 
 
-def check_draws(draws: Any) -> None:
-    """Raise `InputError` unless `draws` is a whole number from which a spread can be estimated."""
-    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 2:
-        raise InputError(f"draws: {draws!r} is no number of 2 or more; pass for instance 64.")
+def check_mc_samples(mc_samples: Any) -> None:
+    """Raise `InputError` unless a spread can be estimated from `mc_samples` draws."""
+    if isinstance(mc_samples, bool) or not isinstance(mc_samples, Integral) or mc_samples < 2:
+        raise InputError(
+            f"mc_samples: {mc_samples!r} is no number of 2 or more; pass for instance 64."
+        )
 
 
 def check_kind(kind: Any) -> None:

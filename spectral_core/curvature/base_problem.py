@@ -5,18 +5,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic
 
+from spectral_core._renamed import renamed_arguments
 from spectral_core.arrays.namespace import Array
-from spectral_core.curvature.argument_checks import check_draws, check_kind, find_layer
+from spectral_core.curvature.argument_checks import check_kind, check_mc_samples, find_layer
 from spectral_core.curvature.certificate import OWN_WAY, Engine, LayerCurvature
 from spectral_core.curvature.engine import CurvatureEngine, CurvatureRequest, LayerT
 from spectral_core.curvature.factor_options import FactorOptions
 from spectral_core.curvature.planner import curvatures_by
 from spectral_core.curvature.problem import (
     CurvatureKind,
-    Delta,
+    FisherType,
+    KfacApprox,
     KroneckerFactors,
     LayerInfo,
-    Sharing,
 )
 from spectral_core.errors import InputError, LayerError
 
@@ -136,15 +137,16 @@ class BaseProblem(ABC, Generic[LayerT]):
             raise found
         return found.values
 
+    @renamed_arguments
     def layer_curvatures(
         self,
         directions: Mapping[str, tuple[Any, Any]],
         kind: CurvatureKind = "hessian",
         *,
         engine: Engine = "auto",
-        draws: int = 64,
+        mc_samples: int = 64,
         done: Collection[str] = (),
-        tell: Callable[[str], None] | None = None,
+        progress_callback: Callable[[str], None] | None = None,
     ) -> Iterator[LayerCurvature | LayerError]:
         """Yield the curvatures of many layers, computed together.
 
@@ -157,11 +159,11 @@ class BaseProblem(ABC, Generic[LayerT]):
         engine : str
             ``"auto"`` takes the cheapest engine that is exact for each layer. An engine's name, see
             `Engine`, makes it compute all layers; not every backend has every engine.
-        draws : int
+        mc_samples : int
             The number of random draws of ``"monte-carlo"`` for each batch, 2 or more.
         done : collection of str
             The layers that are not wanted. Skipping them leaves the others bit-identical.
-        tell : callable, optional
+        progress_callback : callable, optional
             A function that is told, in a few words, what is being computed.
 
         Yields
@@ -176,22 +178,23 @@ class BaseProblem(ABC, Generic[LayerT]):
         """
         check_kind(kind)
         self._check_engine(engine)
-        check_draws(draws)
+        check_mc_samples(mc_samples)
         given = {name: self._directions(self._find(name), *d) for name, d in directions.items()}
-        options = {"draws": int(draws)}
+        options = {"mc_samples": int(mc_samples)}
         request = CurvatureRequest(given, kind, engine, options, done)
-        if tell is not None:
-            request = replace(request, tell=tell)
+        if progress_callback is not None:
+            request = replace(request, progress_callback=progress_callback)
         wanted = [layer for name, layer in self._layers.items() if name in given]
         return curvatures_by(self._engines_for(kind), wanted, request)
 
+    @renamed_arguments
     def kronecker_factors(
         self,
         layers: Sequence[str],
         *,
-        delta: Delta = "ggn",
-        sharing: Sharing = "expand",
-        draws: int = 16,
+        fisher_type: FisherType = "ggn",
+        kfac_approx: KfacApprox = "expand",
+        mc_samples: int = 16,
         max_columns: int = 128,
     ) -> dict[str, KroneckerFactors]:
         """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
@@ -204,22 +207,22 @@ class BaseProblem(ABC, Generic[LayerT]):
         ----------
         layers : sequence of str
             The names of layers.
-        delta : {"ggn", "fisher-mc", "empirical"}
+        fisher_type : {"ggn", "fisher-mc", "empirical"}
             The output gradients that make ``C_δ``. ``"ggn"`` takes the columns of the root of the
             loss's Hessian in the outputs, ``"fisher-mc"`` gradients for targets drawn from the
             model, and ``"empirical"`` gradients for the true targets.
-        sharing : {"expand", "reduce"}
+        kfac_approx : {"expand", "reduce"}
             The treatment of positions that share the weight (Theory 4.3). ``"expand"`` counts each
             position, as KFAC-expand does; ``"reduce"`` first averages the inputs and sums the
             output gradients over them, as KFAC-reduce does.
-        draws : int
+        mc_samples : int
             The number of Monte-Carlo draws per batch, an even number, where ``C_δ`` cannot be
             exact.
         max_columns : int
             The largest number of root vectors per sample for which ``C_δ`` is exact. The loss has
             as many as classes (less one) times positions of the outputs. Beyond this number, or if
             samples of the outputs meet in the network (flattened tokens), ``C_δ`` is an unbiased
-            estimate from `draws` random combinations of all of them, with
+            estimate from `mc_samples` random combinations of all of them, with
             `KroneckerFactors.output_noise` for its standard error.
 
         Returns
@@ -236,10 +239,10 @@ class BaseProblem(ABC, Generic[LayerT]):
         LayerError
             If the operation of a layer hides its inputs and outputs (fused recurrent layers), a
             factor would be too large, positions cannot be told from samples, or the problem was
-            not given what `delta` needs.
+            not given what `fisher_type` needs.
         """
         located = [self._find(name) for name in layers]
-        options = FactorOptions(delta, sharing, draws, max_columns)
+        options = FactorOptions(fisher_type, kfac_approx, mc_samples, max_columns)
         options.check()
         return self._factors(located, options)
 

@@ -56,11 +56,11 @@ class CurvatureRequest:
     engine : Engine
         ``"auto"``, or the name of the engine that must serve.
     options : mapping of str to object
-        The options of single engines by name, such as ``draws`` of ``"monte-carlo"``. An engine
-        reads its own and leaves the others alone.
+        The options of single engines by name, such as ``mc_samples`` of ``"monte-carlo"``. An
+        engine reads its own and leaves the others alone.
     done : collection of str
         The layers that are not wanted. Skipping them leaves the others bit-identical.
-    tell : callable
+    progress_callback : callable
         A function that is told, in a few words, what is being computed.
     """
 
@@ -69,7 +69,7 @@ class CurvatureRequest:
     engine: Engine = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     done: Collection[str] = ()
-    tell: Callable[[str], None] = _silent
+    progress_callback: Callable[[str], None] = _silent
 
     def n_directions(self, layers: Iterable[HasInfo]) -> int:
         """Return the number of directions of some layers, all together."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from spectral_core.curvature.problem import Delta, LayerInfo, Sharing
+from spectral_core.curvature.problem import FisherType, KfacApprox, LayerInfo
 from spectral_core.errors import InputError, LayerError
 
 __all__ = ["FactorOptions", "check_factor_size", "factor_notes"]
@@ -16,23 +16,26 @@ MAX_SIDE = 16384
 class FactorOptions:
     """The arguments of a backend's `kronecker_factors`."""
 
-    delta: Delta
-    sharing: Sharing
-    draws: int
+    fisher_type: FisherType
+    kfac_approx: KfacApprox
+    mc_samples: int
     max_columns: int
 
     def check(self) -> None:
         """Raise `InputError` for an unknown option."""
-        if self.delta not in get_args(Delta):
+        if self.fisher_type not in get_args(FisherType):
             raise InputError(
-                f"delta: {self.delta!r} is unknown; choose 'ggn', 'fisher-mc' or 'empirical'."
+                f"fisher_type: {self.fisher_type!r} is unknown; choose 'ggn', 'fisher-mc' or "
+                "'empirical'."
             )
-        if self.sharing not in get_args(Sharing):
-            raise InputError(f"sharing: {self.sharing!r} is unknown; choose 'expand' or 'reduce'.")
-        if not isinstance(self.draws, int) or self.draws < 2 or self.draws % 2:
+        if self.kfac_approx not in get_args(KfacApprox):
             raise InputError(
-                f"draws: {self.draws!r} is no even number of 2 or more; two halves of the draws "
-                "give the standard error."
+                f"kfac_approx: {self.kfac_approx!r} is unknown; choose 'expand' or 'reduce'."
+            )
+        if not isinstance(self.mc_samples, int) or self.mc_samples < 2 or self.mc_samples % 2:
+            raise InputError(
+                f"mc_samples: {self.mc_samples!r} is no even number of 2 or more; two halves "
+                "of the draws give the standard error."
             )
         if not isinstance(self.max_columns, int) or self.max_columns < 0:
             raise InputError(f"max_columns: {self.max_columns!r} is not a number of columns.")
@@ -66,7 +69,7 @@ def factor_notes(
     """
     notes = []
     if not exact:
-        notes.append(f"C_δ is a Monte-Carlo estimate of {options.draws} draws per batch")
+        notes.append(f"C_δ is a Monte-Carlo estimate of {options.mc_samples} draws per batch")
     if not complete:
         notes.append(
             "this matrix is also used in ways that its factors leave out (the other way around, as "

@@ -10,18 +10,18 @@ from spectral_core.errors import LayerError
 __all__ = [
     "CurvatureKind",
     "CurvatureProblem",
-    "Delta",
+    "FisherType",
+    "KfacApprox",
     "KnowsRounding",
     "KroneckerFactors",
     "LayerInfo",
     "ManyLayers",
-    "Sharing",
 ]
 
 CurvatureKind = Literal["hessian", "ggn"]
-Delta = Literal["ggn", "fisher-mc", "empirical"]
+FisherType = Literal["ggn", "fisher-mc", "empirical"]
 """Which output gradients make ``C_δ`` (Theory 4.4)."""
-Sharing = Literal["expand", "reduce"]
+KfacApprox = Literal["expand", "reduce"]
 """How positions that share a weight enter the factors (Theory 4.3)."""
 
 
@@ -120,7 +120,7 @@ class CurvatureProblem(Protocol):
     ...     def curvatures(self, layer, u, v, kind="hessian"):
     ...         return np.sum(u**2, axis=0) * np.mean((self.x @ v) ** 2, axis=0)
     ...
-    ...     def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
+    ...     def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
     ...         c_a = self.x.T @ self.x / len(self.x)
     ...         return {"w": sc.KroneckerFactors(np.eye(len(self.w)), c_a)}
     ...
@@ -160,8 +160,8 @@ class CurvatureProblem(Protocol):
         self,
         layers: Sequence[str],
         *,
-        delta: Delta = "ggn",
-        sharing: Sharing = "expand",
+        fisher_type: FisherType = "ggn",
+        kfac_approx: KfacApprox = "expand",
     ) -> Mapping[str, KroneckerFactors]:
         """Return the Kronecker factors of each named layer (Theory 4).
 
@@ -191,15 +191,15 @@ class ManyLayers(Protocol):
         kind: CurvatureKind = "hessian",
         *,
         engine: Engine = "auto",
-        draws: int = 64,
+        mc_samples: int = 64,
         done: Collection[str] = (),
-        tell: Callable[[str], None] | None = None,
+        progress_callback: Callable[[str], None] | None = None,
     ) -> Iterator[LayerCurvature | LayerError]:
         """Yield the curvatures of each layer of `directions` that is not in `done`, in any order.
 
         `directions` are u (m, K) and v (n, K) by layer. Which layers are done must not change the
-        values of the others. `draws` is an option of the Monte-Carlo engine. `tell` is called with
-        a few words on what is being computed.
+        values of the others. `mc_samples` is an option of the Monte-Carlo engine.
+        `progress_callback` is called with a few words on what is being computed.
         """
         ...
 

@@ -53,8 +53,8 @@ class Dense(OutputCurvature):
     def sampled(self, draws: Draws) -> Array:
         """Raise `InputError`: the distribution of the targets is not known."""
         raise InputError(
-            "delta 'fisher-mc' draws targets from the model and needs to know its distribution: a "
-            "cross-entropy, a squared error or a logistic loss. Choose 'ggn'."
+            "fisher_type 'fisher-mc' draws targets from the model and needs to know its "
+            "distribution: a cross-entropy, a squared error or a logistic loss. Choose 'ggn'."
         )
 
     def fit(self) -> Fit:

@@ -47,5 +47,5 @@ class Gradient(OutputCurvature):
 
 _NO_ROOTS = (
     "loss_fn: its Hessian in the outputs has no form that is known, and so no root vectors; choose "
-    "delta='empirical'."
+    "fisher_type='empirical'."
 )

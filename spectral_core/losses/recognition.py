@@ -94,5 +94,5 @@ def _check_convex(fit: Fit, eps: float) -> None:
     if smallest < -(eps**0.5) * float(fit.largest):
         raise InputError(
             f"loss_fn: it is not convex in the outputs (curvature {smallest:.3g}), so its "
-            "Gauss-Newton part is no sum of outer products; choose delta='empirical'."
+            "Gauss-Newton part is no sum of outer products; choose fisher_type='empirical'."
         )

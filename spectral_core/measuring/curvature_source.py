@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
+from spectral_core._renamed import by_new_names
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.curvature.certificate import LayerCurvature, way_of
 from spectral_core.curvature.engine import CurvatureRequest, LayerFinding
@@ -46,12 +47,12 @@ def curvatures_of(
             )
         for name in request.directions:
             if name not in request.done:
-                request.tell(name)
+                request.progress_callback(name)
                 yield _by_itself(problem, name, request)
         return
-    for found in problem.layer_curvatures(
+    for found in by_new_names(problem.layer_curvatures)(
         request.directions, request.kind, engine=request.engine, done=request.done,
-        tell=request.tell, **request.options,
+        progress_callback=request.progress_callback, **request.options,
     ):  # fmt: skip
         if isinstance(found, LayerError):
             yield found

@@ -7,15 +7,16 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from spectral_core._renamed import by_new_names
 from spectral_core.alignment.alignment import SpectralAlignment, spectral_alignment
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.products import exact_products
 from spectral_core.curvature.problem import (
     CurvatureProblem,
-    Delta,
+    FisherType,
+    KfacApprox,
     KroneckerFactors,
     LayerInfo,
-    Sharing,
 )
 from spectral_core.errors import LayerError
 
@@ -52,7 +53,7 @@ class FactorSource:
         The layers in the order in which they will be asked for.
     directions : mapping of str to (u, v)
         The directions of each layer, of shapes (m, K) and (n, K).
-    delta, sharing
+    fisher_type, kfac_approx
         The options of `CurvatureProblem.kronecker_factors`.
     """
 
@@ -61,10 +62,10 @@ class FactorSource:
         problem: CurvatureProblem,
         layers: Sequence[LayerInfo],
         directions: Mapping[str, tuple[Any, Any]],
-        delta: Delta,
-        sharing: Sharing,
+        fisher_type: FisherType,
+        kfac_approx: KfacApprox,
     ) -> None:
-        self._problem, self._delta, self._sharing = problem, delta, sharing
+        self._problem, self._fisher_type, self._kfac_approx = problem, fisher_type, kfac_approx
         self._directions = directions
         self._groups = _groups(layers)
         self._found: dict[str, Aligned | LayerError] = {}
@@ -94,8 +95,10 @@ class FactorSource:
         todo = list(group)
         while todo:
             try:
-                factors = self._problem.kronecker_factors(
-                    [layer.name for layer in todo], delta=self._delta, sharing=self._sharing
+                factors = by_new_names(self._problem.kronecker_factors)(
+                    [layer.name for layer in todo],
+                    fisher_type=self._fisher_type,
+                    kfac_approx=self._kfac_approx,
                 )
             except LayerError as error:
                 self._found[error.layer] = error

@@ -8,17 +8,18 @@ from typing import Any, get_args
 
 import numpy as np
 
+from spectral_core._renamed import renamed_arguments
 from spectral_core._version import __version__
 from spectral_core.arrays.numbers import check_confidence
-from spectral_core.curvature.argument_checks import check_draws
+from spectral_core.curvature.argument_checks import check_mc_samples
 from spectral_core.curvature.certificate import Engine
 from spectral_core.curvature.engine import CurvatureRequest
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
-    Delta,
+    FisherType,
+    KfacApprox,
     LayerInfo,
-    Sharing,
 )
 from spectral_core.curvature.result_checks import (
     check_problem,
@@ -41,6 +42,7 @@ from spectral_core.reporting.spectrum import Provenance
 __all__ = ["measure"]
 
 
+@renamed_arguments
 def measure(
     problem: CurvatureProblem,
     layers: LayerSelection = "*",
@@ -48,11 +50,11 @@ def measure(
     top_k: int = 20,
     curvature: CurvatureKind = "hessian",
     engine: Engine = "auto",
-    draws: int = 64,
+    mc_samples: int = 64,
     svd: Decomposition = "exact",
     decompose: bool = False,
-    delta: Delta = "ggn",
-    sharing: Sharing = "expand",
+    fisher_type: FisherType = "ggn",
+    kfac_approx: KfacApprox = "expand",
     confidence: float = 0.95,
     progress: ProgressCallback | bool | None = None,
     resume: str | Path | None = None,
@@ -80,7 +82,7 @@ def measure(
         products, or by random estimates, see `Engine`. ``"auto"`` takes, layer by layer, the
         cheapest that is exact; each layer's `Certificate` names the engine and the evidence that
         its result is right.
-    draws : int
+    mc_samples : int
         The number of random draws of ``engine="monte-carlo"`` for each batch.
     svd : {"exact", "randomized"}
         The algorithm that finds the directions. The randomized one is for layers thousands wide on
@@ -89,9 +91,9 @@ def measure(
         Whether to measure also the Gauss-Newton curvatures and the Kronecker factors, and to split
         α into ``β + φ + κ + ν`` (Theory 5). This takes about twice the time. A layer whose factors
         cannot be had keeps its spectrum, with the reason among its notes.
-    delta : {"ggn", "fisher-mc", "empirical"}
+    fisher_type : {"ggn", "fisher-mc", "empirical"}
         The output gradients that make ``C_δ`` (Theory 4.4).
-    sharing : {"expand", "reduce"}
+    kfac_approx : {"expand", "reduce"}
         The treatment of positions that share a weight in the factors (Theory 4.3).
     confidence : float
         The confidence level of every interval, in (0, 1).
@@ -134,13 +136,13 @@ def measure(
     (['0', 'head'], 5)
     """
     check_problem(problem)
-    _check_arguments(top_k, curvature, confidence, draws, progress)
+    _check_arguments(top_k, curvature, confidence, mc_samples, progress)
     own: tuple[str, ...] = getattr(problem, "engine_names", ())
     _check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
     _check_choice("svd", svd, get_args(Decomposition))
-    _check_choice("delta", delta, get_args(Delta))
-    _check_choice("sharing", sharing, get_args(Sharing))
-    draws = int(draws)
+    _check_choice("fisher_type", fisher_type, get_args(FisherType))
+    _check_choice("kfac_approx", kfac_approx, get_args(KfacApprox))
+    mc_samples = int(mc_samples)
     out = dict(problem.skipped())
     selected = select_layers(checked_layers(problem), layers, skipped=out)
     provenance = Provenance(
@@ -153,8 +155,8 @@ def measure(
         top_k=int(top_k),
         curvature=curvature,
         confidence=confidence,
-        factors={"delta": delta, "sharing": sharing} if decompose else None,
-        engine=engine if engine != "monte-carlo" else f"{engine}, {draws} draws",
+        factors={"delta": fisher_type, "sharing": kfac_approx} if decompose else None,
+        engine=engine if engine != "monte-carlo" else f"{engine}, {mc_samples} draws",
         svd=svd,
     )
     with (
@@ -175,10 +177,12 @@ def measure(
             source = None
             if decompose:
                 todo = [layer for name, layer in layers.items() if name not in journal]
-                source = FactorSource(problem, todo, directions, delta, sharing)
+                source = FactorSource(problem, todo, directions, fisher_type, kfac_approx)
                 source.prepare()
             done = set(journal.spectra)
-            request = CurvatureRequest(directions, curvature, engine, {"draws": draws}, done, tell)
+            request = CurvatureRequest(
+                directions, curvature, engine, {"mc_samples": mc_samples}, done, tell
+            )
             for found in curvatures_of(problem, request, windows, precision):
                 if isinstance(found, LayerError):
                     skipped[found.layer] = found.reason
@@ -234,13 +238,13 @@ def _nothing_measured(selected: int, skipped: Mapping[str, str]) -> SpectralErro
 
 
 def _check_arguments(
-    top_k: int, curvature: str, confidence: float, draws: int, progress: Any
+    top_k: int, curvature: str, confidence: float, mc_samples: int, progress: Any
 ) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
     _check_choice("curvature", curvature, get_args(CurvatureKind))
     check_confidence(confidence)
-    check_draws(draws)
+    check_mc_samples(mc_samples)
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise InputError(
             f"progress: a {type(progress).__name__} cannot be called; pass a function of (done, "

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import array_api_compat
 import numpy as np
 
+from spectral_core._renamed import by_new_names
 from spectral_core.arrays.namespace import as_like, to_numpy
 from spectral_core.errors import InputError, LayerError
 from spectral_core.testing.closed_form import Array, ClosedForm
@@ -219,12 +220,14 @@ class Subject:
             f"{float(off[place]) / size:.2g} of the largest, and {self._tolerance:.2g} is allowed",
         )
 
-    def compare_factors(self, delta: Any, sharing: Any) -> None:
+    def compare_factors(self, fisher_type: Any, kfac_approx: Any) -> None:
         """Compare the Kronecker factors of all layers, which are asked for together."""
-        found = self.problem.kronecker_factors(self.names, delta=delta, sharing=sharing)
+        found = by_new_names(self.problem.kronecker_factors)(
+            self.names, fisher_type=fisher_type, kfac_approx=kfac_approx
+        )
         for layer, name in enumerate(self.names):
-            c_delta, c_a = self.form.factors(layer, delta, sharing)
-            what = f"of {name!r} with delta={delta!r}, sharing={sharing!r}"
+            c_delta, c_a = self.form.factors(layer, fisher_type, kfac_approx)
+            what = f"of {name!r} with fisher_type={fisher_type!r}, kfac_approx={kfac_approx!r}"
             self.compare(f"output_covariance {what}", found[name].output_covariance, c_delta)
             self.compare(f"input_covariance {what}", found[name].input_covariance, c_a)
 
@@ -246,9 +249,9 @@ class Subject:
         for kind in ("hessian", "ggn"):
             with self._trial.may_be_refused(f"{kind} curvatures"):
                 self.compare_curvatures(0, kind)
-        for delta in ("ggn", "empirical"):
-            with self._trial.may_be_refused(f"factors with delta={delta!r}"):
-                self.compare_factors(delta, "expand")
+        for fisher_type in ("ggn", "empirical"):
+            with self._trial.may_be_refused(f"factors with fisher_type={fisher_type!r}"):
+                self.compare_factors(fisher_type, "expand")
 
 
 def directions(form: ClosedForm, layer: int) -> tuple[Array, Array]:

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from spectral_core.curvature.problem import CurvatureKind, Delta, Sharing
+from spectral_core._renamed import renamed_arguments
+from spectral_core.curvature.problem import CurvatureKind, FisherType, KfacApprox
 
 __all__ = ["Batch", "ClosedForm"]
 
@@ -166,8 +167,9 @@ class ClosedForm:
         d = u.T[:, :, None] * v.T[:, None, :]
         return self.second_derivative(layer, d, d, kind)
 
+    @renamed_arguments
     def factors(
-        self, layer: int, delta: Delta = "ggn", sharing: Sharing = "expand"
+        self, layer: int, fisher_type: FisherType = "ggn", kfac_approx: KfacApprox = "expand"
     ) -> tuple[Array, Array]:
         """Return ``C_δ`` (m, m) and ``C_A`` (n, n) of Theory 4.
 
@@ -175,9 +177,9 @@ class ClosedForm:
         """
         seen, a, jacobian = self._rows(layer)
         inner = seen.hessians
-        if delta == "empirical":
+        if fisher_type == "empirical":
             inner = seen.slopes[:, :, None] * seen.slopes[:, None, :]
-        if sharing == "reduce":
+        if kfac_approx == "reduce":
             a, jacobian = a.mean(1, keepdims=True), jacobian.sum(1, keepdims=True)
         c_delta = np.einsum("i,iscm,icd,isdk->mk", seen.weights, jacobian, inner, jacobian)
         c_a = np.einsum("i,isn,isk->nk", seen.weights, a, a) / a.shape[1]

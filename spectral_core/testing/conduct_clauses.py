@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_core._renamed import by_new_names
 from spectral_core.curvature.problem import ManyLayers
 from spectral_core.errors import InputError, LayerError
 from spectral_core.measuring.measurement import measure
@@ -46,10 +47,11 @@ def _everything(subject: Subject) -> Any:
             for each in problem.layer_curvatures(given, kind):
                 found = each if isinstance(each, LayerError) else [each.name, each.values]
                 yield f"{kind} curvatures of all layers", frozen(found)
-    for delta in ("ggn", "fisher-mc", "empirical"):
+    factors = by_new_names(problem.kronecker_factors)
+    for fisher_type in ("ggn", "fisher-mc", "empirical"):
         yield (
-            f"factors with delta={delta!r}",
-            _or_reason(partial(problem.kronecker_factors, names, delta=delta)),
+            f"factors with fisher_type={fisher_type!r}",
+            _or_reason(partial(factors, names, fisher_type=fisher_type)),
         )
     yield "description", frozen(problem.describe())
 

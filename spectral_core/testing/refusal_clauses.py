@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_core._renamed import by_new_names
 from spectral_core.errors import InputError
 from spectral_core.testing.clause import Clause, Subject, Trial
 from spectral_core.testing.closed_form import Array, Batch, ClosedForm
@@ -60,12 +61,14 @@ def _options(trial: Trial) -> None:
     trial.refuses(
         lambda: problem.curvatures(name, u, v, "cubic"), "kind 'cubic'", "'cubic'", "'hessian'"
     )
+    factors = by_new_names(problem.kronecker_factors)
     trial.refuses(
-        lambda: problem.kronecker_factors([name], delta="none"), "delta 'none'", "'none'", "'ggn'"
-    )
+        lambda: factors([name], fisher_type="none"),
+        "fisher_type 'none'", "'none'", "'ggn'",
+    )  # fmt: skip
     trial.refuses(
-        lambda: problem.kronecker_factors([name], sharing="none"),
-        "sharing 'none'", "'none'", "'expand'",
+        lambda: factors([name], kfac_approx="none"),
+        "kfac_approx 'none'", "'none'", "'expand'",
     )  # fmt: skip
 
 
@@ -124,7 +127,7 @@ CLAUSES = (
         "directions that do not fit are refused, with the layer, their shapes and the right ones",
         _direction_shapes,
     ),
-    Clause("options", "a kind, delta or sharing that there is not is refused", _options),
+    Clause("options", "an unknown kind, Fisher type or KFAC approximation is refused", _options),
     Clause("not a number", "NaN in data or weights is refused", _not_a_number),
     Clause(
         "no data", "no batches are refused; a batch without samples too, or it changes nothing",

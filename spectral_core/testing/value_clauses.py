@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_core._renamed import by_new_names
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.curvature.problem import CurvatureKind, ManyLayers
 from spectral_core.errors import LayerError
@@ -146,25 +147,27 @@ def _compare_together(trial: Trial, subject: Subject, kind: CurvatureKind) -> No
 def _factors(trial: Trial) -> None:
     for name in ("quadratic", "linear network", "softmax regression", "curved network"):
         subject = trial.problem(closed_forms()[name])
-        for delta in ("ggn", "empirical"):
-            with trial.may_be_refused(f"factors with delta={delta!r}"):
-                subject.compare_factors(delta, "expand")
+        for fisher_type in ("ggn", "empirical"):
+            with trial.may_be_refused(f"factors with fisher_type={fisher_type!r}"):
+                subject.compare_factors(fisher_type, "expand")
 
 
 def _shared_positions(trial: Trial) -> None:
     subject = trial.problem(closed_forms()["positions"])
-    for sharing in ("expand", "reduce"):
-        for delta in ("ggn", "empirical"):
-            with trial.may_be_refused(f"factors with delta={delta!r}, sharing={sharing!r}"):
-                subject.compare_factors(delta, sharing)
+    for kfac_approx in ("expand", "reduce"):
+        for fisher_type in ("ggn", "empirical"):
+            what = f"factors with fisher_type={fisher_type!r}, kfac_approx={kfac_approx!r}"
+            with trial.may_be_refused(what):
+                subject.compare_factors(fisher_type, kfac_approx)
 
 
 def _drawn_factors(trial: Trial) -> None:
     form = closed_forms()["softmax regression"]
     subject = trial.problem(form)
     (name,) = subject.names
-    with trial.may_be_refused("factors with delta='fisher-mc'"):
-        found = subject.problem.kronecker_factors([name], delta="fisher-mc")[name]
+    with trial.may_be_refused("factors with fisher_type='fisher-mc'"):
+        factors = by_new_names(subject.problem.kronecker_factors)
+        found = factors([name], fisher_type="fisher-mc")[name]
         exact, c_a = form.factors(0)
         subject.compare(f"input_covariance of {name!r}", found.input_covariance, c_a)
         drawn = subject.values("output_covariance", found.output_covariance, exact.shape)
@@ -178,7 +181,7 @@ def _drawn_factors(trial: Trial) -> None:
         trial.require(
             off <= DRAWN_ERRORS * told < DRAWN_ERRORS * _root_mean_square(u, exact),
             f"found C_δ off by {off:.3g} with a standard error of {told:.3g} stated; expected an "
-            f"estimate of that of delta='ggn' within {DRAWN_ERRORS} of them",
+            f"estimate of that of fisher_type='ggn' within {DRAWN_ERRORS} of them",
         )
 
 
@@ -208,7 +211,7 @@ CLAUSES = (
     Clause("factors", "C_δ and C_A, where offered, are exact and normalised", _factors),
     Clause(
         "shared positions",
-        "positions that share a weight enter the factors as sharing says",
+        "positions that share a weight enter the factors as the KFAC approximation says",
         _shared_positions,
     ),
     Clause(

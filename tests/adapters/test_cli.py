@@ -94,7 +94,15 @@ def test_measure_show_plot(folder, capsys):
 
 
 def test_decomposition(folder, capsys):
-    options = ["--decompose", "--delta", "empirical", "--sharing", "reduce", "--plots", "figures"]
+    options = [
+        "--decompose",
+        "--fisher-type",
+        "empirical",
+        "--kfac-approx",
+        "reduce",
+        "--plots",
+        "figures",
+    ]
     assert main(["measure", "experiment.py:problem", "--top-k", "5", *options]) == 0
     assert "α = β + φ + κ + ν" in capsys.readouterr().out
     report = sc.SpectralReport.load("report.json")

@@ -10,7 +10,9 @@ pytest.importorskip("sklearn")
 
 def test_demo(tmp_path):
     told = []
-    runs = run_demo(tmp_path, epochs=2, samples=64, top_k=4, progress=False, tell=told.append)
+    runs = run_demo(
+        tmp_path, epochs=2, samples=64, top_k=4, progress=False, progress_callback=told.append
+    )
     assert [run.name for run in runs] == ["cnn", "transformer"] and len(told) == 4
     for run in runs:
         assert run.test_accuracy > 0.3  # a tenth would be chance

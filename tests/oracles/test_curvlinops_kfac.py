@@ -77,7 +77,9 @@ def test_cross_entropy(network, delta, sharing, monkeypatch):
         )  # fmt: skip
         problem = CurvatureProblem(model, F.cross_entropy, batches)
         names = [layer.name for layer in problem.layers()]
-        found = problem.kronecker_factors(names, delta=delta, sharing=sharing, draws=4)
+        found = problem.kronecker_factors(
+            names, fisher_type=delta, kfac_approx=sharing, mc_samples=4
+        )
     drawn = iter(labels)
     monkeypatch.setattr(
         curvlinops.KFACLinearOperator, "draw_label", lambda self, output: next(drawn).squeeze(1)
@@ -106,7 +108,7 @@ def test_other_losses(loss):
     problem = CurvatureProblem(model, loss, batches)
     names = [layer.name for layer in problem.layers()]
     for delta in ("ggn", "empirical"):
-        found = problem.kronecker_factors(names, delta=delta)
+        found = problem.kronecker_factors(names, fisher_type=delta)
         _, gradients, _ = kfac(model, loss, batches, "expand", fisher_type=TYPES[delta])
         for name in names:
             torch.testing.assert_close(

@@ -76,7 +76,7 @@ def demo(output: str, seed: int, debug: bool) -> None:
 
     console = _console()
     with _progress() as progress:
-        runs = run_demo(output, seed=seed, progress=progress, tell=console.print)
+        runs = run_demo(output, seed=seed, progress=progress, progress_callback=console.print)
     for result in runs:
         console.rule(result.name)
         _show(result.report, console)
@@ -99,9 +99,11 @@ def demo(output: str, seed: int, debug: bool) -> None:
 @click.option("--svd", type=click.Choice(get_args(Decomposition)), default="exact",
               show_default=True, help="How the directions are found.")  # fmt: skip
 @click.option("--decompose", is_flag=True, help="Split α into β + φ + κ + ν.")
-@click.option("--delta", type=click.Choice(["ggn", "fisher-mc", "empirical"]), default="ggn",
+@click.option("--fisher-type", "--delta", "fisher_type", default="ggn",
+              type=click.Choice(["ggn", "fisher-mc", "empirical"]),
               show_default=True, help="Output gradients of the Kronecker factors.")  # fmt: skip
-@click.option("--sharing", type=click.Choice(["expand", "reduce"]), default="expand",
+@click.option("--kfac-approx", "--sharing", "kfac_approx", default="expand",
+              type=click.Choice(["expand", "reduce"]),
               show_default=True, help="How shared positions enter the factors.")  # fmt: skip
 @click.option("--output", default="report.json", show_default=True, help="Report to write.")
 @click.option("--plots", help="Folder for the figures.")
@@ -116,8 +118,8 @@ def measure(
     engine: Engine,
     svd: Decomposition,
     decompose: bool,
-    delta: str,
-    sharing: str,
+    fisher_type: str,
+    kfac_approx: str,
     output: str,
     plots: str | None,
     fresh: bool,
@@ -141,8 +143,8 @@ def measure(
             engine=engine,
             svd=svd,
             decompose=decompose,
-            delta=delta,  # type: ignore[arg-type]
-            sharing=sharing,  # type: ignore[arg-type]
+            fisher_type=fisher_type,  # type: ignore[arg-type]
+            kfac_approx=kfac_approx,  # type: ignore[arg-type]
             progress=progress,
             resume=journal,
         )

@@ -10,6 +10,7 @@ from statistics import median
 import spectral_core as sc
 from spectral_adapters.plots import save_figures
 from spectral_core._extras import require
+from spectral_core._renamed import renamed_arguments
 from spectral_core.measuring.progress import ProgressCallback
 
 __all__ = ["DemoRun", "find_sentences", "run_demo"]
@@ -38,6 +39,7 @@ class DemoRun:
     files: tuple[Path, ...]
 
 
+@renamed_arguments
 def run_demo(
     output: str | Path,
     *,
@@ -46,7 +48,7 @@ def run_demo(
     samples: int = 512,
     top_k: int = 20,
     progress: ProgressCallback | bool | None = None,
-    tell: Callable[[str], None] = print,
+    progress_callback: Callable[[str], None] = print,
 ) -> list[DemoRun]:
     """Train, measure and plot a CNN and a transformer on scikit-learn's 8×8 digits.
 
@@ -64,12 +66,12 @@ def run_demo(
         The number of directions per layer.
     progress : callable, bool or None
         The option of `spectral_core.measure`.
-    tell : callable
-        A function that receives a line at each step.
+    progress_callback : callable
+        A function that is called with each line on what was done; by default the line is printed.
 
     Examples
     --------
-    >>> runs = run_demo("demo", epochs=1, samples=32, top_k=3, tell=lambda line: None)
+    >>> runs = run_demo("demo", epochs=1, samples=32, top_k=3, progress_callback=lambda line: None)
     >>> [run.name for run in runs]
     ['cnn', 'transformer']
     """
@@ -80,10 +82,10 @@ def run_demo(
     digits = networks.load_digits(seed)
     runs = []
     for name, build in (("cnn", networks.cnn), ("transformer", networks.Transformer)):
-        tell(f"{name}: training on {len(digits.train[1])} digits")
+        progress_callback(f"{name}: training on {len(digits.train[1])} digits")
         model = networks.trained(build, digits.train, epochs, seed)
         train, test = (networks.accuracy(model, part) for part in (digits.train, digits.test))
-        tell(f"{name}: {train:.1%} of training and {test:.1%} of test digits right")
+        progress_callback(f"{name}: {train:.1%} of training and {test:.1%} of test digits right")
         problem = networks.problem(model, digits.train, samples)
         report = sc.measure(problem, top_k=top_k, progress=progress)
         report.save(Path(output) / name / "report.json")

@@ -6,18 +6,19 @@ from typing import Any
 
 import array_api_compat
 
+from spectral_core._renamed import by_new_names, renamed_arguments
 from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.arrays.plain import plain
 from spectral_core.curvature.certificate import Engine, LayerCurvature, way_of
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
-    Delta,
+    FisherType,
+    KfacApprox,
     KnowsRounding,
     KroneckerFactors,
     LayerInfo,
     ManyLayers,
-    Sharing,
 )
 from spectral_core.errors import InputError, LayerError
 
@@ -116,11 +117,18 @@ class _ThroughDLPack:
         """Return ``<D_k, H[D_k]>`` along ``u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K)."""
         return self._out(self._problem.curvatures(layer, self._in(u), self._in(v), kind))
 
+    @renamed_arguments
     def kronecker_factors(
-        self, layers: Sequence[str], *, delta: Delta = "ggn", sharing: Sharing = "expand"
+        self,
+        layers: Sequence[str],
+        *,
+        fisher_type: FisherType = "ggn",
+        kfac_approx: KfacApprox = "expand",
     ) -> dict[str, KroneckerFactors]:
         """Return the factors of each named layer (Theory 4)."""
-        found = self._problem.kronecker_factors(layers, delta=delta, sharing=sharing)
+        found = by_new_names(self._problem.kronecker_factors)(
+            layers, fisher_type=fisher_type, kfac_approx=kfac_approx
+        )
         return {
             name: replace(
                 factors,
@@ -161,26 +169,32 @@ class _ThroughDLPack:
 class _ManyThroughDLPack(_ThroughDLPack):
     """The problem, with its engines too."""
 
+    @renamed_arguments
     def layer_curvatures(
         self,
         directions: Mapping[str, tuple[Array, Array]],
         kind: CurvatureKind = "hessian",
         *,
         engine: Engine = "auto",
-        draws: int = 64,
+        mc_samples: int = 64,
         done: Collection[str] = (),
-        tell: Callable[[str], None] | None = None,
+        progress_callback: Callable[[str], None] | None = None,
     ) -> Iterator[LayerCurvature | LayerError]:
         """Yield the curvatures of each layer, by the problem's own engines if it has some.
 
         Parameters
         ----------
-        directions, kind, engine, draws, done, tell
+        directions, kind, engine, mc_samples, done, progress_callback
             The same arguments as those of `ManyLayers.layer_curvatures`.
         """
         own = {name: (self._in(u), self._in(v)) for name, (u, v) in directions.items()}
-        for found in self._problem.layer_curvatures(
-            own, kind, engine=engine, draws=draws, done=done, tell=tell
+        for found in by_new_names(self._problem.layer_curvatures)(
+            own,
+            kind,
+            engine=engine,
+            mc_samples=mc_samples,
+            done=done,
+            progress_callback=progress_callback,
         ):
             if isinstance(found, LayerError):
                 yield found

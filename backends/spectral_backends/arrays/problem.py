@@ -181,7 +181,10 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
         """Return the factors from `rows`, which are exact."""
         if self._rows is None:
             raise LayerError(layers[0].info.name, "no Kronecker factors without rows=; see `Rows`.")
-        sums = {p.info.name: RowSums(p.info.name, options.delta, options.sharing) for p in layers}
+        sums = {
+            p.info.name: RowSums(p.info.name, options.fisher_type, options.kfac_approx)
+            for p in layers
+        }
         for batch, _ in self._data:
             for layer in layers:
                 rows = called(self._rows, (layer.info.name,), batch)

@@ -8,14 +8,15 @@ import array_api_compat
 from spectral_backends.arrays.differences import norm
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.rows import Rows, RowSums, ggn_along, gradient_of
+from spectral_core._renamed import renamed_arguments
 from spectral_core.arrays.namespace import Array, floating
 from spectral_core.curvature.argument_checks import check_direction_shapes, find_layer
 from spectral_core.curvature.problem import (
     CurvatureKind,
-    Delta,
+    FisherType,
+    KfacApprox,
     KroneckerFactors,
     LayerInfo,
-    Sharing,
 )
 from spectral_core.errors import InputError, LayerError
 
@@ -139,8 +140,13 @@ class RecordedProblem:
             total = total + ggn_along(rows, u, v)
         return total / sum(rows.n_terms for rows in batches)
 
+    @renamed_arguments
     def kronecker_factors(
-        self, layers: Sequence[str], *, delta: Delta = "ggn", sharing: Sharing = "expand"
+        self,
+        layers: Sequence[str],
+        *,
+        fisher_type: FisherType = "ggn",
+        kfac_approx: KfacApprox = "expand",
     ) -> dict[str, KroneckerFactors]:
         """Return ``C_δ`` and ``C_A`` of each named layer (Theory 4).
 
@@ -149,11 +155,11 @@ class RecordedProblem:
         InputError
             If a name is no layer, or an option is unknown.
         LayerError
-            If a layer lacks the output gradients that `delta` asks for.
+            If a layer lacks the output gradients that `fisher_type` asks for.
         """
         found = {}
         for name in layers:
-            sums = RowSums(name, delta, sharing)
+            sums = RowSums(name, fisher_type, kfac_approx)
             for rows in self._batches(name):
                 sums.add(rows)
             found[name] = sums.factors()

@@ -6,7 +6,7 @@ from typing import Any
 import array_api_compat
 
 from spectral_core.arrays.namespace import Array, device_of, floating
-from spectral_core.curvature.problem import Delta, KroneckerFactors, Sharing
+from spectral_core.curvature.problem import FisherType, KfacApprox, KroneckerFactors
 from spectral_core.errors import InputError, LayerError
 
 __all__ = ["RowSums", "Rows", "ggn_along", "gradient_of"]
@@ -22,10 +22,11 @@ class Rows:
         The inputs a. S positions share the weight: tokens, places of a convolution.
     output_gradients : array, shape (B, m) or (B, S, m), optional
         The gradients δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a
-        mean. They make the gradient, and ``C_δ`` with ``delta="empirical"``.
+        mean. They make the gradient, and ``C_δ`` with ``fisher_type="empirical"``.
     root_gradients : array, shape (C, B, m) or (C, B, S, m), optional
         The GGN columns: columns of ``J_iᵀ S_i`` with ``S_i S_iᵀ`` the Hessian of the loss in the
-        outputs, un-reduced (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with ``delta="ggn"``.
+        outputs, un-reduced (Theory 4.4). They make ``h^GGN``, and ``C_δ`` with
+        ``fisher_type="ggn"``.
     terms : array, shape (B,), optional
         The number of loss terms of each sample. By default it is one.
 
@@ -132,18 +133,21 @@ class RowSums:
     ----------
     layer : str
         The name of the layer, for messages.
-    delta, sharing
+    fisher_type, kfac_approx
         The options of `CurvatureProblem.kronecker_factors`.
     """
 
-    def __init__(self, layer: str, delta: Delta, sharing: Sharing) -> None:
-        if delta not in ("ggn", "fisher-mc", "empirical"):
+    def __init__(self, layer: str, fisher_type: FisherType, kfac_approx: KfacApprox) -> None:
+        if fisher_type not in ("ggn", "fisher-mc", "empirical"):
             raise InputError(
-                f"delta: {delta!r} is unknown; choose 'ggn', 'fisher-mc' or 'empirical'."
+                f"fisher_type: {fisher_type!r} is unknown; choose 'ggn', 'fisher-mc' or "
+                "'empirical'."
             )
-        if sharing not in ("expand", "reduce"):
-            raise InputError(f"sharing: {sharing!r} is unknown; choose 'expand' or 'reduce'.")
-        self._layer, self._delta, self._sharing = layer, delta, sharing
+        if kfac_approx not in ("expand", "reduce"):
+            raise InputError(
+                f"kfac_approx: {kfac_approx!r} is unknown; choose 'expand' or 'reduce'."
+            )
+        self._layer, self._fisher_type, self._kfac_approx = layer, fisher_type, kfac_approx
         self._inputs: Any = 0.0
         self._outputs: Any = 0.0
         self._positions = self._terms = 0.0
@@ -154,11 +158,11 @@ class RowSums:
         Raises
         ------
         LayerError
-            If the output gradients that `delta` asks for are not there.
+            If the output gradients that `fisher_type` asks for are not there.
         """
         xp = array_api_compat.array_namespace(rows.inputs)
         deltas, inputs, positions = self._deltas(xp, rows), rows.inputs, rows.inputs.shape[1]
-        if self._sharing == "reduce":
+        if self._kfac_approx == "reduce":
             inputs = xp.mean(inputs, axis=1, keepdims=True)
             deltas = xp.sum(deltas, axis=2, keepdims=True)
             positions = 1
@@ -180,16 +184,18 @@ class RowSums:
         )
 
     def _deltas(self, xp: Any, rows: Rows) -> Array:
-        if self._delta == "empirical" and rows.output_gradients is not None:
+        if self._fisher_type == "empirical" and rows.output_gradients is not None:
             return rows.output_gradients[None, ...]
-        if self._delta == "ggn" and rows.root_gradients is not None:
+        if self._fisher_type == "ggn" and rows.root_gradients is not None:
             return rows.root_gradients
         needed = {
-            "ggn": "pass its root_gradients, or delta='empirical'",
-            "empirical": "pass its output_gradients, or delta='ggn'",
+            "ggn": "pass its root_gradients, or fisher_type='empirical'",
+            "empirical": "pass its output_gradients, or fisher_type='ggn'",
             "fisher-mc": "arrays have no model to draw targets from; choose 'ggn' or 'empirical'",
-        }[self._delta]
-        raise LayerError(self._layer, f"no factors with delta={self._delta!r}: {needed}.")
+        }[self._fisher_type]
+        raise LayerError(
+            self._layer, f"no factors with fisher_type={self._fisher_type!r}: {needed}."
+        )
 
 
 def _flat(xp: Any, rows: Array) -> Array:

@@ -68,7 +68,7 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
     ) -> Iterator[LayerFinding | LayerError]:
         """Yield the curvatures of one layer after the other."""
         for layer in request.todo(layers):
-            request.tell(layer.info.name)
+            request.progress_callback(layer.info.name)
             u, v = request.directions[layer.info.name]
             try:
                 found = self._found(layer, u, v)

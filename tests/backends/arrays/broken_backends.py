@@ -12,7 +12,7 @@ from spectral_core.testing import Batch
 
 
 def drawn(found):
-    """Return a Monte-Carlo estimate of a factor as `delta="fisher-mc"` would, by a fixed seed."""
+    """Return a Monte-Carlo estimate of a factor as `fisher_type="fisher-mc"` would, by a fixed seed."""
     c_delta = found.output_covariance
     root = np.linalg.cholesky(c_delta + 1e-12 * np.eye(len(c_delta)))
     rows = np.random.default_rng(0).standard_normal((400, len(c_delta))) @ root.T
@@ -42,13 +42,20 @@ class Correct:
     def curvatures(self, layer, u, v, kind="hessian"):
         return self.problem.curvatures(layer, u, v, kind)
 
-    def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
-        of = "ggn" if delta == "fisher-mc" else delta
-        found = self.problem.kronecker_factors(layers, delta=of, sharing=sharing)
-        return {n: drawn(f) for n, f in found.items()} if delta == "fisher-mc" else found
+    def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
+        of = "ggn" if fisher_type == "fisher-mc" else fisher_type
+        found = self.problem.kronecker_factors(layers, fisher_type=of, kfac_approx=kfac_approx)
+        return {n: drawn(f) for n, f in found.items()} if fisher_type == "fisher-mc" else found
 
     def layer_curvatures(
-        self, directions, kind="hessian", *, engine="auto", draws=64, done=(), tell=None
+        self,
+        directions,
+        kind="hessian",
+        *,
+        engine="auto",
+        mc_samples=64,
+        done=(),
+        progress_callback=None,
     ):
         for name, (u, v) in directions.items():
             if name not in done:
@@ -121,8 +128,8 @@ class AllLayersAgain(Correct):
 class ReducedGradients(Correct):
     """δ of the mean loss and not of its terms: C_δ is 1/N of what it should be."""
 
-    def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
-        found = super().kronecker_factors(layers, delta=delta, sharing=sharing)
+    def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
+        found = super().kronecker_factors(layers, fisher_type=fisher_type, kfac_approx=kfac_approx)
         return {
             name: replace(f, output_covariance=f.output_covariance / self.form.n_terms)
             for name, f in found.items()
@@ -130,15 +137,15 @@ class ReducedGradients(Correct):
 
 
 class ExpandForReduce(Correct):
-    def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
-        sharing = "expand" if sharing == "reduce" else sharing
-        return super().kronecker_factors(layers, delta=delta, sharing=sharing)
+    def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
+        kfac_approx = "expand" if kfac_approx == "reduce" else kfac_approx
+        return super().kronecker_factors(layers, fisher_type=fisher_type, kfac_approx=kfac_approx)
 
 
 class TooSure(Correct):
-    def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
-        found = super().kronecker_factors(layers, delta=delta, sharing=sharing)
-        if delta != "fisher-mc":
+    def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
+        found = super().kronecker_factors(layers, fisher_type=fisher_type, kfac_approx=kfac_approx)
+        if fisher_type != "fisher-mc":
             return found
         return {n: replace(f, output_noise=f.output_noise / 100) for n, f in found.items()}
 

@@ -4,6 +4,7 @@ import importlib
 from functools import partial
 
 import array_forms
+import broken_backends
 import numpy as np
 import pytest
 
@@ -32,6 +33,23 @@ def test_of_every_library(clause, xp):
     own = xp.library if xp.library in ("numpy", "cupy") else "arrays"
     problem = importlib.import_module(f"spectral_backends.{own}").CurvatureProblem
     check(clause, partial(array_forms.make, array=xp.array, problem=problem))
+
+
+class FactorsOfVersion01(broken_backends.Correct):
+    """A backend whose factors take the names of version 0.1."""
+
+    def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
+        return super().kronecker_factors(layers, fisher_type=delta, kfac_approx=sharing)
+
+
+FACTOR_CLAUSES = ("factors", "shared positions", "drawn factors", "options", "determinism")
+
+
+@pytest.mark.parametrize(
+    "clause", [clause for clause in testing.clauses() if clause.name in FACTOR_CLAUSES], ids=str
+)
+def test_a_backend_that_takes_former_names(clause):
+    assert not clause.check(partial(broken_backends.correct, problem=FactorsOfVersion01))
 
 
 @CLAUSES

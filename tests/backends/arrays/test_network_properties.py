@@ -44,7 +44,7 @@ class Built:
         return self.network.problem(self.params, [self.batch(part) for part in parts])
 
     def factors(self, layer, delta="ggn", cut=None):
-        found = self.problem(cut).kronecker_factors([layer], delta=delta)[layer]
+        found = self.problem(cut).kronecker_factors([layer], fisher_type=delta)[layer]
         return [self.numpy(c) for c in (found.output_covariance, found.input_covariance)]
 
     def gradient(self, layer, take=slice(None)):

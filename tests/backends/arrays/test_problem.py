@@ -191,7 +191,7 @@ def test_totals_do_not_depend_on_the_batches(cuts, way):
     def values(batches):
         if way == "by hand":
             problem = network.problem(params, batches)
-            factors = problem.kronecker_factors(["0"], delta="ggn")["0"]
+            factors = problem.kronecker_factors(["0"], fisher_type="ggn")["0"]
             extra = [factors.output_covariance.ravel(), factors.input_covariance.ravel()]
             extra.append(problem.curvatures("0", u, v, "ggn"))
         else:

@@ -50,7 +50,7 @@ def test_sums_are_those_of_the_theory(delta, sharing):
     )
     deltas = roots if delta == "ggn" else true[None]
     c_delta, c_a, _ = literal(a, deltas, u, v, sharing)
-    factors = problem.kronecker_factors(["w"], delta=delta, sharing=sharing)["w"]
+    factors = problem.kronecker_factors(["w"], fisher_type=delta, kfac_approx=sharing)["w"]
     np.testing.assert_allclose(factors.output_covariance, c_delta, rtol=1e-13, atol=1e-15)
     np.testing.assert_allclose(factors.input_covariance, c_a, rtol=1e-13, atol=1e-15)
     h = literal(a, roots, u, v, "expand")[2]
@@ -198,11 +198,11 @@ REFUSED = {
     "terms": (lambda: Rows(A, TRUE, terms=np.ones(5)), r"terms.*\(6,\)"),
     "integers": (lambda: Rows(np.ones((2, 3), int)), "dtype int"),
     "delta": (
-        lambda: RecordedProblem({"w": Rows(A, TRUE)}).kronecker_factors(["w"], delta="mc"), "delta"
+        lambda: RecordedProblem({"w": Rows(A, TRUE)}).kronecker_factors(["w"], fisher_type="mc"), "fisher_type"
     ),
     "sharing": (
-        lambda: RecordedProblem({"w": Rows(A, TRUE)}).kronecker_factors(["w"], sharing="mean"),
-        "sharing",
+        lambda: RecordedProblem({"w": Rows(A, TRUE)}).kronecker_factors(["w"], kfac_approx="mean"),
+        "kfac_approx",
     ),
     "name": (lambda: RecordedProblem({"w": Rows(A, TRUE)}).gradients(["v"]), "there is none"),
 }  # fmt: skip
@@ -222,8 +222,8 @@ def test_what_arrays_do_not_say_is_named():
     with pytest.raises(sc.SpectralError, match="without root_gradients"):
         sc.measure(problem, top_k=3, curvature="ggn")
     for delta in ("ggn", "fisher-mc"):
-        with pytest.raises(sc.LayerError, match="no factors with delta"):
-            problem.kronecker_factors(["w"], delta=delta)
+        with pytest.raises(sc.LayerError, match="no factors with fisher_type"):
+            problem.kronecker_factors(["w"], fisher_type=delta)
 
 
 @pytest.mark.not_in("jit")  # rows are checked by their values

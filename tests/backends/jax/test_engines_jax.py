@@ -197,7 +197,7 @@ def test_samples_are_found_on_any_axis(axes):
     u, v = new(5, 2), new(4, 2)
     (finding,) = problem.layer_curvatures({"w": (u, v)}, engine="columns")
     np.testing.assert_allclose(finding.values, problem.curvatures("w", u, v), rtol=1e-11)
-    reduced = problem.kronecker_factors(["w"], sharing="reduce")["w"]
+    reduced = problem.kronecker_factors(["w"], kfac_approx="reduce")["w"]
     rows = np.asarray(x).mean(1)
     np.testing.assert_allclose(reduced.input_covariance, rows.T @ rows / 6, rtol=1e-11)
 

@@ -114,7 +114,7 @@ def test_5_4_without_sharing_from_per_sample_derivatives():
         np.asarray(jax.grad(lambda s, i=i: cross_entropy(jnp.tanh(s) @ params["head"], y[i]))(x[i] @ params["hidden"]))
         for i in range(10)
     ])  # fmt: skip
-    empirical = problem.kronecker_factors(["hidden"], delta="empirical")["hidden"]
+    empirical = problem.kronecker_factors(["hidden"], fisher_type="empirical")["hidden"]
     close(empirical.output_covariance, g.T @ g / 10)
 
 
@@ -135,7 +135,7 @@ def test_shared_positions_from_jacobians(sharing, loss):
 
     y = new.labels(3, *((samples, tokens) if loss == "tokens" else (samples,)))
     problem = CurvatureProblem((forward, cross_entropy), params, [(x, y)])
-    factors = problem.kronecker_factors(["w"], sharing=sharing)["w"]
+    factors = problem.kronecker_factors(["w"], kfac_approx=sharing)["w"]
     terms = y.size
     c_delta = np.zeros((6, 6))
     for i in range(samples):
@@ -185,7 +185,7 @@ def test_a_convolution_has_the_factors_of_a_product_with_its_patches(sharing):
     one = CurvatureProblem((convolved, cross_entropy), [kernel, head], batches)
     other = CurvatureProblem((written_out, cross_entropy), [flat, head], batches)
     for name in ("0", "1"):
-        a, b = (p.kronecker_factors([name], sharing=sharing)[name] for p in (one, other))
+        a, b = (p.kronecker_factors([name], kfac_approx=sharing)[name] for p in (one, other))
         close(a.output_covariance, b.output_covariance)
         close(a.input_covariance, b.input_covariance)
 
@@ -235,8 +235,12 @@ def test_draws_are_unbiased_and_say_their_error(delta):
     new = Numbers(5)
     params, x, y = perceptron_params(new), new(6, 5), new.labels(4, 6)
     problem = CurvatureProblem((perceptron, cross_entropy), params, [(x, y)])
-    exact = problem.kronecker_factors(["hidden"], delta="ggn" if delta == "fisher-mc" else delta)
-    drawn = problem.kronecker_factors(["hidden"], delta=delta, draws=4000, max_columns=0)["hidden"]
+    exact = problem.kronecker_factors(
+        ["hidden"], fisher_type="ggn" if delta == "fisher-mc" else delta
+    )
+    drawn = problem.kronecker_factors(
+        ["hidden"], fisher_type=delta, mc_samples=4000, max_columns=0
+    )["hidden"]
     c, noise = (np.asarray(a) for a in (exact["hidden"].output_covariance, drawn.output_noise))
     off = np.asarray(drawn.output_covariance) - c
     assert "4000 draws" in drawn.notes[0]
@@ -261,7 +265,7 @@ def test_samples_that_meet_are_drawn_and_a_tied_matrix_says_what_is_left_out():
     flat = CurvatureProblem(
         (flattened, case.loss), case.params, batches, weight=lambda batch: batch[1].size
     )
-    drawn = flat.kronecker_factors(["up"], draws=2000)["up"]
+    drawn = flat.kronecker_factors(["up"], mc_samples=2000)["up"]
     assert "Monte-Carlo" in drawn.notes[0]
     off = np.asarray(drawn.output_covariance - factors["up"].output_covariance)
     assert np.linalg.norm(off) < 0.2 * np.linalg.norm(factors["up"].output_covariance)

@@ -168,7 +168,7 @@ def test_factors(other, network_name, delta, sharing):
     ours, theirs = problem("torch", network_name), problem(other, network_name)
     layers = [layer.name for layer in sc.select_layers(ours.layers(), MEASURED[network_name])]
     expected, found = (
-        p.kronecker_factors(layers, delta=delta, sharing=sharing) for p in (ours, theirs)
+        p.kronecker_factors(layers, fisher_type=delta, kfac_approx=sharing) for p in (ours, theirs)
     )
     assert expected.keys() == found.keys() == set(layers)
     for layer, right in expected.items():

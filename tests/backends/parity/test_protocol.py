@@ -262,7 +262,9 @@ def net_name(net):
 def test_factors(backend, name, layer, delta, sharing):
     net = network(name)
     expected = dense_factors(net, layer, delta, sharing)
-    found = problem(backend, name).kronecker_factors([layer], delta=delta, sharing=sharing)[layer]
+    found = problem(backend, name).kronecker_factors(
+        [layer], fisher_type=delta, kfac_approx=sharing
+    )[layer]
     assert found.output_noise is None
     for factor, right in zip(
         (found.output_covariance, found.input_covariance), expected, strict=True

@@ -38,7 +38,7 @@ def factors(backend, loss, data, delta, **options):
         options["params"] = {"w": library.from_numpy(W)}
     else:
         arguments = ((lambda p, x: x @ p["w"].T, reduced), {"w": W}, [data])
-    (found,) = problem(*arguments, **options).kronecker_factors(["w"], delta=delta).values()
+    (found,) = problem(*arguments, **options).kronecker_factors(["w"], fisher_type=delta).values()
     return [to_numpy(each) for each in (found.output_covariance, found.input_covariance)]
 
 

@@ -157,7 +157,7 @@ def test_certificates_are_saved(tmp_path):
         report.save(tmp_path / "r.json")
         assert sc.SpectralReport.load(tmp_path / "r.json").to_dict() == report.to_dict()
         assert report.provenance.engine == engine
-    sampled = sc.measure(problem, top_k=3, engine="monte-carlo", curvature="ggn", draws=4)
+    sampled = sc.measure(problem, top_k=3, engine="monte-carlo", curvature="ggn", mc_samples=4)
     sampled.save(tmp_path / "r.json")
     loaded = sc.SpectralReport.load(tmp_path / "r.json")["first"].certificate
     np.testing.assert_array_equal(

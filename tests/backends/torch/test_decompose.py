@@ -28,7 +28,7 @@ def network(**options):
 @pytest.mark.parametrize("delta", ["ggn", "fisher-mc", "empirical"])
 def test_the_terms_add_up_and_are_what_they_are_called(delta, sharing):
     problem = network()
-    report = sc.measure(problem, top_k=6, decompose=True, delta=delta, sharing=sharing)
+    report = sc.measure(problem, top_k=6, decompose=True, fisher_type=delta, kfac_approx=sharing)
     assert report.provenance.factors == {"delta": delta, "sharing": sharing}
     for name, spectrum in report.items():
         fits = spectrum.decomposition
@@ -37,7 +37,7 @@ def test_the_terms_add_up_and_are_what_they_are_called(delta, sharing):
         g = problem.gradients([name])[name]
         u, _, vh = torch.linalg.svd(g, full_matrices=False)
         u, v = u[:, :6], vh.T[:, :6]
-        factors = problem.kronecker_factors([name], delta=delta, sharing=sharing)[name]
+        factors = problem.kronecker_factors([name], fisher_type=delta, kfac_approx=sharing)[name]
         c_delta, c_a = factors.output_covariance, factors.input_covariance
         kron = torch.diag(u.T @ c_delta @ u) * torch.diag(v.T @ c_a @ v)
         ggn = problem.curvatures(name, u, v, "ggn")
@@ -182,11 +182,11 @@ def test_gauss_newton_curvature_has_no_residual_term():
 
 
 def test_the_monte_carlo_error_is_in_the_notes():
-    report = sc.measure(network(), "3", top_k=5, decompose=True, delta="fisher-mc")
+    report = sc.measure(network(), "3", top_k=5, decompose=True, fisher_type="fisher-mc")
     assert any("standard error of uᵀ C_δ u" in note for note in report["3"].notes)
 
 
-@pytest.mark.parametrize(("option", "value"), [("delta", "x"), ("sharing", "x")])
+@pytest.mark.parametrize(("option", "value"), [("fisher_type", "x"), ("kfac_approx", "x")])
 def test_unknown_options_before_any_work(option, value, monkeypatch):
     problem = network()
     monkeypatch.setattr(CurvatureProblem, "gradients", None)

@@ -119,7 +119,7 @@ def test_samples_behind_are_noticed_whatever_the_sizes(length):
     (found,) = problem.layer_curvatures({"inner.first": (u, v)}, "ggn", engine="columns")
     assert isinstance(found, LayerError) and "samples" in found.reason
     with pytest.raises(LayerError, match="keep the samples in front"):
-        problem.kronecker_factors(["inner.first"], sharing="reduce")
+        problem.kronecker_factors(["inner.first"], kfac_approx="reduce")
 
 
 @pytest.mark.parametrize("name", FUSED)

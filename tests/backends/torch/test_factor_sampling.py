@@ -65,10 +65,12 @@ def test_token_losses_are_exact_where_columns_are_few():
 @pytest.mark.parametrize("flat", [False, True])
 def test_monte_carlo_is_unbiased_and_states_its_error(flat, delta):
     exact_delta = "ggn" if delta == "fisher-mc" else delta
-    exact = tokens_problem(False).kronecker_factors(["mix", "head"], delta=exact_delta)
+    exact = tokens_problem(False).kronecker_factors(["mix", "head"], fisher_type=exact_delta)
     problem = tokens_problem(flat)
     most = 0 if not flat else 128  # flattened tokens meet in the attention: never exact
-    found = problem.kronecker_factors(["mix", "head"], delta=delta, draws=600, max_columns=most)
+    found = problem.kronecker_factors(
+        ["mix", "head"], fisher_type=delta, mc_samples=600, max_columns=most
+    )
     for name in ("mix", "head"):
         estimate, truth = found[name].output_covariance, exact[name].output_covariance
         assert (estimate - truth).norm() < 0.1 * truth.norm()
@@ -86,7 +88,7 @@ def test_stated_standard_error_is_calibrated():
     errors, stated = [], []
     for seed in range(60):
         problem = tokens_problem(False, seed=seed)
-        found = problem.kronecker_factors(["mix"], draws=4, max_columns=0)["mix"]
+        found = problem.kronecker_factors(["mix"], mc_samples=4, max_columns=0)["mix"]
         errors.append(torch.diag(found.output_covariance - truth))
         stated.append(torch.diag(found.output_noise))
     ratio = torch.stack(errors).square().mean() / torch.stack(stated).square().mean()
@@ -100,7 +102,7 @@ def test_samples_that_meet_are_noticed():
     assert any("Monte-Carlo" in note for note in notes)
     assert not tokens_problem(False).kronecker_factors(["mix"])["mix"].notes
     with pytest.raises(LayerError, match="keep the samples in front"):
-        tokens_problem(True).kronecker_factors(["mix"], sharing="reduce")
+        tokens_problem(True).kronecker_factors(["mix"], kfac_approx="reduce")
 
 
 @pytest.mark.parametrize("delta", ["fisher-mc", "empirical"])
@@ -115,8 +117,8 @@ def test_a_term_of_weight_two_counts_twice(delta):
         model, F.cross_entropy, [(x.repeat_interleave(repeats, 0), y.repeat_interleave(repeats))]
     )
     exact = "ggn" if delta == "fisher-mc" else delta
-    found = weighted.kronecker_factors(["0"], delta=delta, draws=4000)["0"]
-    expected = repeated.kronecker_factors(["0"], delta=exact)["0"]
+    found = weighted.kronecker_factors(["0"], fisher_type=delta, mc_samples=4000)["0"]
+    expected = repeated.kronecker_factors(["0"], fisher_type=exact)["0"]
     rtol = 0.05 if delta == "fisher-mc" else 1e-9
     close(found.output_covariance, expected.output_covariance, rtol=rtol)
     close(found.input_covariance, expected.input_covariance)
@@ -132,7 +134,7 @@ def test_logistic_targets_are_drawn_as_zeros_and_ones():
         problem = CurvatureProblem(
             model, F.binary_cross_entropy_with_logits, [(x, torch.ones(1, 1).double())], seed=seed
         )
-        found = problem.kronecker_factors(["2"], delta="fisher-mc", draws=2)["2"]
+        found = problem.kronecker_factors(["2"], fisher_type="fisher-mc", mc_samples=2)["2"]
         seen.add(round(float(found.output_covariance[0, 0]), 12))
     one, zero = (1 - p) ** 2, p**2
     assert seen <= {round(value, 12) for value in (one, zero, (one + zero) / 2)} and len(seen) > 1

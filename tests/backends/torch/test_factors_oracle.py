@@ -133,7 +133,7 @@ def test_4_3_sharing_is_exact_where_it_must_be(sharing, pooled):
     for layer in ("first", "second"):
         u, v = along(problem, layer, 3)
         for other in ("expand", "reduce"):
-            factors = problem.kronecker_factors([layer], sharing=other)[layer]
+            factors = problem.kronecker_factors([layer], kfac_approx=other)[layer]
             ratio = kron(factors, u, v) / problem.curvatures(layer, u, v, "ggn")
             exact = float((ratio - 1).abs().max()) < 1e-9
             assert exact == (other == sharing), (layer, other, ratio)
@@ -149,8 +149,8 @@ def test_4_5_repeated_samples_change_nothing(delta, sharing):
     for r in (1, 3):
         problem = CurvatureProblem(case.model, case.loss, split(x.repeat(r, 1, 1), y.repeat(r), 2))
         names = [layer.name for layer in problem.layers()]
-        factors = problem.kronecker_factors(names, delta=delta, sharing=sharing)
-        report = sc.measure(problem, decompose=True, delta=delta, sharing=sharing)
+        factors = problem.kronecker_factors(names, fisher_type=delta, kfac_approx=sharing)
+        report = sc.measure(problem, decompose=True, fisher_type=delta, kfac_approx=sharing)
         results.append((factors, report))
     (factors, report), (more, again) = results
     for name in factors:
@@ -168,11 +168,11 @@ def test_sums_that_cancel_are_zero():
         problem = CurvatureProblem(
             case.model, case.loss, split(case.inputs[0], case.target, 2), dtype=dtype
         )
-        found = problem.kronecker_factors(["qkv.part0", "qkv.part1"], sharing="reduce")
+        found = problem.kronecker_factors(["qkv.part0", "qkv.part1"], kfac_approx="reduce")
         assert found["qkv.part0"].output_covariance.norm() > 0
         assert found["qkv.part1"].output_covariance.norm() == 0
         spectrum = sc.measure(
-            problem, "qkv.part1", curvature="ggn", decompose=True, sharing="reduce"
+            problem, "qkv.part1", curvature="ggn", decompose=True, kfac_approx="reduce"
         )["qkv.part1"]
         assert not any("tied" in note for note in spectrum.notes)
         assert spectrum.decomposition.alpha.n == 0 and spectrum.decomposition.alpha.reason
@@ -185,7 +185,7 @@ def test_4_6_softmax_head_has_rank_classes_less_one():
         mlp(5, 9, 6), F.cross_entropy, split(random(40, 5), torch.randint(6, (40,)), 7)
     )
     for delta in ("ggn", "empirical", "fisher-mc"):
-        c_delta = problem.kronecker_factors(["2"], delta=delta)["2"].output_covariance
+        c_delta = problem.kronecker_factors(["2"], fisher_type=delta)["2"].output_covariance
         values = torch.linalg.eigvalsh(c_delta)
         assert values[0].abs() < 1e-14 * values[-1] and values[1] > 1e-6 * values[-1]
         assert int((values > 1e-12 * values[-1]).sum()) == sc.softmax_head_rank(6)
@@ -194,9 +194,9 @@ def test_4_6_softmax_head_has_rank_classes_less_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delta": "gn"}, "delta: 'gn'"),
-        ({"sharing": "both"}, "sharing: 'both'"),
-        ({"draws": 3}, "draws: 3"),
+        ({"fisher_type": "gn"}, "fisher_type: 'gn'"),
+        ({"kfac_approx": "both"}, "kfac_approx: 'both'"),
+        ({"mc_samples": 3}, "mc_samples: 3"),
         ({"max_columns": -1}, "max_columns: -1"),
     ],
 )
@@ -234,8 +234,8 @@ def test_state_is_as_before_and_factors_repeat():
     case = CASES["attention"]()
     state = torch.get_rng_state()
     problem = problem_of(case)
-    first = problem.kronecker_factors(list(case.matrices), delta="fisher-mc")
-    second = problem.kronecker_factors(list(case.matrices), delta="fisher-mc")
+    first = problem.kronecker_factors(list(case.matrices), fisher_type="fisher-mc")
+    second = problem.kronecker_factors(list(case.matrices), fisher_type="fisher-mc")
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in case.model.parameters())
     for name in first:
@@ -281,7 +281,7 @@ def test_log_probabilities_have_an_empirical_factor():
     found = CurvatureProblem(log_model, F.nll_loss, [(x, y)])
     expected = CurvatureProblem(model, F.cross_entropy, [(x, y)])
     a, b = (
-        problem.kronecker_factors([name], delta="empirical")[name]
+        problem.kronecker_factors([name], fisher_type="empirical")[name]
         for problem, name in ((found, "0.0"), (expected, "0"))
     )
     close(a.output_covariance, b.output_covariance)

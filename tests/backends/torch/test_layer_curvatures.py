@@ -91,7 +91,10 @@ def test_done_layers_do_not_change_a_bit_of_the_others(engine, chunk):
     )
     given = some_directions({layer.name: layer.shape for layer in problem.layers()}, 8)
     told = []
-    full, names = by_engine(problem, given, engine=engine, tell=told.append), list(given)
+    full, names = (
+        by_engine(problem, given, engine=engine, progress_callback=told.append),
+        list(given),
+    )
     passes = {message.split(", batch")[0] for message in told}
     assert len(passes) == (1 if engine == "columns" else 2), passes
     for done in (names[::2], names[:6], names[1:]):
@@ -181,7 +184,7 @@ def test_reports_of_all_engines_agree():
     ("options", "message"),
     [
         ({"engine": "fast"}, "engine: 'fast' is unknown"),
-        ({"draws": 1}, "draws: 1 is no number"),
+        ({"mc_samples": 1}, "mc_samples: 1 is no number"),
         ({"kind": "fisher"}, "kind: 'fisher' is unknown"),
     ],
 )

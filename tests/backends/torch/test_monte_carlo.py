@@ -22,7 +22,7 @@ def estimates(problem, given, kind, seeds, draws):
     for seed in range(seeds):
         for engine in problem._engines:
             engine._setting = replace(engine._setting, seed=seed)
-        found.append(by_engine(problem, given, kind, engine="monte-carlo", draws=draws)[layer])
+        found.append(by_engine(problem, given, kind, engine="monte-carlo", mc_samples=draws)[layer])
         assert found[-1].certificate.engine == "monte-carlo"
     stated = torch.stack([torch.from_numpy(f.certificate.standard_error) for f in found])
     return torch.stack([f.values for f in found]), stated

@@ -193,7 +193,7 @@ def test_what_is_recomputed_is_what_was_recorded(block, way, oracles):
 def test_factors_are_those_of_the_network_without(block, way):
     for delta in ("ggn", "empirical"):
         found, expected = (
-            problem.kronecker_factors([layer.name for layer in problem.layers()], delta=delta)
+            problem.kronecker_factors([layer.name for layer in problem.layers()], fisher_type=delta)
             for problem in (problem_of(case_of(block, w), 3) for w in (WAYS[way], plainly))
         )
         for name, factors in expected.items():

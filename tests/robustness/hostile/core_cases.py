@@ -107,7 +107,8 @@ def form(shape=(8, 3), most=64, **found):
 
 def factor_options(**options):
     FactorOptions(
-        **{"delta": "ggn", "sharing": "expand", "draws": 2, "max_columns": 0} | options
+        **{"fisher_type": "ggn", "kfac_approx": "expand", "mc_samples": 2, "max_columns": 0}
+        | options
     ).check()
 
 
@@ -386,8 +387,8 @@ CASES = [
         ("x*", "'x*'", "did you mean"), ("[", "'['", "did you mean"), (["a", "c"], "'c'", "did you mean"), ("*" * 60 + "x", "x'", "did you mean"),
     )),
     *(refused("spectral_core.curvature.factor_options:FactorOptions", f"{name} {value!r}", lambda n=name, v=value: factor_options(**{n: v}), name, repr(value), remedy) for name, value, remedy in (
-        ("delta", "fisher", "choose"), ("sharing", "sum", "choose"), ("draws", 4.0, "even number of 2 or more"), ("draws", "4", "even number of 2 or more"), ("draws", 0, "even number of 2 or more"),
-        ("draws", 3, "even number of 2 or more"), ("max_columns", -1, "a number of columns"), ("max_columns", 64.0, "a number of columns"),
+        ("fisher_type", "fisher", "choose"), ("kfac_approx", "sum", "choose"), ("mc_samples", 4.0, "even number of 2 or more"), ("mc_samples", "4", "even number of 2 or more"), ("mc_samples", 0, "even number of 2 or more"),
+        ("mc_samples", 3, "even number of 2 or more"), ("max_columns", -1, "a number of columns"), ("max_columns", 64.0, "a number of columns"),
     )),
     *(refused("spectral_core.curvature.factor_options:check_factor_size", f"{shape}", lambda s=shape: check_factor_size(sc.LayerInfo("a", "linear", s)), "layer 'a'", seen, "leave it out", error=sc.LayerError) for shape, seen in (
         ((16385, 3), "16385×3"), ((3, 40000), "12 GiB"),
@@ -424,7 +425,7 @@ CASES = [
         *((f"{value!r} of terms", checked("checked_count", value), lambda count, v=value: count == float(v)) for value in (0, 2.5, "3", np.ones(()))),
     )),
     *(refused("spectral_core.losses.recognition:find_form", what, call, "loss_fn", seen, remedy) for what, call, seen, remedy in (
-        ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose delta"),
+        ("linear in the outputs", lambda: form((8, 1), least=0.0, largest=0.0), "it is linear", "return logits"), ("not convex", lambda: form((8, 1), least=-0.123456), "-0.123", "choose fisher_type"),
         ("too many outputs without a form", lambda: form(most=2, misfit=1.0), "3 outputs", "raise max_columns"), ("samples compared", lambda: form(misfit=1.0), "it compares the samples", "axis of samples in front"),
     )),
     refused("select_layers", "what was skipped", lambda: sc.select_layers(LAYERS, "x*", skipped={"x.w": "frozen; thaw it"}), "layers", "'x*'", "thaw it"),

@@ -147,18 +147,18 @@ CASES = [
         ("unknown", ["x"], ("'x'", "none of that name", "layers are: 0, 2")), ("a number", [5], ("layer 5", "none of that name", "layers are: 0, 2")),
     )),
     *(refused(f"{PROBLEM}.kronecker_factors", what, lambda o=options: build().kronecker_factors(["0"], **o), *words) for what, options, words in (
-        ("delta", {"delta": "x"}, ("delta", "'x'", "choose 'ggn'")), ("sharing", {"sharing": None}, ("sharing", "None", "choose 'expand'")), ("odd draws", {"draws": 3}, ("draws", "3", "even number")),
+        ("fisher_type", {"fisher_type": "x"}, ("fisher_type", "'x'", "choose 'ggn'")), ("kfac_approx", {"kfac_approx": None}, ("kfac_approx", "None", "choose 'expand'")), ("odd draws", {"mc_samples": 3}, ("mc_samples", "3", "even number")),
         ("columns", {"max_columns": -1}, ("max_columns", "-1", "number of columns")),
     )),
     *(refused(f"{PROBLEM}.layer_curvatures", what, lambda o=options: list(build().layer_curvatures({"0": ONES}, **o)), *words) for what, options, words in (
-        ("engine", {"engine": "x"}, ("engine", "'x'", "choose one of")), ("draws", {"draws": "many"}, ("draws", "'many'", "pass for instance"))
+        ("engine", {"engine": "x"}, ("engine", "'x'", "choose one of")), ("mc_samples", {"mc_samples": "many"}, ("mc_samples", "'many'", "pass for instance"))
     )),
     *(refused("measure", f"problem {value!r}", lambda v=value: sc.measure(v), "problem", type(value).__name__, "pass a CurvatureProblem") for value in (5, None, "model")),
     refused("measure", "the model itself", lambda: sc.measure(net()), "problem", "a Sequential", "pass a CurvatureProblem"),
     *(refused("measure", f"{name} {value!r}", lambda n=name, v=value: sc.measure(build(), **{n: v}), name, seen, remedy) for name, value, seen, remedy in (
         ("top_k", True, "True", "positive whole"), ("top_k", float("nan"), "nan", "positive whole"), ("top_k", "20", "'20'", "positive whole"), ("top_k", -5, "-5", "positive whole"), ("top_k", None, "None", "positive whole"),
-        ("engine", "fast", "'fast'", "choose"), ("engine", None, "None", "choose"), ("svd", "lanczos", "'lanczos'", "choose"), ("delta", 5, "5", "choose"), ("sharing", [], "[]", "choose"), ("curvature", None, "None", "choose"),
-        ("draws", 1, "1", "pass for instance"), ("draws", 2.5, "2.5", "pass for instance"), ("draws", True, "True", "pass for instance"), ("confidence", "high", "'high'", "0.95"), ("confidence", float("nan"), "nan", "0.95"),
+        ("engine", "fast", "'fast'", "choose"), ("engine", None, "None", "choose"), ("svd", "lanczos", "'lanczos'", "choose"), ("fisher_type", 5, "5", "choose"), ("kfac_approx", [], "[]", "choose"), ("curvature", None, "None", "choose"),
+        ("mc_samples", 1, "1", "pass for instance"), ("mc_samples", 2.5, "2.5", "pass for instance"), ("mc_samples", True, "True", "pass for instance"), ("confidence", "high", "'high'", "0.95"), ("confidence", float("nan"), "nan", "0.95"),
         ("layers", 5, "5", "pass for instance"), ("layers", [], "empty", "pass '*'"), ("layers", b"*", "b'*'", "pass for instance"), ("progress", 5, "a int", "pass a function"), ("progress", "yes", "a str", "pass a function"),
         ("resume", 5, "5", "pass a text"), ("resume", b"journal", "b'journal'", "pass a text"), ("resume", "a\0b", "'a\\x00b'", "pass a text"),
     )),

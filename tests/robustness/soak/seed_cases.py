@@ -14,7 +14,7 @@ import numpy as np
 
 import spectral_core as sc
 from spectral_backends.arrays import DenseNetwork
-from spectral_core.curvature.problem import Delta
+from spectral_core.curvature.problem import FisherType
 
 Make = Callable[[int], Any]
 DATA = np.random.default_rng(0)
@@ -106,18 +106,18 @@ def torch_seen_through_dlpack(make: Make, seed: int) -> Any:
     return through_dlpack(make(seed), torch.empty(0))
 
 
-def factors(delta: Delta, **options: Any) -> dict[str, Any]:
-    return {"decompose": True, "delta": delta, **options}
+def factors(fisher_type: FisherType, **options: Any) -> dict[str, Any]:
+    return {"decompose": True, "fisher_type": fisher_type, **options}
 
 
 AUTO: dict[str, dict[str, Any]] = {"auto": {}}
 GGN = {"ggn": factors("ggn", curvature="ggn")}
 ENGINES = {
     "tangents": factors("fisher-mc", engine="tangents", svd="randomized"),
-    "double-backward": factors("empirical", engine="double-backward", sharing="reduce"),
+    "double-backward": factors("empirical", engine="double-backward", kfac_approx="reduce"),
 }
-COLUMNS = {"columns": factors("fisher-mc", engine="columns", sharing="reduce")}
-DRAWN = {"monte-carlo": {"engine": "monte-carlo", "draws": 5, "curvature": "ggn"}}
+COLUMNS = {"columns": factors("fisher-mc", engine="columns", kfac_approx="reduce")}
+DRAWN = {"monte-carlo": {"engine": "monte-carlo", "mc_samples": 5, "curvature": "ggn"}}
 
 MAKES: dict[str, dict[str, tuple[Make, dict[str, dict[str, Any]]]]] = {
     "torch": {

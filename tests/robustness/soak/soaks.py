@@ -177,8 +177,8 @@ def torch_measurements() -> Run:
             problem = through_dlpack(problem, np.empty(0))
         delta = ("ggn", "fisher-mc", "empirical")[index % 3]
         sc.measure(
-            problem, top_k=3, curvature=kind, engine=engine, draws=8, decompose=index % 4 == 0,
-            delta=delta, progress=False,
+            problem, top_k=3, curvature=kind, engine=engine, mc_samples=8, decompose=index % 4 == 0,
+            fisher_type=delta, progress=False,
         )  # fmt: skip
 
     return run

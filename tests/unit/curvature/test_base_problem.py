@@ -40,7 +40,7 @@ class WrittenOut(CurvatureEngine[Weight]):
 
     def run(self, layers, request):
         for layer in request.todo(layers):
-            request.tell(layer.info.name)
+            request.progress_callback(layer.info.name)
             u, v = request.directions[layer.info.name]
             spread = self._p @ u**2 - (self._p @ u) ** 2
             values = ((self._inputs @ v) ** 2 * spread).mean(axis=0)
@@ -76,7 +76,7 @@ class Multinomial(BaseProblem[Weight]):
     def _factors(self, layers, options):
         count = len(self._labels)
         delta = np.diag(self._p.mean(axis=0)) - self._p.T @ self._p / count
-        if options.delta == "empirical":
+        if options.fisher_type == "empirical":
             delta = self._residuals().T @ self._residuals() / count
         inputs = (self._inputs.T @ self._inputs).toarray() / count
         return {layer.info.name: sc.KroneckerFactors(delta, inputs) for layer in layers}
@@ -131,7 +131,7 @@ def test_its_certificate_names_its_engine(problem):
             "kind: 'fisher'",
         ),
         (lambda p: p.layer_curvatures({}, engine="columns"), "'written-out'"),
-        (lambda p: p.kronecker_factors(["weight"], delta="fisher"), "delta: 'fisher'"),
+        (lambda p: p.kronecker_factors(["weight"], fisher_type="fisher"), "fisher_type: 'fisher'"),
     ],
 )
 def test_what_the_base_class_checks(problem, call, told):

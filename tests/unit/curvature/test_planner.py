@@ -261,7 +261,7 @@ def test_a_request_counts_and_sorts_out():
     given = layers("abc")
     assert [layer.info.name for layer in request.todo(given)] == ["a", "c"]
     assert request.n_directions(given) == 3 and request.n_directions(given[:1]) == 1
-    assert request.tell("nothing") is None
+    assert request.progress_callback("nothing") is None
 
 
 def test_the_words_of_a_refusal():

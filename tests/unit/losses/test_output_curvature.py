@@ -315,7 +315,7 @@ def test_no_target_is_drawn_of_a_distribution_that_is_not_known(xp):
     with pytest.raises(InputError) as caught:
         root.sampled(Draws(xp, []))
     assert str(caught.value) == (
-        "delta 'fisher-mc' draws targets from the model and needs to know its distribution: a "
+        "fisher_type 'fisher-mc' draws targets from the model and needs to know its distribution: a "
         "cross-entropy, a squared error or a logistic loss. Choose 'ggn'."
     )
 
@@ -327,7 +327,9 @@ def test_any_loss_has_gradients(xp):
     assert float(fit.misfit) == 0 and float(fit.slope) == 3
     assert fit.misfit.dtype == given.outputs.dtype
     for refused, argument in ((root.column, 0), (root.mixture, None), (root.sampled, None)):
-        with pytest.raises(InputError, match=r"loss_fn: its Hessian .* choose delta='empirical'"):
+        with pytest.raises(
+            InputError, match=r"loss_fn: its Hessian .* choose fisher_type='empirical'"
+        ):
             refused(argument)
 
 

@@ -16,8 +16,8 @@ class Given:
     def __init__(self, factors):
         self.factors, self.asked = factors, []
 
-    def kronecker_factors(self, layers, *, delta, sharing):
-        self.asked.append((list(layers), delta, sharing))
+    def kronecker_factors(self, layers, *, fisher_type, kfac_approx):
+        self.asked.append((list(layers), fisher_type, kfac_approx))
         for name in layers:
             if isinstance(self.factors[name], str):
                 raise sc.LayerError(name, self.factors[name])
@@ -108,7 +108,7 @@ def test_notes_on_noise_and_on_ties():
     )
 
 
-OPTIONS = FactorOptions("ggn", "expand", draws=2, max_columns=0)
+OPTIONS = FactorOptions("ggn", "expand", mc_samples=2, max_columns=0)
 
 
 def test_the_least_options():

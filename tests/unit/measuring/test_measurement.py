@@ -40,7 +40,7 @@ class Quadratics:
         a, b = self.factors[layer]
         return np.sum(u * (a @ u), 0) * np.sum(v * (b @ v), 0)
 
-    def kronecker_factors(self, layers, *, delta="ggn", sharing="expand"):
+    def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
         return {name: sc.KroneckerFactors(*self.factors[name]) for name in layers}
 
 
@@ -150,7 +150,9 @@ def test_the_smallest_windows(top_k):
 def test_a_decomposition_of_kronecker_curvatures():
     """``H = A ⊗ B`` is its own factors: neither κ nor ν is left."""
     problem = Quadratics()
-    report = sc.measure(problem, top_k=6, decompose=True, delta="empirical", sharing="reduce")
+    report = sc.measure(
+        problem, top_k=6, decompose=True, fisher_type="empirical", kfac_approx="reduce"
+    )
     assert report.provenance.factors == {"delta": "empirical", "sharing": "reduce"}
     for spectrum in report.values():
         u, _, vh = np.linalg.svd(problem.gradients([spectrum.name])[spectrum.name])
@@ -175,7 +177,7 @@ def test_directions_lost_to_a_factor_of_low_rank_are_counted():
     problem = Quadratics()
     narrow = np.linalg.qr(np.random.default_rng(0).standard_normal((7, 4)))[0]
 
-    def factors(layers, *, delta, sharing):
+    def factors(layers, *, fisher_type, kfac_approx):
         c_delta, c_a = narrow @ narrow.T, problem.factors["body"][1]
         return {"body": sc.KroneckerFactors(c_delta, c_a, notes=("of low rank",))}
 

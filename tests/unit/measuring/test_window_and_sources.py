@@ -187,8 +187,10 @@ class Overlooking(Quadratic):
 
     off = 0.5
 
-    def layer_curvatures(self, directions, kind="hessian", *, engine, draws, done, tell):
-        tell("w")
+    def layer_curvatures(
+        self, directions, kind="hessian", *, engine, mc_samples, done, progress_callback
+    ):
+        progress_callback("w")
         (u, v) = directions["w"]
         xp = array_api_compat.array_namespace(u)
         slopes = xp.sum(u * (self.gradients(["w"])["w"] @ v), axis=0)
@@ -251,9 +253,9 @@ def test_a_layer_that_is_measured_again_leaves_the_next_as_it_is():
 @pytest.mark.parametrize(
     ("chosen", "told"),
     [
-        ({"engine": "monte-carlo", "draws": 2}, "monte-carlo, 2 draws"),
+        ({"engine": "monte-carlo", "mc_samples": 2}, "monte-carlo, 2 draws"),
         ({"engine": "monte-carlo"}, "monte-carlo, 64 draws"),
-        ({"engine": "tangents", "draws": 8}, "tangents"),
+        ({"engine": "tangents", "mc_samples": 8}, "tangents"),
     ],
 )
 def test_draws_belong_to_the_engine_that_draws(chosen, told):
@@ -301,7 +303,7 @@ def test_what_is_computed_is_told_and_what_is_done_is_left_out():
     (layer,) = problem.layers()
     windows = {"w": top_directions(layer, graded(30, 20), 5)}
     heard = []
-    request = CurvatureRequest(directions_of(windows), tell=heard.append)
+    request = CurvatureRequest(directions_of(windows), progress_callback=heard.append)
     (found,) = curvatures_of(problem, request, windows)
     assert heard == ["w"] and found.certificate == Certificate("own")
     assert list(curvatures_of(problem, replace(request, done=("w",)), windows)) == []
@@ -364,10 +366,10 @@ def test_layers_that_an_engine_fails_on_are_measured_by_themselves():
     ])  # fmt: skip
     tell, windows = [].append, {layer.name: window for layer in layers}
     request = CurvatureRequest(
-        directions_of(windows), "ggn", "tangents", {"draws": 6}, ("e",), tell
+        directions_of(windows), "ggn", "tangents", {"mc_samples": 6}, ("e",), tell
     )
     a, b, c, d = curvatures_of(problem, request, windows)
-    options = {"engine": "tangents", "draws": 6, "done": ("e",), "tell": tell}
+    options = {"engine": "tangents", "mc_samples": 6, "done": ("e",), "progress_callback": tell}
     assert problem.asked == (list("abcd"), "ggn", options)
     assert a is problem.found[0]
     reasons = {

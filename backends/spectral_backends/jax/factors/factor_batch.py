@@ -79,8 +79,8 @@ def output_sums(
     chunk : int
         The number of columns that are sent back together.
     exact : bool
-        Whether to send every column. Otherwise `options.draws` random combinations of all of them
-        are sent.
+        Whether to send every column. Otherwise `options.mc_samples` random combinations of all of
+        them are sent.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def output_sums(
 
         def gram(each: list[TapRows], gradients: Any) -> Array:
             deltas = [use.outputs(gradients) for use in each]
-            if options.sharing == "reduce":
+            if options.kfac_approx == "reduce":
                 deltas = [_sum_of_positions(deltas)[:, :, None]]
             return sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)  # type: ignore[return-value]
 
@@ -109,7 +109,7 @@ def output_sums(
             return [halves[:, None, None, None] * gram(each, gradients) for each in rows]
 
         totals = [found.sum(0) for found in jax.vmap(one)(first + jnp.arange(chunk))]
-        return [t if exact else t / options.draws for t in totals]
+        return [t if exact else t / options.mc_samples for t in totals]
 
     return run
 
@@ -135,7 +135,7 @@ def _input_sums(
 ) -> tuple[Array, Array]:
     """Return the sum of ``a aᵀ``, each sample with the number of its terms, and of the weights."""
     each = [use.inputs(tapped.kept) for use in rows]
-    if options.sharing == "reduce":
+    if options.kfac_approx == "reduce":
         positions = sum(a.shape[2] for a in each)
         whole: Any = sum(a.sum(2, keepdims=True) for a in each)
         each = [whole / positions]
@@ -152,17 +152,17 @@ def _columns(
     root: OutputCurvature, options: FactorOptions, key: Any, exact: bool
 ) -> tuple[Callable[[Any], Array], int]:
     """Return a function of an index that gives the column to send back, and their number."""
-    if exact and options.delta == "ggn":
+    if exact and options.fisher_type == "ggn":
         return root.column, root.n_columns
     if exact:
         return root.term_column, root.n_terms
     draw = {"ggn": root.mixture, "fisher-mc": root.sampled, "empirical": root.term_mixture}
 
     def drawn(index: Any) -> Array:
-        found: Array = draw[options.delta](JaxDraws(jax.random.fold_in(key, index)))
+        found: Array = draw[options.fisher_type](JaxDraws(jax.random.fold_in(key, index)))
         return found
 
-    return drawn, options.draws
+    return drawn, options.mc_samples
 
 
 def _missing(

@@ -85,7 +85,7 @@ def _add(
             f"loss_fn: batch {batch.index} has another form of curvature in the outputs than the "
             "first one; use one loss for all batches."
         )
-    n_columns = int(_n_columns(batch, form, options)) if exact else options.draws
+    n_columns = int(_n_columns(batch, form, options)) if exact else options.mc_samples
     chunk = min(n_columns, max(LEAST_CHUNK, memory_budget // largest_value(batch.program.model)))
     send = objective.cache.compiled(
         batch,
@@ -154,7 +154,7 @@ class _Forms:
                 "Kronecker factors need the model's outputs as one array with an axis of samples "
                 "in front; pass the pair (forward, loss), with forward returning that array."
             )
-        convex = self._options.delta != "empirical"
+        convex = self._options.fisher_type != "empirical"
 
         def find() -> OutputForm:
             run = self._objective.cache.compiled(batch, "outputs", lambda: program.outputs)
@@ -174,15 +174,15 @@ def _n_columns(batch: Batch, form: OutputForm, options: FactorOptions) -> float:
     """Return the number of columns that make ``C_δ`` exact; infinite where it is drawn."""
     assert batch.program.forward is not None
     shape: tuple[int, ...] = batch.program.forward.out_avals[0].shape
-    if options.delta == "fisher-mc":
+    if options.fisher_type == "fisher-mc":
         return float("inf")
-    return form.n_terms(shape) if options.delta == "empirical" else form.n_columns(shape)
+    return form.n_terms(shape) if options.fisher_type == "empirical" else form.n_columns(shape)
 
 
 def _check_samples(layer: Layer, samples: Samples, options: FactorOptions) -> None:
-    if samples.problem and options.sharing == "reduce":
+    if samples.problem and options.kfac_approx == "reduce":
         raise LayerError(
             layer.info.name,
-            f"sharing 'reduce' sums over the positions of each sample, and {samples.problem}; keep "
-            "the samples apart along one axis, or use sharing='expand'.",
+            f"kfac_approx 'reduce' sums over the positions of each sample, and {samples.problem}; "
+            "keep the samples apart along one axis, or use kfac_approx='expand'.",
         )

@@ -17,8 +17,8 @@ __all__ = ["DataPass", "MemoryBudget", "Setting"]
 class DataPass(Protocol):
     """A computation that goes through all data once."""
 
-    def run(self, tell: Callable[[int], None]) -> None:
-        """Go through the data; `tell` hears the number of finished batches."""
+    def run(self, progress_callback: Callable[[int], None]) -> None:
+        """Go through the data; `progress_callback` hears the number of finished batches."""
 
 
 PassT = TypeVar("PassT", bound=DataPass)
@@ -82,7 +82,7 @@ class Setting:
         return values.to(self.objective.model.dtype)
 
     def run_pass(
-        self, make: Callable[[bool], PassT], what: str, tell: Callable[[str], None]
+        self, make: Callable[[bool], PassT], what: str, progress_callback: Callable[[str], None]
     ) -> PassT:
         """Make a pass and run it, with the faster layout if the model allows for it.
 
@@ -94,15 +94,15 @@ class Setting:
             ``make(channels_last)`` returns the pass.
         what : str
             The quantity that is computed, in a few words.
-        tell : callable
+        progress_callback : callable
             A function that receives `what` with the number of the batch.
         """
         made = make(self.objective.model.device.type == "cpu")
         try:
-            made.run(lambda n: tell(f"{what}, batch {n}"))
+            made.run(lambda n: progress_callback(f"{what}, batch {n}"))
         except InputError:
             raise
         except Exception:
             made = make(False)
-            made.run(lambda n: tell(f"{what}, batch {n}"))
+            made.run(lambda n: progress_callback(f"{what}, batch {n}"))
         return made

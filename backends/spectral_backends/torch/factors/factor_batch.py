@@ -54,7 +54,7 @@ class FactorBatch:
             return None
         curvature = loss_curvature(
             outputs.detach(), loss_of, terms, options.max_columns,
-            convex=options.delta != "empirical",
+            convex=options.fisher_type != "empirical",
         )  # fmt: skip
         return cls(outputs, curvature, capture.passages, terms)
 
@@ -109,25 +109,25 @@ class FactorBatch:
             for part, name, rows in self._sent_back(columns, chunk):
                 totals[name].add_outputs(rows, options, half=part % 2)
             return samples, True
-        draws = (self._draw(options, generator) for _ in range(options.draws))
+        draws = (self._draw(options, generator) for _ in range(options.mc_samples))
         for part, name, rows in self._sent_back(draws, chunk):
-            scaled = [r / options.draws**0.5 for r in rows]
+            scaled = [r / options.mc_samples**0.5 for r in rows]
             totals[name].add_outputs(scaled, options, half=part % 2)
         return samples, False
 
     def _exact_columns(self, options: FactorOptions) -> Iterator[Tensor] | None:
         """Return the columns that make ``C_δ`` exact, or None where they are too many."""
         curvature = self._curvature
-        if options.delta == "ggn" and curvature.n_columns <= options.max_columns:
+        if options.fisher_type == "ggn" and curvature.n_columns <= options.max_columns:
             return map(curvature.column, range(curvature.n_columns))
-        if options.delta == "empirical" and curvature.n_terms <= options.max_columns:
+        if options.fisher_type == "empirical" and curvature.n_terms <= options.max_columns:
             return map(curvature.term_column, range(curvature.n_terms))
         return None
 
     def _draw(self, options: FactorOptions, generator: torch.Generator) -> Tensor:
         root = self._curvature
         draw = {"ggn": root.mixture, "fisher-mc": root.sampled, "empirical": root.term_mixture}
-        drawn: Tensor = draw[options.delta](TorchDraws(generator))
+        drawn: Tensor = draw[options.fisher_type](TorchDraws(generator))
         return drawn
 
     def _sent_back(

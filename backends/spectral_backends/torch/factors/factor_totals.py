@@ -46,7 +46,7 @@ class LayerTotals:
         rows = [passage.inputs() for passage in passages]
         in_front = samples.apart and self._name in samples.in_front
         in_front &= all(len(r) == len(weights) for r in rows)  # routing may leave some out
-        if options.sharing == "reduce":
+        if options.kfac_approx == "reduce":
             positions = sum(r.shape[1] for r in rows)
             self._check_samples(in_front)
             rows = [torch.stack([r.sum(1) for r in rows]).sum(0).unsqueeze(1) / positions]
@@ -58,7 +58,7 @@ class LayerTotals:
 
     def add_outputs(self, rows: list[Tensor], options: FactorOptions, half: int) -> None:
         """Add output gradients ``(B, S, m)``, use by use, to one of the two halves."""
-        if options.sharing == "reduce" and rows:
+        if options.kfac_approx == "reduce" and rows:
             rows = [_sum_of_positions(rows)]
         for r in rows:
             _add_gram(self._outputs[half], r.flatten(0, -2))
@@ -98,9 +98,9 @@ class LayerTotals:
         if not in_front:
             raise LayerError(
                 self._name,
-                "sharing 'reduce' sums over the positions of each sample, and the first axis of "
-                "its inputs does not hold the samples of the outputs; keep the samples in front "
-                "and apart, or use sharing='expand'.",
+                "kfac_approx 'reduce' sums over the positions of each sample, and the first axis "
+                "of its inputs does not hold the samples of the outputs; keep the samples in front "
+                "and apart, or use kfac_approx='expand'.",
             )
 
 

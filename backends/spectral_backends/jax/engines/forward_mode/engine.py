@@ -63,7 +63,7 @@ class ForwardMode(CurvatureEngine[Layer]):
             together=setting.together,
         )  # fmt: skip
         todo = request.todo(layers)
-        made.run([layer.info.name for layer in todo], request.tell)
+        made.run([layer.info.name for layer in todo], request.progress_callback)
         shared = made.shared_work / request.n_directions(everything)
         for layer in todo:
             name = layer.info.name

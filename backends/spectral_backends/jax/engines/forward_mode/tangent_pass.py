@@ -100,8 +100,11 @@ class TangentPass:
             values, ggn, derivative = np.zeros((3, directions[name][0].shape[1]))
             self.totals[name] = TangentTotals(values, ggn, derivative)
 
-    def run(self, wanted: Collection[str], tell: Callable[[str], None]) -> None:
-        """Go through the data once for some of the layers; `tell` hears what is being computed."""
+    def run(self, wanted: Collection[str], progress_callback: Callable[[str], None]) -> None:
+        """Go through the data once for some of the layers.
+
+        `progress_callback` is called with what is being computed.
+        """
         for batch, terms in self._objective.weighted():
             layers = [batch.program.layers[name] for name in self._names]
             try:
@@ -116,7 +119,7 @@ class TangentPass:
             for layer in layers:
                 total = self.totals[layer.info.name]
                 if layer.info.name in wanted and not total.problem:
-                    tell(f"{layer.info.name}, batch {batch.index + 1}")
+                    progress_callback(f"{layer.info.name}, batch {batch.index + 1}")
                     self._add(batch, layer, curved[layer.parameter], adjoints, terms.scale, total)
 
     def _add(

@@ -86,8 +86,8 @@ class ColumnPass:
             name: ColumnTotals(np.zeros(count), np.zeros(count)) for name, count in counts.items()
         }
 
-    def run(self, tell: Callable[[int], None]) -> None:
-        """Go through the data once; `tell` hears the number of finished batches."""
+    def run(self, progress_callback: Callable[[int], None]) -> None:
+        """Go through the data once; `progress_callback` hears the number of finished batches."""
         for batch, terms in self._objective.weighted():
             layers = [batch.program.layers[name] for name in self._names]
             families = list(dict.fromkeys(layer.family for layer in layers))
@@ -102,7 +102,7 @@ class ColumnPass:
             ]
             if usable:
                 self._add(batch, layers, usable, terms.scale)
-            tell(batch.index + 1)
+            progress_callback(batch.index + 1)
 
     def _add(
         self,

@@ -100,7 +100,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def _made(self, layers: Sequence[Layer], request: CurvatureRequest) -> ColumnPass:
         setting = self._setting
         made = ColumnPass(setting.objective, layers, request.directions, setting.memory_budget)
-        made.run(lambda n: request.tell(f"{len(layers)} layers, batch {n}"))
+        made.run(lambda n: request.progress_callback(f"{len(layers)} layers, batch {n}"))
         return made
 
     def _probed(self, layers: Sequence[Layer], request: CurvatureRequest) -> dict[str, float]:

@@ -49,7 +49,7 @@ class HessianProducts(CurvatureEngine[Layer]):
         """Yield the curvatures of one layer after the other."""
         for layer in request.todo(layers):
             name = layer.info.name
-            request.tell(name)
+            request.progress_callback(name)
             try:
                 with tallied() as tally:
                     values = self._means(layer, *request.directions[name], request.kind)

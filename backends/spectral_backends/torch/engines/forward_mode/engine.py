@@ -106,7 +106,7 @@ class ForwardMode(CurvatureEngine[Layer]):
                 self._setting.together, channels_last=channels_last,
             )  # fmt: skip
 
-        return self._setting.run_pass(make, names, request.tell)
+        return self._setting.run_pass(make, names, request.progress_callback)
 
     def _finding(
         self,

@@ -77,8 +77,8 @@ class TangentPass:
         self._knows_outputs, self._used_by_loss = False, set[str]()
         self._bytes = 0  # the most that one direction takes, once it has been measured
 
-    def run(self, tell: Callable[[int], None]) -> None:
-        """Go through the data once; `tell` hears the number of finished batches.
+    def run(self, progress_callback: Callable[[int], None]) -> None:
+        """Go through the data once; `progress_callback` hears the number of finished batches.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class TangentPass:
                 )
                 terms = self._objective.model.hold(leaves, partial(self._add, leaves, batch))
                 self.count += terms.count
-                tell(index + 1)
+                progress_callback(index + 1)
 
     def tells_ggn(self, layer: Layer) -> bool:
         """Say whether a layer's h^GGN is told from the rest of h.

@@ -72,7 +72,7 @@ class ColumnPass:
         The seed of the pass and of the random signs.
     chunk : callable
         ``chunk(bytes_of_one)`` returns the number of columns to send back together.
-    draws : int
+    mc_samples : int
         The number of random combinations of all columns to send back for each batch instead of
         every column. 0 sends every column.
     max_outputs : int
@@ -89,12 +89,12 @@ class ColumnPass:
         seed: int,
         chunk: Callable[[int], int],
         *,
-        draws: int = 0,
+        mc_samples: int = 0,
         max_outputs: int,
         channels_last: bool,
     ) -> None:
         self._objective, self._layers, self._directions = objective, list(layers), directions
-        self._seed, self._chunk, self._draws = seed, chunk, draws
+        self._seed, self._chunk, self._mc_samples = seed, chunk, mc_samples
         self._max_outputs, self._channels_last = max_outputs, channels_last
         self.totals: dict[str, ColumnTotals] = {}
         self._generator = torch.Generator(objective.model.device).manual_seed(seed)
@@ -108,8 +108,8 @@ class ColumnPass:
         """Return the multiply-adds of the first batch: one column is counted for all."""
         return self._forward_work + self._column_work * self._n_sent
 
-    def run(self, tell: Callable[[int], None]) -> None:
-        """Go through the data once; `tell` hears the number of finished batches.
+    def run(self, progress_callback: Callable[[int], None]) -> None:
+        """Go through the data once; `progress_callback` hears the number of finished batches.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class ColumnPass:
                 terms = self._objective.model.hold(leaves, add)
                 self.count += terms.count
                 self._first = False
-                tell(index + 1)
+                progress_callback(index + 1)
 
     def _add(self, leaves: dict[str, Tensor], batch: Any) -> LossTerms:
         """Add one batch; return its terms."""
@@ -145,7 +145,7 @@ class ColumnPass:
         for name, reason in taps.untapped.items():
             self.totals[name].problem = reason
         self._look_for_direct_uses(outputs, loss_of, leaves)
-        if self._draws:
+        if self._mc_samples:
             self._add_draws(outputs, root, taps)
         else:
             self._add_columns(outputs, root, taps)
@@ -177,7 +177,7 @@ class ColumnPass:
     def _add_draws(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
         """Add the mean over draws; samples may meet in the network, so they are summed first."""
         random = TorchDraws(self._generator)
-        draws = (root.mixture(random) for _ in range(self._draws))
+        draws = (root.mixture(random) for _ in range(self._mc_samples))
         squares: dict[str, list[Tensor]] = {name: [] for name in self.totals}
         for products in self._sent_back(outputs, draws, taps):
             for name, product in products.items():
@@ -213,7 +213,7 @@ class ColumnPass:
                 continue
             each = torch.cat(parts)  # (sent, B, K)
             total.derivative += each[0].sum(0)
-            if self._draws:
+            if self._mc_samples:
                 continue
             if each.shape[1] != count:
                 total.problem = "its first axis does not hold the samples of the outputs"

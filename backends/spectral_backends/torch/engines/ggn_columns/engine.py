@@ -92,12 +92,12 @@ class GGNColumns(CurvatureEngine[Layer]):
                 cost=cost,
             )
 
-    def _draws(self, request: CurvatureRequest) -> int:
+    def _mc_samples(self, request: CurvatureRequest) -> int:
         """Return the number of random combinations that replace the columns; 0 means none."""
         return 0
 
     def _n_columns(self, request: CurvatureRequest) -> int:
-        return self._draws(request) or self._setting.structure.n_outputs or 0
+        return self._mc_samples(request) or self._setting.structure.n_outputs or 0
 
     def _cost(self, layers: Sequence[Layer], n_columns: int) -> float:
         """Return the price of sending columns back for some layers, in forward passes."""
@@ -108,11 +108,11 @@ class GGNColumns(CurvatureEngine[Layer]):
         def make(channels_last: bool) -> ColumnPass:
             return ColumnPass(
                 self._setting.objective, layers, request.directions, self._setting.seed,
-                self._setting.together, draws=self._draws(request), max_outputs=MAX_OUTPUTS,
-                channels_last=channels_last,
+                self._setting.together, mc_samples=self._mc_samples(request),
+                max_outputs=MAX_OUTPUTS, channels_last=channels_last,
             )  # fmt: skip
 
-        return self._setting.run_pass(make, f"{len(layers)} layers", request.tell)
+        return self._setting.run_pass(make, f"{len(layers)} layers", request.progress_callback)
 
     def _probed(
         self, layers: Sequence[Layer], made: ColumnPass, request: CurvatureRequest
@@ -152,8 +152,8 @@ class MonteCarlo(GGNColumns):
     name = "monte-carlo"
     on_request = True
 
-    def _draws(self, request: CurvatureRequest) -> int:
-        return int(request.options["draws"])
+    def _mc_samples(self, request: CurvatureRequest) -> int:
+        return int(request.options["mc_samples"])
 
     def _standard_error(self, total: ColumnTotals, count: float) -> npt.NDArray[np.float64]:
         return (total.variance.sqrt() / count).cpu().double().numpy()
