@@ -12,48 +12,48 @@ from torch.utils.checkpoint import checkpoint
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
-from spectral_backends.torch.capture.layer_io import PassageCapture
+from spectral_backends.torch.capture.layer_io import ActivationCapture
 from spectral_core.errors import LayerError
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n not in FUSED and n != "tied"])
-def test_passages_make_the_gradient(name):
+def test_layer_calls_make_the_gradient(name):
     """``Σ δ aᵀ`` over the positions is the gradient, for every operation that takes a weight.
 
     And ``a v`` comes out the same without making the rows a.
     """
     torch.manual_seed(0)
     case = CASES[name]()
-    check_passages(problem_of(case), list(case.matrices))
+    check_layer_calls(problem_of(case), list(case.matrices))
 
 
-def check_passages(problem, names):
+def check_layer_calls(problem, names):
     layers = [problem._layers[name] for name in names]
     objective = problem._objective
     with objective.one_pass(0) as batches:
         leaves = objective.matrix_leaves()
-        capture = PassageCapture(layers, leaves)
+        capture = ActivationCapture(layers, leaves)
 
         def run(batch):
             with capture:
                 loss, _ = objective.loss(leaves, batch)
-            edges = [p.edge for found in capture.passages.values() for p in found]
+            edges = [p.edge for found in capture.calls.values() for p in found]
             return torch.autograd.grad(loss, edges)
 
         found = iter(objective.model.hold(leaves, partial(run, next(batches))))
     gradients = problem.gradients(names)
     for name in names:
         total = 0
-        for passage in capture.passages[name]:
-            a, delta = passage.inputs(), passage.outputs(next(found))
+        for call in capture.calls[name]:
+            a, delta = call.inputs(), call.outputs(next(found))
             v = random(a.shape[-1], 3)
-            torch.testing.assert_close(passage.project(v), a @ v, rtol=1e-11, atol=1e-13)
+            torch.testing.assert_close(call.project(v), a @ v, rtol=1e-11, atol=1e-13)
             total = total + torch.einsum("bsm,bsn->mn", delta, a)
         torch.testing.assert_close(total, gradients[name], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_passages_of_unusual_operations():
+def test_layer_calls_of_unusual_operations():
     """Rows of a matrix used whole as well, a scaled product, an uneven padding, a padding entry."""
     torch.manual_seed(0)
     params = {"whole": random(6, 5), "scaled": random(6, 4), "kernel": random(3, 2, 4),
@@ -71,7 +71,7 @@ def test_passages_of_unusual_operations():
     )
     names = [layer.name for layer in problem.layers()]
     assert {"whole.part0", "whole.part1", "scaled", "kernel", "table"} <= set(names)
-    check_passages(problem, names)
+    check_layer_calls(problem, names)
 
 
 @pytest.mark.parametrize("name", CASES)

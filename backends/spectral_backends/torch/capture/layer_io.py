@@ -1,4 +1,4 @@
-"""Inputs and outputs of each layer, recorded during one forward pass."""
+"""Inputs and outputs of each layer, recorded at its calls during one forward pass."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from spectral_backends.torch.layers.readers.base import Consumed, Rows
 from spectral_backends.torch.layers.recorder import OperationRecorder, split_groups
 from spectral_core.errors import LayerError
 
-__all__ = ["Passage", "PassageCapture"]
+__all__ = ["LayerCall", "ActivationCapture"]
 
 
 @dataclass(frozen=True)
-class Passage:
-    """One use of a layer's matrix: its unfolded activations, and the graph's edge behind it.
+class LayerCall:
+    """One use of a layer's matrix in the forward pass, with its inputs and outputs.
 
     Parameters
     ----------
@@ -46,20 +46,20 @@ class Passage:
     project: Callable[[Tensor], Tensor]
 
 
-class PassageCapture(OperationRecorder):
-    """Watches a forward pass for the passages of some layers.
+class ActivationCapture(OperationRecorder):
+    """Watches a forward pass and keeps every call of some layers.
 
     Parameters
     ----------
     layers : iterable of Layer
-        The layers whose passages are kept.
+        The layers whose calls are kept.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
 
     Attributes
     ----------
-    passages : dict of str to list of Passage
-        The passages of each layer.
+    calls : dict of str to list of LayerCall
+        The calls of each layer, in the order in which they ran.
     hidden : dict of str to str
         The layers used by an operation that hides its inputs and outputs, with its kind.
     """
@@ -67,15 +67,15 @@ class PassageCapture(OperationRecorder):
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
         super().__init__(parameters)
         self._layers = list(layers)
-        self.passages: dict[str, list[Passage]] = {layer.info.name: [] for layer in self._layers}
+        self.calls: dict[str, list[LayerCall]] = {layer.info.name: [] for layer in self._layers}
         self.hidden: dict[str, str] = {}
-        self.made: list[tuple[Layer, Passage]] = []  # by the call that is looked at
+        self.made: list[tuple[Layer, LayerCall]] = []  # by the operation that is being observed
 
     def all_seen(self, layer: Layer) -> bool:
-        """Say whether the layer's passages are the only uses of its elements."""
+        """Say whether the layer's calls are the only uses of its elements."""
         uses = self.uses[layer.parameter]
         overlapping = (use.count for use in uses.matrices if use.view.overlaps(layer.view))
-        seen = len(self.passages[layer.info.name]) == sum(overlapping)
+        seen = len(self.calls[layer.info.name]) == sum(overlapping)
         return seen and layer.info.name not in self.hidden and not uses.other_operations
 
     def check_none_hidden(self) -> None:
@@ -94,7 +94,7 @@ class PassageCapture(OperationRecorder):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the call, some as what they are made of, and look at it."""
+        """Run the operation and look at it; some are replaced by the simpler ones they consist of."""
         if func is functional.multi_head_attention_forward:
             return multi_head_attention(self, args, dict(kwargs or {}))
         if func is functional.batch_norm:
@@ -107,7 +107,7 @@ class PassageCapture(OperationRecorder):
     def observe(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Look at what the call did with the parameters."""
+        """Look at what the operation did with the parameters."""
         self.made = []
         super().observe(func, args, kwargs, result)
 
@@ -133,7 +133,7 @@ class PassageCapture(OperationRecorder):
         result: Tensor | None,
     ) -> None:
         shared = _shared_rows(layer.view, view)
-        if shared is None:  # another matrix, or this one the other way around
+        if shared is None:  # another matrix, or this one transposed
             return
         if consumed.rows is None or result is None:
             self.hidden[layer.info.name] = consumed.kind
@@ -151,9 +151,9 @@ class PassageCapture(OperationRecorder):
             return placed
 
         edge = get_gradient_edge(result)
-        passage = Passage(result, edge, made.inputs, outputs, made.project)
-        self.passages[layer.info.name].append(passage)
-        self.made.append((layer, passage))
+        call = LayerCall(result, edge, made.inputs, outputs, made.project)
+        self.calls[layer.info.name].append(call)
+        self.made.append((layer, call))
 
 
 def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[int]] | None:
@@ -169,7 +169,7 @@ def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[i
 
 
 def _group(rows: Rows, consumed: Consumed, position: int) -> Rows:
-    """Return the rows of one group; along an axis without groups all are samples or positions."""
+    """Return the rows of one group. An axis without groups holds samples or positions."""
     size, stride = consumed.shadow.shape, consumed.shadow.stride()
     axes = range(consumed.group_axes)
     own = [axis for axis in axes if stride[axis] and size[axis] > 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectral_backends.torch.capture.attention import scaled_dot_product_attention
-from spectral_backends.torch.capture.layer_io import Passage, PassageCapture
+from spectral_backends.torch.capture.layer_io import ActivationCapture, LayerCall
 from spectral_backends.torch.instruments.graph import leaves_behind
 from spectral_backends.torch.instruments.linearity import Alias, is_alias
 from spectral_backends.torch.instruments.nested import map_tensors, tensors_in
@@ -30,8 +30,8 @@ class Segment:
         The leaves that stand for the outputs in the pieces that follow, one for each output.
     inputs : list of Tensor
         The leaves at which the graph ends: cuts of earlier pieces, and parameters.
-    passages : list of (Layer, Passage)
-        The uses of layers' matrices whose result is an output.
+    calls : list of (Layer, LayerCall)
+        The calls of layers whose result is an output.
     factors : tuple of Tensor, optional
         The factors of the only output, if it is their product, matrix by matrix.
     """
@@ -39,11 +39,11 @@ class Segment:
     outputs: list[Tensor]
     cuts: list[Tensor]
     inputs: list[Tensor]
-    passages: list[tuple[Layer, Passage]] = field(default_factory=list)
+    calls: list[tuple[Layer, LayerCall]] = field(default_factory=list)
     factors: tuple[Tensor, Tensor] | None = None
 
 
-class Tape(PassageCapture):
+class Tape(ActivationCapture):
     """Watches a forward pass and cuts its graph behind every operation.
 
     The result of an operation is replaced by an alias that autograd takes for a function of a new
@@ -53,7 +53,7 @@ class Tape(PassageCapture):
     Parameters
     ----------
     layers : iterable of Layer
-        The layers whose uses are kept.
+        The layers whose calls are kept.
     parameters : mapping of str to Tensor
         The leaves that the model uses, by name.
 
@@ -64,7 +64,7 @@ class Tape(PassageCapture):
     n_model : int
         The number of pieces before the loss function; -1 if it is not known.
     dense : set of str
-        The parameters that are used in other ways than one passage for each of their layers.
+        The parameters that are used in other ways than by one call of each of their layers.
     """
 
     def __init__(self, layers: Iterable[Layer], parameters: Mapping[str, Tensor]) -> None:
@@ -75,12 +75,12 @@ class Tape(PassageCapture):
 
     @property
     def dense(self) -> set[str]:
-        """Return the parameters that are used in other ways than one passage for each layer."""
-        return {layer.parameter for layer in self._layers if not self._passes_once(layer)}
+        """Return the parameters that are used in other ways than by one call of each layer."""
+        return {layer.parameter for layer in self._layers if not self._is_called_once(layer)}
 
-    def _passes_once(self, layer: Layer) -> bool:
+    def _is_called_once(self, layer: Layer) -> bool:
         name = layer.info.name
-        return len(self.passages[name]) == 1 and name not in self._uncut and self.all_seen(layer)
+        return len(self.calls[name]) == 1 and name not in self._uncut and self.all_seen(layer)
 
     def mark_outputs(self, outputs: Any) -> Any:
         """Cut the model's outputs off the loss that follows; return the leaves in their place."""
@@ -102,7 +102,7 @@ class Tape(PassageCapture):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the call, attention and cross-entropy as what they are made of."""
+        """Run the operation; attention and cross-entropy run as the simpler ones they consist of."""
         given = dict(kwargs or {})
         if func is functional.scaled_dot_product_attention:
             with self:
@@ -117,7 +117,7 @@ class Tape(PassageCapture):
         return super().__torch_function__(func, types, args, kwargs)
 
     def _are_factors(self, a: Any, b: Any) -> bool:
-        """Say whether a product is one of as many matrices, neither of them a parameter's."""
+        """Say whether two factors hold equally many matrices, neither of them a parameter's."""
         return (
             all(isinstance(t, Tensor) and _is_cuttable(t) for t in (a, b))
             and not {id(a), id(b)} & self._followed.keys()
@@ -131,21 +131,21 @@ class Tape(PassageCapture):
             return factor if is_alias(factor.grad_fn) else self.cut([factor])[0]
 
     def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """Cut the new tensors that the call has made."""
+        """Cut the new tensors that the operation has made."""
         given = {_storage(t) for t in tensors_in((args, kwargs))}
         new = [
             t
             for t in tensors_in(result)
             if _is_cuttable(t) and id(t) not in self._followed and _storage(t) not in given
         ]
-        passages, self.made = self.made, []
-        for layer, passage in passages:
-            if not any(passage.result is t for t in new):
+        calls, self.made = self.made, []
+        for layer, call in calls:
+            if not any(call.result is t for t in new):
                 self._uncut.add(layer.info.name)
         if not new:
             return result
         aliases = dict(zip(map(id, new), self.cut(new), strict=True))
-        self.segments[-1].passages = passages
+        self.segments[-1].calls = calls
         if func in _PRODUCTS and len(args) == 2 and self._are_factors(*args):
             self.segments[-1].factors = (args[0], args[1])
         return map_tensors(lambda t: aliases.get(id(t), t), result)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.capture.layer_io import Passage, PassageCapture
+from spectral_backends.torch.capture.layer_io import ActivationCapture, LayerCall
 from spectral_backends.torch.factors.factor_totals import LayerTotals, Samples
 from spectral_backends.torch.layers.discovery import Layer
 from spectral_backends.torch.objective.loss_terms import LossTerms
@@ -20,21 +20,21 @@ __all__ = ["FactorBatch"]
 
 
 class FactorBatch:
-    """One batch after its forward pass: passages, outputs, and the loss's curvature in them."""
+    """One batch after its forward pass: layer calls, outputs, and the loss's curvature in them."""
 
     def __init__(
         self,
         outputs: Tensor,
         curvature: OutputCurvature,
-        passages: dict[str, list[Passage]],
+        calls: dict[str, list[LayerCall]],
         terms: LossTerms,
     ) -> None:
-        self._outputs, self._curvature, self._passages = outputs, curvature, passages
+        self._outputs, self._curvature, self._calls = outputs, curvature, calls
         self.terms = terms
 
     @property
     def n_samples(self) -> int:
-        """Number of samples of the outputs."""
+        """Return the number of samples of the outputs."""
         return len(self._outputs)
 
     @classmethod
@@ -43,7 +43,7 @@ class FactorBatch:
         objective: Objective,
         leaves: dict[str, Tensor],
         batch: Any,
-        capture: PassageCapture,
+        capture: ActivationCapture,
         options: FactorOptions,
     ) -> "FactorBatch | None":
         """Run the forward pass; None if no term of the batch counts."""
@@ -56,15 +56,15 @@ class FactorBatch:
             outputs.detach(), loss_of, terms, options.max_columns,
             convex=options.fisher_type != "empirical",
         )  # fmt: skip
-        return cls(outputs, curvature, capture.passages, terms)
+        return cls(outputs, curvature, capture.calls, terms)
 
     @torch.no_grad()
     def incomplete(
         self, layers: Sequence[Layer], leaves: Mapping[str, Tensor], generator: torch.Generator
     ) -> set[str]:
-        """Return the layers that have uses besides their passages.
+        """Return the layers that have uses besides their calls.
 
-        For any cotangent of the outputs ``Σ δ aᵀ`` over all passages is the gradient. It is not if
+        For any cotangent of the outputs ``Σ δ aᵀ`` over all calls is the gradient. It is not if
         a matrix is also transposed in some use, as in a tied embedding, if only some of its columns
         are used, or if an operation is no product.
         """
@@ -81,9 +81,9 @@ class FactorBatch:
         for layer in layers:
             gradient = layer.view.matrix(whole[layer.parameter])
             shown = torch.zeros_like(gradient)
-            for passage in self._passages[layer.info.name]:
-                delta = _outputs(passage, next(sent)).flatten(0, -2)
-                shown += delta.T @ passage.inputs().flatten(0, -2)
+            for call in self._calls[layer.info.name]:
+                delta = _outputs(call, next(sent)).flatten(0, -2)
+                shown += delta.T @ call.inputs().flatten(0, -2)
             tolerance = torch.finfo(z.dtype).eps ** 0.5 * gradient.norm()
             if (shown - gradient).norm() > tolerance:
                 missing.add(layer.info.name)
@@ -103,7 +103,7 @@ class FactorBatch:
         weights = self._curvature.sample_weights
         weights = weights * (self.terms.count / float(weights.sum()))
         for name, total in totals.items():
-            total.add_inputs(self._passages[name], weights, options, samples)
+            total.add_inputs(self._calls[name], weights, options, samples)
         columns = self._exact_columns(options) if samples.apart else None
         if columns is not None:
             for part, name, rows in self._sent_back(columns, chunk):
@@ -135,18 +135,18 @@ class FactorBatch:
     ) -> Iterator[tuple[int, str, list[Tensor]]]:
         """Yield, for each column and layer, its output gradients ``(B, S, m)`` use by use."""
         part = 0
-        size = chunk(sum(p.result.numel() * p.result.element_size() for p in self._all_passages()))
+        size = chunk(sum(p.result.numel() * p.result.element_size() for p in self._all_calls()))
         while cotangents := list(islice(columns, size)):
             for gradients in self._pull_back(torch.stack(cotangents)):
                 remaining = iter(gradients)
-                for name, passages in self._passages.items():
-                    found = [(passage, next(remaining)) for passage in passages]
-                    yield part, name, [_outputs(passage, g) for passage, g in found]
+                for name, calls in self._calls.items():
+                    found = [(call, next(remaining)) for call in calls]
+                    yield part, name, [_outputs(call, g) for call, g in found]
                 part += 1
 
     def _pull_back(self, cotangents: Tensor) -> list[tuple[Tensor | None, ...]]:
-        """Return the gradients at every passage, for each cotangent; None where none arrives."""
-        edges = [passage.edge for passage in self._all_passages()]
+        """Return the gradients at every call, for each cotangent; None where none arrives."""
+        edges = [call.edge for call in self._all_calls()]
 
         def back(cotangent: Tensor, *, batched: bool) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(
@@ -165,11 +165,11 @@ class FactorBatch:
                 pass
         return [back(cotangent, batched=False) for cotangent in cotangents]
 
-    def _all_passages(self) -> list[Passage]:
-        return [passage for passages in self._passages.values() for passage in passages]
+    def _all_calls(self) -> list[LayerCall]:
+        return [call for calls in self._calls.values() for call in calls]
 
     def _find_samples(self, generator: torch.Generator) -> Samples:
-        """Look how the samples of the outputs lie in the rows of each layer.
+        """Find how the samples of the outputs lie in the rows of each layer.
 
         Halves of the samples are sent back one at a time. A position that both reach joins
         samples, as where tokens of one sequence were flattened into samples; one that is reached
@@ -177,16 +177,14 @@ class FactorBatch:
         """
         z, count = self._outputs, len(self._outputs)
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-        apart, in_front = True, dict.fromkeys(self._passages, True)
+        apart, in_front = True, dict.fromkeys(self._calls, True)
         for _ in range(2):
             chosen = torch.randperm(count, generator=generator, device=z.device) < (count + 1) // 2
             mask = chosen.reshape(count, *[1] * (z.ndim - 1))
             halves = [iter(self._pull_back((noise * m)[None])[0]) for m in (mask, ~mask)]
-            for name, passages in self._passages.items():
-                for passage in passages:
-                    one, other = (
-                        _outputs(passage, next(half)).abs().sum(-1) > 0 for half in halves
-                    )
+            for name, calls in self._calls.items():
+                for call in calls:
+                    one, other = (_outputs(call, next(half)).abs().sum(-1) > 0 for half in halves)
                     apart &= not bool((one & other).any())
                     in_front[name] &= len(one) == count and not bool(
                         one[~chosen].any() or other[chosen].any()
@@ -194,6 +192,6 @@ class FactorBatch:
         return Samples(apart, frozenset(name for name, found in in_front.items() if found))
 
 
-def _outputs(passage: Passage, gradient: Tensor | None) -> Tensor:
+def _outputs(call: LayerCall, gradient: Tensor | None) -> Tensor:
     """Return the output gradients ``(B, S, m)`` of one use: zero where none arrives."""
-    return passage.outputs(torch.zeros_like(passage.result) if gradient is None else gradient)
+    return call.outputs(torch.zeros_like(call.result) if gradient is None else gradient)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.capture.layer_io import Passage
+from spectral_backends.torch.capture.layer_io import LayerCall
 from spectral_backends.torch.instruments.sums import sum_dtype
 from spectral_backends.torch.layers.discovery import Layer
 from spectral_core.curvature.factor_options import FactorOptions, factor_notes
@@ -37,13 +37,13 @@ class LayerTotals:
 
     def add_inputs(
         self,
-        passages: list[Passage],
+        calls: list[LayerCall],
         weights: Tensor,
         options: FactorOptions,
         samples: Samples,
     ) -> None:
         """Add the inputs of a batch, each sample with the number of its terms."""
-        rows = [passage.inputs() for passage in passages]
+        rows = [call.inputs() for call in calls]
         in_front = samples.apart and self._name in samples.in_front
         in_front &= all(len(r) == len(weights) for r in rows)  # routing may leave some out
         if options.kfac_approx == "reduce":

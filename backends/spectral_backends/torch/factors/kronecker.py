@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from spectral_backends.torch.capture.layer_io import PassageCapture
+from spectral_backends.torch.capture.layer_io import ActivationCapture
 from spectral_backends.torch.factors.factor_batch import FactorBatch
 from spectral_backends.torch.factors.factor_totals import LayerTotals, Samples
 from spectral_backends.torch.layers.discovery import Layer
@@ -39,7 +39,7 @@ def kronecker_factors(
     with objective.one_pass(seed) as batches:
         for batch in batches:
             leaves = objective.matrix_leaves()
-            capture = PassageCapture(layers, leaves)
+            capture = ActivationCapture(layers, leaves)
             run = partial(FactorBatch.run, objective, leaves, batch, capture, options)
             made: FactorBatch | None = objective.model.hold(leaves, run)
             if made is None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.capture.layer_io import Passage
+from spectral_backends.torch.capture.layer_io import LayerCall
 from spectral_backends.torch.capture.tape import Segment, Tape
 from spectral_backends.torch.engines.forward_mode.rules import TangentRule, tangent_rule
 from spectral_backends.torch.instruments.sums import zero_sums
@@ -219,15 +219,15 @@ class _Sweep:
 
     def _begin(self, batch: TangentBatch, segment: Segment) -> None:
         """Add the tangents of blocks whose layer's matrix made an output of this piece."""
-        for layer, passage in segment.passages:
+        for layer, call in segment.calls:
             for index, block in enumerate(self._blocks):
                 if block.layer is layer and not batch.starts(block):
                     cut = next(
                         cut
                         for cut, output in zip(segment.cuts, segment.outputs, strict=True)
-                        if output is passage.result
+                        if output is call.result
                     )
-                    self._meet(id(cut), _Tangent((index,), _begun(passage, block)))
+                    self._meet(id(cut), _Tangent((index,), _begun(call, block)))
 
     def _meet(self, leaf: int, new: _Tangent) -> None:
         """Add tangents to those that a tensor has."""
@@ -273,13 +273,13 @@ def _nothing(tangents: Any) -> Any:
     raise AssertionError("a piece without inputs has no tangents")
 
 
-def _begun(passage: Passage, block: Block) -> Tensor:
+def _begun(call: LayerCall, block: Block) -> Tensor:
     """Return the tangents ``u (vᵀ a)`` in the shape of the operation's result, ``(k, *shape)``."""
-    along = passage.project(block.v)  # (B, S, k)
+    along = call.project(block.v)  # (B, S, k)
     rows = along.permute(2, 0, 1).unsqueeze(-1) * block.u.T[:, None, None, :]
     with torch.enable_grad():  # outputs() arranges elements, and its transpose puts them back
-        arranged = passage.result.detach().new_empty(()).expand(passage.result.shape)
+        arranged = call.result.detach().new_empty(()).expand(call.result.shape)
         arranged.requires_grad_()
-        seen = passage.outputs(arranged)
+        seen = call.outputs(arranged)
     (placed,) = torch.autograd.grad(seen, arranged, rows, is_grads_batched=True)
     return placed

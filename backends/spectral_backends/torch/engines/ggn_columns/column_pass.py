@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.capture.direction_taps import DirectionTaps
+from spectral_backends.torch.capture.direction_probes import DirectionProbes
 from spectral_backends.torch.instruments.graph import leaves_behind
 from spectral_backends.torch.instruments.linearity import find_curvature
 from spectral_backends.torch.instruments.sums import sum_dtype, zero_sums
@@ -133,23 +133,23 @@ class ColumnPass:
 
     def _add(self, leaves: dict[str, Tensor], batch: Any) -> LossTerms:
         """Add one batch; return its terms."""
-        taps = DirectionTaps(self._layers, leaves, self._directions)
+        probes = DirectionProbes(self._layers, leaves, self._directions)
         counter = WorkCounter()
-        with counter if self._first else nullcontext(), taps:
+        with counter if self._first else nullcontext(), probes:
             outputs, loss_of, terms = self._objective.split(leaves, batch)
         self._forward_work += counter.work
         if terms.count == 0:
             return terms
         root = loss_curvature(outputs.detach(), loss_of, terms, self._max_outputs)
         self._look_for_curvature(outputs, leaves)
-        for name, reason in taps.untapped.items():
+        for name, reason in probes.unprobed.items():
             self.totals[name].problem = reason
         self._look_for_direct_uses(outputs, loss_of, leaves)
         if self._mc_samples:
-            self._add_draws(outputs, root, taps)
+            self._add_draws(outputs, root, probes)
         else:
-            self._add_columns(outputs, root, taps)
-        self._add_gradient(outputs, root.gradient, taps)
+            self._add_columns(outputs, root, probes)
+        self._add_gradient(outputs, root.gradient, probes)
         return terms
 
     def _look_for_direct_uses(
@@ -168,18 +168,18 @@ class ColumnPass:
             total = self.totals[layer.info.name]
             total.curved = total.curved or curved.get(names.index(layer.parameter), "")
 
-    def _add_columns(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
+    def _add_columns(self, outputs: Tensor, root: OutputCurvature, probes: DirectionProbes) -> None:
         columns = map(root.column, range(root.n_columns))
-        for products in self._sent_back(outputs, columns, taps):
+        for products in self._sent_back(outputs, columns, probes):
             for name, product in products.items():
                 self.totals[name].ggn += product.to(sum_dtype(product.device)).square().sum((0, 1))
 
-    def _add_draws(self, outputs: Tensor, root: OutputCurvature, taps: DirectionTaps) -> None:
+    def _add_draws(self, outputs: Tensor, root: OutputCurvature, probes: DirectionProbes) -> None:
         """Add the mean over draws; samples may meet in the network, so they are summed first."""
         random = TorchDraws(self._generator)
         draws = (root.mixture(random) for _ in range(self._mc_samples))
         squares: dict[str, list[Tensor]] = {name: [] for name in self.totals}
-        for products in self._sent_back(outputs, draws, taps):
+        for products in self._sent_back(outputs, draws, probes):
             for name, product in products.items():
                 squares[name].append(product.to(sum_dtype(product.device)).sum(1).square())
         for name, found in squares.items():
@@ -188,7 +188,7 @@ class ColumnPass:
                 self.totals[name].ggn += each.mean(0)
                 self.totals[name].variance += each.var(0) / len(each)
 
-    def _add_gradient(self, outputs: Tensor, gradient: Tensor, taps: DirectionTaps) -> None:
+    def _add_gradient(self, outputs: Tensor, gradient: Tensor, probes: DirectionProbes) -> None:
         """Send the loss's own gradient back, for the derivatives along the directions.
 
         It is sent once more with a random weight for each sample. The gradient that arrives at a
@@ -205,7 +205,7 @@ class ColumnPass:
             )
         sent = [gradient, base, base * spread]
         found = list(
-            self._sent_back(outputs, iter(sent if base is not gradient else sent[1:]), taps)
+            self._sent_back(outputs, iter(sent if base is not gradient else sent[1:]), probes)
         )
         for name, total in self.totals.items():
             parts = [products[name] for products in found if name in products]
@@ -223,13 +223,13 @@ class ColumnPass:
                 total.problem = "samples of the outputs meet before it"
 
     def _sent_back(
-        self, outputs: Tensor, columns: Iterator[Tensor], taps: DirectionTaps
+        self, outputs: Tensor, columns: Iterator[Tensor], probes: DirectionProbes
     ) -> Iterator[dict[str, Tensor]]:
         """Yield the products of some columns with all directions, ``(columns, B, K)`` by layer."""
-        leaves = [leaf for uses in taps.leaves.values() for leaf in uses]
+        leaves = [leaf for uses in probes.leaves.values() for leaf in uses]
         if not leaves:
             return
-        size = self._chunk(_bytes(taps))
+        size = self._chunk(_bytes(probes))
         while cotangents := list(islice(columns, size)):
             counter = WorkCounter()
             with counter if self._first and not self._n_sent else nullcontext():
@@ -239,7 +239,7 @@ class ColumnPass:
             for found in sent_back:
                 remaining = iter(found)
                 products: dict[str, Tensor] = {}
-                for name, uses in taps.leaves.items():
+                for name, uses in probes.leaves.items():
                     parts = [next(remaining) for _ in uses]
                     if parts and len({part.shape for part in parts}) == 1:
                         products[name] = torch.stack(parts).sum(0)
@@ -248,9 +248,9 @@ class ColumnPass:
                 yield products
 
 
-def _bytes(taps: DirectionTaps) -> int:
+def _bytes(probes: DirectionProbes) -> int:
     """Return the bytes of the gradients that are sent back to the layers for one column."""
-    results = [p.result for passages in taps.passages.values() for p in passages]
+    results = [call.result for calls in probes.calls.values() for call in calls]
     return sum(result.numel() * result.element_size() for result in results)
 
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.capture.layer_io import Passage, PassageCapture
+from spectral_backends.torch.capture.layer_io import ActivationCapture, LayerCall
 from spectral_backends.torch.instruments.linearity import identity
 from spectral_backends.torch.instruments.nested import tensors_in
 from spectral_backends.torch.layers.discovery import Layer
 
-__all__ = ["DirectionTaps"]
+__all__ = ["DirectionProbes"]
 
 
-class DirectionTaps(PassageCapture):
+class DirectionProbes(ActivationCapture):
     """Watches a forward pass and puts a probe at each use of some layers' matrices.
 
     A probe is the identity on the operation's result, plus zero times a leaf of shape ``(B, K)``.
@@ -34,7 +34,7 @@ class DirectionTaps(PassageCapture):
     ----------
     leaves : dict of str to list of Tensor
         One leaf for each use of a layer.
-    untapped : dict of str to str
+    unprobed : dict of str to str
         The layers that have a use where no probe can be put, with the reason.
     """
 
@@ -50,7 +50,7 @@ class DirectionTaps(PassageCapture):
         self._in_place: set[str] = set()
 
     @property
-    def untapped(self) -> dict[str, str]:
+    def unprobed(self) -> dict[str, str]:
         """Return the layers that have a use where no probe can be put, with the reason."""
         unseen = [layer.info.name for layer in self._layers if not self.all_seen(layer)]
         hidden = {name: f"{kind} hides its positions" for name, kind in self.hidden.items()}
@@ -62,37 +62,37 @@ class DirectionTaps(PassageCapture):
 
     def replace(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Put a probe at the result for each layer whose matrix made it."""
-        for layer, passage in self.made:
+        for layer, call in self.made:
             name = layer.info.name
             if any(result is tensor for tensor in tensors_in((args, kwargs))):
                 self._in_place.add(name)
                 continue
             u, v = self._directions[name]
             with torch.no_grad():
-                along = passage.project(v)
+                along = call.project(v)
             leaf = along.new_zeros(along.shape[0], along.shape[2], requires_grad=True)
-            result = _Tap.apply(result, leaf, passage, u, along)  # type: ignore[no-untyped-call]
+            result = _Probe.apply(result, leaf, call, u, along)  # type: ignore[no-untyped-call]
             self.leaves[name].append(leaf)
         self.made = []
         return result
 
 
 @identity
-class _Tap(torch.autograd.Function):
-    """The identity on a result; what comes back is projected on directions."""
+class _Probe(torch.autograd.Function):
+    """Return a result as it is, and project the gradient that comes back on directions."""
 
     @staticmethod
     def forward(
-        ctx: Any, result: Tensor, leaf: Tensor, passage: Passage, u: Tensor, along: Tensor
+        ctx: Any, result: Tensor, leaf: Tensor, call: LayerCall, u: Tensor, along: Tensor
     ) -> Tensor:
         """Return the result in an object of its own."""
-        ctx.passage, ctx.u, ctx.along = passage, u, along
+        ctx.call, ctx.u, ctx.along = call, u, along
         return result.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient and its products with the directions."""
-        rows = ctx.passage.outputs(gradients[0])  # (B, S, m)
+        rows = ctx.call.outputs(gradients[0])  # (B, S, m)
         if rows.shape[-2] > rows.shape[-1]:  # sum over the longer axis first
             products = (rows.mT @ ctx.along * ctx.u).sum(-2)
         else:
