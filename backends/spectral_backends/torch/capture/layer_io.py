@@ -18,7 +18,7 @@ from spectral_backends.torch.layers.readers.base import Consumed, Rows
 from spectral_backends.torch.layers.recorder import OperationRecorder, split_groups
 from spectral_core.errors import LayerError
 
-__all__ = ["LayerCall", "ActivationCapture"]
+__all__ = ["ActivationCapture", "LayerCall"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ActivationCapture(OperationRecorder):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation and look at it; some are replaced by the simpler ones they consist of."""
+        """Run the operation, some as the simpler ones it consists of, and look at it."""
         if func is functional.multi_head_attention_forward:
             return multi_head_attention(self, args, dict(kwargs or {}))
         if func is functional.batch_norm:
@@ -118,8 +118,8 @@ class ActivationCapture(OperationRecorder):
         result = self.result if isinstance(self.result, Tensor) else None
         if result is not None and result.grad_fn is None:
             return
-        for position, (_, shadow) in enumerate(split_groups(consumed)):
-            view = MatrixView.of(shadow, consumed.out_axes)
+        for position, (_, matrix) in enumerate(split_groups(consumed)):
+            view = MatrixView.of(matrix, consumed.out_axes)
             for layer in self._layers:
                 if layer.parameter == name:
                     self._match(layer, view, consumed, position, result)
@@ -170,7 +170,7 @@ def _shared_rows(layer: MatrixView, used: MatrixView) -> tuple[list[int], list[i
 
 def _group(rows: Rows, consumed: Consumed, position: int) -> Rows:
     """Return the rows of one group. An axis without groups holds samples or positions."""
-    size, stride = consumed.shadow.shape, consumed.shadow.stride()
+    size, stride = consumed.tracked.shape, consumed.tracked.stride()
     axes = range(consumed.group_axes)
     own = [axis for axis in axes if stride[axis] and size[axis] > 1]
 

@@ -102,7 +102,7 @@ class Tape(ActivationCapture):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation; attention and cross-entropy run as the simpler ones they consist of."""
+        """Run the operation; attention and cross-entropy run as simpler operations."""
         given = dict(kwargs or {})
         if func is functional.scaled_dot_product_attention:
             with self:

@@ -1,9 +1,10 @@
 """Finding a model's weight matrices by the operations that consume its parameters.
 
 Looking at module types misses tied weights, functional calls, packed attention projections and
-transposed weights. So the model runs once while every torch call is watched. A parameter is
-followed through views and casts by applying the same views to a shadow of it without storage,
-whose strides then tell which elements of the parameter form the matrix that an operation consumes.
+transposed weights. So the model runs once while every torch call is watched, and each parameter is
+followed through views and casts. A *tracked view* stands for the parameter: a tensor of the same
+shape without storage, to which the same views are applied. Its strides then tell which elements of
+the parameter form the matrix that an operation consumes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,8 @@ class OperationRecorder(CallObserver):
         super().__init__()
         self.uses = {name: ParameterUses() for name in parameters}
         self.order: list[str] = []
-        # Tensors are kept alive so that their ids stay theirs.
+        # By id: the parameter's name, the tracked view, and the tensor itself, kept alive so that
+        # its id stays its own.
         self._followed: dict[int, tuple[str, Tensor, Tensor]] = {}
         self._roots: dict[str, Tensor] = {}
         self.result: Any = None
@@ -90,7 +92,7 @@ class OperationRecorder(CallObserver):
     def observe(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Look at what the call did with the parameters."""
+        """Record what the operation did with the parameters."""
         followed = [t for t in tensors_in((args, kwargs)) if id(t) in self._followed]
         if followed and any(True for _ in tensors_in(result)):
             self.result = result
@@ -107,18 +109,18 @@ class OperationRecorder(CallObserver):
     ) -> None:
         name = _operation_name(func)
         source = args[0] if args and args[0] is followed[0] else None
-        if not torch.is_grad_enabled():  # a constant of the loss, whatever it computes
+        if not torch.is_grad_enabled():  # autograd takes the result for a constant
             self._record_others(followed, f"{name} under no_grad")
         elif name in _COPIES:
-            if source is not None:  # not as in x.to(W), where W only says which type
-                self._follow(source, [result], [self._shadow(source)])
+            if source is not None:  # in x.to(W), W only names the type
+                self._follow(source, [result], [self._view_of(source)])
         elif name in _VIEWS and source is not None and not _is_lookup(name, args):
-            shadows = func(self._shadow(source), *args[1:], **kwargs)
-            self._follow(source, list(tensors_in(result)), list(tensors_in(shadows)))
+            views = func(self._view_of(source), *args[1:], **kwargs)
+            self._follow(source, list(tensors_in(result)), list(tensors_in(views)))
         else:
             read = READERS.get(name)
             seen: set[int] = set()
-            for tensor, consumed in read(args, kwargs, self._shadow) if read else ():
+            for tensor, consumed in read(args, kwargs, self._view_of) if read else ():
                 seen.add(id(tensor))
                 self._record(self._followed[id(tensor)][0], consumed)
             self._record_others([t for t in followed if id(t) not in seen], name)
@@ -127,21 +129,22 @@ class OperationRecorder(CallObserver):
         for tensor in tensors:
             self.uses[self._followed[id(tensor)][0]].other_operations.append(operation)
 
-    def _shadow(self, tensor: Any) -> Tensor | None:
+    def _view_of(self, tensor: Any) -> Tensor | None:
+        """Return the tracked view of a tensor; None if the tensor is not followed."""
         entry = self._followed.get(id(tensor))
         return None if entry is None else entry[1]
 
-    def _follow(self, source: Tensor, results: list[Any], shadows: list[Any]) -> None:
+    def _follow(self, source: Tensor, results: list[Any], views: list[Any]) -> None:
         name = self._followed[id(source)][0]
-        for result, shadow in zip(results, shadows, strict=True):
-            if shadow.untyped_storage()._cdata == self._roots[name].untyped_storage()._cdata:
-                self._followed[id(result)] = (name, shadow, result)
+        for result, view in zip(results, views, strict=True):
+            if view.untyped_storage()._cdata == self._roots[name].untyped_storage()._cdata:
+                self._followed[id(result)] = (name, view, result)
             else:  # a reshape that had to copy: the matrix is no strided view of the parameter
                 self.uses[name].other_operations.append("reshape with a copy")
 
     def _record(self, name: str, consumed: Consumed) -> None:
-        repeated = 0 in consumed.shadow.stride()[consumed.group_axes :]
-        if not consumed.usable or consumed.shadow.ndim < consumed.group_axes + 2 or repeated:
+        repeated = 0 in consumed.tracked.stride()[consumed.group_axes :]
+        if not consumed.usable or consumed.tracked.ndim < consumed.group_axes + 2 or repeated:
             self.uses[name].other_operations.append(consumed.kind)
             return
         if name not in self.order:
@@ -167,13 +170,13 @@ class OperationRecorder(CallObserver):
 
 
 def split_groups(consumed: Consumed) -> Iterator[tuple[str, Tensor]]:
-    """Yield each group's matrix; along an expanded axis there is but one."""
-    size, stride = consumed.shadow.shape, consumed.shadow.stride()
+    """Yield the matrix of each group, with its label. An expanded axis counts as one group."""
+    size, stride = consumed.tracked.shape, consumed.tracked.stride()
     groups = [range(size[axis] if stride[axis] else 1) for axis in range(consumed.group_axes)]
     several = prod(map(len, groups)) > 1
     for index, position in enumerate(product(*groups)):
         label = f"{consumed.label}group{index}" if several else consumed.label
-        yield label, consumed.shadow[position]
+        yield label, consumed.tracked[position]
 
 
 def _operation_name(func: Callable[..., Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Consumed", "Found", "Reader", "Rows", "ShadowOf", "bind", "positions"]
+__all__ = ["Consumed", "Found", "Reader", "Rows", "ViewOf", "bind", "positions"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class Rows:
 class Consumed:
     """The use of a parameter by an operation: axes are groups, then outputs, then inputs.
 
-    `usable` is False where the operation's gradient is not the derivative of what it computes.
-    `rows` makes inputs and outputs of the operation, position by position; None where the operation
-    hides them.
+    `tracked` is the tracked view of the weight; its strides say where the elements lie in the
+    parameter. `usable` is False where the operation's gradient is not the derivative of what it
+    computes. `rows` makes inputs and outputs of the operation, position by position; None where the
+    operation hides them.
     """
 
-    shadow: Tensor
+    tracked: Tensor
     kind: str
     group_axes: int = 0
     out_axes: int = 1
@@ -63,10 +64,12 @@ class Consumed:
     rows: Rows | None = None
 
 
-ShadowOf = Callable[[Any], Tensor | None]
+ViewOf = Callable[[Any], Tensor | None]
+"""A function that returns the tracked view of a tensor; None if the tensor is not followed."""
+
 Found = Iterator[tuple[Tensor, Consumed]]
-Reader = Callable[[tuple[Any, ...], dict[str, Any], ShadowOf], Found]
-"""A function of the arguments of a call, and of the function that returns a tensor's shadow."""
+Reader = Callable[[tuple[Any, ...], dict[str, Any], ViewOf], Found]
+"""A function of the arguments of a call and of a `ViewOf`; it yields the weights among them."""
 
 
 def bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from spectral_backends.torch.layers.readers.base import (
     Found,
     Reader,
     Rows,
-    ShadowOf,
+    ViewOf,
     bind,
 )
 
@@ -20,11 +20,11 @@ __all__ = ["READERS"]
 
 
 def _read_convolution(kind: str) -> Reader:
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf) -> Found:
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
         bound = bind("input weight bias stride padding dilation groups", args, kwargs)
-        if (shadow := shadow_of(bound["weight"])) is not None:
-            groups, kernel = bound.get("groups", 1), tuple(shadow.shape[2:])
-            grouped = shadow.view(groups, -1, *shadow.shape[1:])
+        if (tracked := view_of(bound["weight"])) is not None:
+            groups, kernel = bound.get("groups", 1), tuple(tracked.shape[2:])
+            grouped = tracked.view(groups, -1, *tracked.shape[1:])
             stride, dilation = (_each(bound.get(k, 1), kernel) for k in ("stride", "dilation"))
             padding = _both_sides(bound.get("padding", 0), kernel, dilation)
             rows = _convolution_rows(bound["input"], kernel, stride, padding, dilation, groups)
@@ -36,12 +36,12 @@ def _read_convolution(kind: str) -> Reader:
 def _read_transposed_convolution(kind: str) -> Reader:
     """Read kernels (inputs, outputs / groups, *k): one position's output takes (inputs, *k)."""
 
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf) -> Found:
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
         names = "input weight bias stride padding output_padding groups dilation"
         bound = bind(names, args, kwargs)
-        if (shadow := shadow_of(bound["weight"])) is not None:
-            groups, kernel = bound.get("groups", 1), tuple(shadow.shape[2:])
-            grouped = shadow.view(groups, -1, *shadow.shape[1:]).transpose(1, 2)
+        if (tracked := view_of(bound["weight"])) is not None:
+            groups, kernel = bound.get("groups", 1), tuple(tracked.shape[2:])
+            grouped = tracked.view(groups, -1, *tracked.shape[1:]).transpose(1, 2)
             stride, padding, extra, dilation = (
                 _each(bound.get(key, default), kernel)
                 for key, default in (
@@ -80,7 +80,7 @@ def _convolution_rows(
     dilation: Sequence[int],
     groups: int,
 ) -> Rows:
-    """Rows of a convolution: the patch that each output position sees, channel by channel."""
+    """Return the rows of a convolution: the patch that each output position sees."""
     dims = len(kernel)
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
 
@@ -108,7 +108,7 @@ def _transposed_convolution_rows(
     dilation: Sequence[int],
     groups: int,
 ) -> Rows:
-    """Rows of a transposed convolution: one of stretched inputs by a reversed kernel."""
+    """Return the rows of a transposed convolution: stretched inputs and a reversed kernel."""
     dims = len(kernel)
 
     def patches() -> Tensor:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_backends.torch.layers.readers.base import Consumed, Found, Reader, Rows, ShadowOf
+from spectral_backends.torch.layers.readers.base import Consumed, Found, Reader, Rows, ViewOf
 
 __all__ = ["READERS"]
 
 
-def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf) -> Found:
+def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
     """Read a subscript: shared and kept = groups, kept only by the weight = outputs."""
     equation, operands = kwargs.get("equation", args[0] if args else None), args[1:]
     operands = kwargs.get("operands", operands)
@@ -21,8 +21,8 @@ def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: Shado
         return
     terms, output = _subscripts(equation)
     for position, (weight, term) in enumerate(zip(operands, terms, strict=True)):
-        shadow = shadow_of(weight)
-        if shadow is None or len(set(term)) < len(term) or _ELLIPSIS in term:
+        tracked = view_of(weight)
+        if tracked is None or len(set(term)) < len(term) or _ELLIPSIS in term:
             continue
         others = set("".join(terms[:position] + terms[position + 1 :]))
         groups = [axis for axis in term if axis in output and axis in others]
@@ -33,7 +33,7 @@ def _read_einsum(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: Shado
             rows = _einsum_rows(terms, operands, position, output, groups, outs, ins)
             yield (
                 weight,
-                Consumed(shadow.permute(order), "einsum", len(groups), len(outs), rows=rows),
+                Consumed(tracked.permute(order), "einsum", len(groups), len(outs), rows=rows),
             )
 
 

@@ -10,7 +10,7 @@ from spectral_backends.torch.layers.readers.base import (
     Found,
     Reader,
     Rows,
-    ShadowOf,
+    ViewOf,
     bind,
     positions,
 )
@@ -18,10 +18,10 @@ from spectral_backends.torch.layers.readers.base import (
 __all__ = ["READERS"]
 
 
-def _read_linear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf) -> Found:
+def _read_linear(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
     bound = bind("input weight bias", args, kwargs)
-    if (shadow := shadow_of(bound["weight"])) is not None:
-        yield bound["weight"], Consumed(shadow, "linear", rows=_linear_rows(bound["input"]))
+    if (tracked := view_of(bound["weight"])) is not None:
+        yield bound["weight"], Consumed(tracked, "linear", rows=_linear_rows(bound["input"]))
 
 
 def _read_product(names: str, *, by_position: bool = True) -> Reader:
@@ -30,7 +30,7 @@ def _read_product(names: str, *, by_position: bool = True) -> Reader:
     `by_position` is False where the result is summed over the batch of products.
     """
 
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf) -> Found:
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
         bound = bind(names, args, kwargs)
         left, right = (bound[key] for key in names.split()[-2:])
         scale = float(bound.get("alpha", 1))
@@ -38,37 +38,35 @@ def _read_product(names: str, *, by_position: bool = True) -> Reader:
         def rows(other: Tensor, groups: int, *, left: bool) -> Rows | None:
             return _product_rows(other, groups, left=left, scale=scale) if by_position else None
 
-        if (shadow := shadow_of(left)) is not None and shadow.ndim >= 2:
-            groups = shadow.ndim - 2
-            yield left, Consumed(shadow, "linear", groups, rows=rows(right, groups, left=True))
-        if (shadow := shadow_of(right)) is not None and shadow.ndim >= 2:
-            groups = shadow.ndim - 2
-            yield right, Consumed(shadow.mT, "linear", groups, rows=rows(left, groups, left=False))
+        if (tracked := view_of(left)) is not None and tracked.ndim >= 2:
+            groups = tracked.ndim - 2
+            yield left, Consumed(tracked, "linear", groups, rows=rows(right, groups, left=True))
+        if (tracked := view_of(right)) is not None and tracked.ndim >= 2:
+            groups = tracked.ndim - 2
+            yield right, Consumed(tracked.mT, "linear", groups, rows=rows(left, groups, left=False))
 
     return read
 
 
-def _read_reversed_product(
-    args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf
-) -> Found:
-    return _read_product("input other")(args[1::-1], kwargs, shadow_of)
+def _read_reversed_product(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
+    return _read_product("input other")(args[1::-1], kwargs, view_of)
 
 
-def _read_bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], shadow_of: ShadowOf) -> Found:
+def _read_bilinear(args: tuple[Any, ...], kwargs: dict[str, Any], view_of: ViewOf) -> Found:
     bound = bind("input1 input2 weight bias", args, kwargs)
-    if (shadow := shadow_of(bound["weight"])) is not None:
+    if (tracked := view_of(bound["weight"])) is not None:
         pairs = bound["input1"].unsqueeze(-1) * bound["input2"].unsqueeze(-2)
         rows = _linear_rows(pairs.flatten(-2))
-        yield bound["weight"], Consumed(shadow, "bilinear", rows=rows)
+        yield bound["weight"], Consumed(tracked, "bilinear", rows=rows)
 
 
 def _linear_rows(inputs: Tensor) -> Rows:
-    """Rows of ``F.linear``: features last, samples first."""
+    """Return the rows of ``F.linear``: features last, samples first."""
     return Rows.of(lambda: positions(inputs), positions)
 
 
 def _product_rows(inputs: Tensor, group_axes: int, *, left: bool, scale: float = 1.0) -> Rows:
-    """Rows of ``inputs @ W``, or of ``W @ inputs`` if W is the left operand.
+    """Return the rows of ``inputs @ W``, or of ``W @ inputs`` if W is the left operand.
 
     Parameters
     ----------
