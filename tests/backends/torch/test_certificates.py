@@ -1,4 +1,4 @@
-"""The certificate is never wrong: what is curved anywhere, for any sample, is not certified."""
+"""The certificate is never wrong: what is nonlinear anywhere, for any sample, is not certified."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def scripted(h):
     return h * torch.sigmoid(h)
 
 
-CURVED = {
+NONLINEAR = {
     "gelu": lambda h, x: F.gelu(h),
     "gate of itself": lambda h, x: h * torch.sigmoid(h),
     "product of branches": lambda h, x: h * h.roll(1, 1),
@@ -73,14 +73,14 @@ CURVED = {
 }
 
 
-@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("name", NONLINEAR)
 def test_curvature_that_hides(name):
     """In one operation, of one sample of the last batch where it can be."""
     torch.manual_seed(0)
     x, y = random(12, 5).clamp(-2, 2), torch.randint(4, (12,))
     x[10, 0] = 4
     problem = CurvatureProblem(
-        Middle(CURVED[name]).double(), F.cross_entropy, split(x, y, 4), check_deterministic=False
+        Middle(NONLINEAR[name]).double(), F.cross_entropy, split(x, y, 4), check_deterministic=False
     )
     given = {n: along(problem, n, 3) for n in ("first", "second", "third")}
     found = {f.name: f for f in problem.layer_curvatures(given)}
@@ -130,13 +130,13 @@ def test_the_probe_is_a_second_line(monkeypatch, fitted):
     """
     torch.manual_seed(0)
     monkeypatch.setattr(
-        "spectral_backends.torch.instruments.linearity._curved_in", lambda node, inputs: 0
+        "spectral_backends.torch.instruments.linearity._nonlinear_in", lambda node, inputs: 0
     )
     monkeypatch.setattr(
         "spectral_backends.torch.engines.forward_mode.rules.find_curvature",
         lambda *a: {0: "distrusted"},
     )
-    model = Middle(CURVED["gelu"]).double()
+    model = Middle(NONLINEAR["gelu"]).double()
     x, y = random(12, 5), torch.randint(4, (12,))
     if fitted:
         with torch.no_grad():
@@ -151,7 +151,7 @@ def test_the_probe_is_a_second_line(monkeypatch, fitted):
 def test_certificates_are_saved(tmp_path):
     torch.manual_seed(0)
     x, y = random(12, 5), torch.randint(4, (12,))
-    problem = CurvatureProblem(Middle(CURVED["gelu"]).double(), F.cross_entropy, [(x, y)])
+    problem = CurvatureProblem(Middle(NONLINEAR["gelu"]).double(), F.cross_entropy, [(x, y)])
     for engine in ("auto", "tangents", "double-backward"):
         report = sc.measure(problem, top_k=3, engine=engine)
         report.save(tmp_path / "r.json")

@@ -38,13 +38,13 @@ def case_of(model):
     return function_case(model, params, random(9, 5) * 3, classes(9, 4))
 
 
-def check_certificates(case, curved, flat, size=None):
-    """Nothing in `curved` is certified by any engine, `flat` is by columns; numbers are right."""
+def check_certificates(case, nonlinear, flat, size=None):
+    """Nothing in `nonlinear` is certified by any engine, `flat` is by columns; numbers are right."""
     expected = expected_of(case)
     problem = problem_of(case, size)
     for engine in ("auto", "tangents", "columns"):
         found = findings(problem, given_by(expected), engine=engine)
-        for name in curved:
+        for name in nonlinear:
             if engine == "columns":
                 assert isinstance(found[name], LayerError), f"{name} was certified"
             else:
@@ -69,7 +69,7 @@ def inner_gradient(h):
     return torch.func.grad(lambda z: (F.relu(z) ** 3).sum() / 9)(h)
 
 
-CURVED = {
+NONLINEAR = {
     "softplus": F.softplus, "hardswish": F.hardswish, "elu": F.elu,
     "power": lambda h: h.abs() ** 1.5, "gate by itself": lambda h: h * F.hardtanh(h),
     "one column": lambda h: torch.cat([F.relu(h[:, :5]), torch.tanh(h[:, 5:])], 1),
@@ -82,15 +82,15 @@ CURVED = {
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")
-@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("name", NONLINEAR)
 def test_curvature_between_two_layers(name):
     """Layers in front of it are not certified, those behind are."""
     torch.manual_seed(0)
-    check_certificates(case_of(chain(CURVED[name])), ["a", "b"], ["c", "d"], size=5)
+    check_certificates(case_of(chain(NONLINEAR[name])), ["a", "b"], ["c", "d"], size=5)
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_one_curved_layer_far_up(place):
+def test_one_nonlinear_layer_far_up(place):
     torch.manual_seed(0)
     functions = [F.gelu if i == place else F.relu for i in range(3)]
     names = list(SHAPES)
@@ -112,13 +112,13 @@ def tied(p, x):
 
 
 def gram(p, x):
-    """The outputs are linear in each layer, and curved in the one that comes twice."""
+    """The outputs are linear in each layer, and nonlinear in the one that comes twice."""
     h = F.relu(F.linear(x, p["a"]))
     return F.linear(F.relu(F.linear(h, p["c"])) + 0.02 * F.linear(h, p["b"] @ p["b"].T), p["d"])
 
 
 @pytest.mark.parametrize("model", [normed, tied, gram])
-def test_a_weight_that_bends_by_its_use(model):
+def test_a_weight_that_its_use_makes_nonlinear(model):
     torch.manual_seed(0)
     check_certificates(case_of(model), ["b"], ["a", "c", "d"])
 

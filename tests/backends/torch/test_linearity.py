@@ -140,8 +140,8 @@ def second_derivative(call, x, y, *, jointly=True):
         return call(x + t * a, y + t * b if jointly else y)
 
     middle = at(0.0)
-    bend = (at(STEP) + at(-STEP) - 2 * middle) / STEP**2
-    return float(bend.abs().max() / (1 + middle.abs().max()))
+    second = (at(STEP) + at(-STEP) - 2 * middle) / STEP**2
+    return float(second.abs().max() / (1 + middle.abs().max()))
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -178,7 +178,7 @@ def test_the_list_of_products_is_that_of_the_table():
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_are_linear_in_each_factor_and_curved_in_both(name):
+def test_products_are_linear_in_each_factor_and_nonlinear_in_both(name):
     torch.manual_seed(0)
     x, y = (random(4, 4).requires_grad_() for _ in range(2))
     result = PRODUCTS[name](x, y)
@@ -196,7 +196,7 @@ def normalised(x):
     return F.batch_norm(x, torch.zeros(4).double(), torch.ones(4).double(), training=True)
 
 
-CURVED = {
+NONLINEAR = {
     "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softmax": lambda x: x.softmax(1),
     "log softmax": lambda x: x.log_softmax(1), "layer norm": lambda x: F.layer_norm(x, (4,)),
     "square": lambda x: x * x, "ratio": lambda x: x / (x.sum() + 9), "one over": lambda x: 1 / (x + 9),
@@ -228,13 +228,13 @@ CURVED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CURVED)
-def test_curved_operations_are_named(name):
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_nonlinear_operations_are_named(name):
     torch.manual_seed(0)
     x = random(4, 4).requires_grad_()
-    result = CURVED[name](x)
+    result = NONLINEAR[name](x)
     with torch.no_grad():
-        found = second_derivative(lambda a, b: CURVED[name](a), x.detach(), x.detach())
+        found = second_derivative(lambda a, b: NONLINEAR[name](a), x.detach(), x.detach())
     assert found > 20 * ROUNDING
     found = find_curvature([result], {0: [x]})
     assert 0 in found and "Backward" in found[0]
@@ -253,7 +253,7 @@ def test_groups_are_told_apart():
 
 
 def test_names_do_not_deceive():
-    """A custom function counts as curved, whatever it is called."""
+    """A custom function counts as nonlinear, whatever it is called."""
 
     class Relu(torch.autograd.Function):
         @staticmethod

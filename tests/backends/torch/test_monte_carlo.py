@@ -71,7 +71,7 @@ def test_more_draws_are_closer():
     assert 2.5 < few / many < 6  # four times
 
 
-def test_curved_layers():
+def test_nonlinear_layers():
     torch.manual_seed(0)
     data = [(random(9, 5), torch.randint(4, (9,)))]
     problem = CurvatureProblem(mlp(5, 6, 4), F.cross_entropy, data)

@@ -8,7 +8,7 @@ from layer_cases import random
 from torch.nn import functional as F
 
 from spectral_backends.torch.capture.tape import Segment, Tape
-from spectral_backends.torch.engines.forward_mode.general_rule import Bend, PullBack
+from spectral_backends.torch.engines.forward_mode.general_rule import Nonlinearity, PullBack
 from spectral_backends.torch.engines.forward_mode.rules import tangent_rule
 from spectral_backends.torch.engines.forward_mode.short_rules import (
     _ELEMENTWISE,
@@ -60,15 +60,15 @@ def second_order(function, values, tangents, adjoint):
     def both(h):
         f = [at(k * h) for k in (-2, -1, 0, 1, 2)]
         slope = (f[0] - 8 * f[1] + 8 * f[3] - f[4]) / (12 * h)
-        bend = (-f[0] + 16 * f[1] - 30 * f[2] + 16 * f[3] - f[4]) / (12 * h * h)
-        return slope, (adjoint * bend).sum()
+        curvature = (-f[0] + 16 * f[1] - 30 * f[2] + 16 * f[3] - f[4]) / (12 * h * h)
+        return slope, (adjoint * curvature).sum()
 
-    (slope, bend), (coarse, coarser) = both(STEP), both(2 * STEP)
+    (slope, curvature), (coarse, coarser) = both(STEP), both(2 * STEP)
     size = at(0).abs().max() + 1
     rounding = 16 * EPS * size * adjoint.abs().sum() / STEP**2
     return (
         slope, (slope - coarse).abs().max() + 16 * EPS * size / STEP,
-        bend, (bend - coarser).abs() + rounding,
+        curvature, (curvature - coarser).abs() + rounding,
     )  # fmt: skip
 
 
@@ -85,12 +85,12 @@ def check_rules(function, *values, differences=True):
         assert largest > 0
         torch.testing.assert_close(second, curvature, rtol=1e-9, atol=1e-9 * largest)
         for index in range(count * differences):
-            slope, slope_error, bend, bend_error = second_order(
+            slope, slope_error, expected, error = second_order(
                 function, values, [t[index] for t in tangents], adjoint
             )
-            assert slope_error < 1e-4 * slope.abs().max() and bend_error < 1e-3 * largest
+            assert slope_error < 1e-4 * slope.abs().max() and error < 1e-3 * largest
             assert (moved[index] - slope).abs().max() <= slope_error
-            assert (second[index] - bend).abs() <= bend_error
+            assert (second[index] - expected).abs() <= error
     return short
 
 
@@ -126,7 +126,7 @@ def test_every_elementwise_function_is_tested():
 def test_softmax(axis, function, spread):
     torch.manual_seed(0)
     x = spread * random(3, 4, 2)
-    saturated = spread > 1  # what bends is lost in the rounding of the rest
+    saturated = spread > 1  # its second differences are lost in rounding
     rule = check_rules(lambda x: function(x, axis), x, differences=not saturated)
     assert isinstance(rule, _Softmax)
 
@@ -183,7 +183,7 @@ def test_any_product():
     """Two leaves: half the derivatives give the whole."""
     torch.manual_seed(0)
     a, b = random(3, 4), random(4, 2)
-    assert check_product(torch.matmul, a, b, PullBack).bend is Bend.PRODUCT
+    assert check_product(torch.matmul, a, b, PullBack).nonlinearity is Nonlinearity.PRODUCT
     check_rules(torch.matmul, a, b)
 
 

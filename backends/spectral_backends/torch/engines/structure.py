@@ -31,7 +31,7 @@ class Structure:
     n_outputs : int or None
         The number of outputs of the model for each sample of the first batch. It is None if outputs
         are not told from the loss, or are no tensor.
-    curved : dict of str to str
+    nonlinear : dict of str to str
         The parameters in which the outputs are nonlinear, with the operation that shows it.
     work : float
         The multiply-adds of the forward pass.
@@ -45,7 +45,7 @@ class Structure:
     layers: dict[str, Layer]
     skipped: dict[str, str]
     n_outputs: int | None
-    curved: dict[str, str]
+    nonlinear: dict[str, str]
     work: float
     operations: int
     heaviest: list[int]
@@ -82,14 +82,16 @@ def examine(objective: Objective, seed: int) -> Structure:
             loss, _ = objective.loss(leaves, batch, look)
         layers, skipped = name_layers(recorder, leaves, objective.model.frozen)
         outputs = seen[0] if seen and isinstance(seen[0], Tensor) and seen[0].ndim else None
-        curved: dict[str, str] = {}
+        nonlinear: dict[str, str] = {}
         if outputs is not None:
             names = list(leaves)
             found = find_curvature([outputs], {i: [leaves[n]] for i, n in enumerate(names)})
-            curved = {names[i]: node for i, node in found.items()}
+            nonlinear = {names[i]: node for i, node in found.items()}
         heaviest = _heaviest(loss, outputs, common_length(batch))
     n_outputs = None if outputs is None else outputs.numel() // max(len(outputs), 1)
-    return Structure(layers, skipped, n_outputs, curved, counter.work, counter.operations, heaviest)
+    return Structure(
+        layers, skipped, n_outputs, nonlinear, counter.work, counter.operations, heaviest
+    )
 
 
 def _heaviest(loss: Tensor, outputs: Tensor | None, length: int | None) -> list[int]:

@@ -161,7 +161,7 @@ class FactorBatch:
                     tuple(g if g is None else g[index] for g in found)
                     for index in range(len(cotangents))
                 ]
-            except RuntimeError:  # an operation without a batching rule: one at a time needs none
+            except RuntimeError:  # no batching rule: run one at a time
                 pass
         return [back(cotangent, batched=False) for cotangent in cotangents]
 

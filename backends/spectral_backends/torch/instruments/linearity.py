@@ -106,21 +106,21 @@ def find_curvature(
         for leaf in members:
             of_leaf[id(leaf)] = of_leaf.get(id(leaf), 0) | bits[group]
     depends: dict[Any, int] = {None: 0}
-    curved: dict[int, str] = {}
+    nonlinear: dict[int, str] = {}
     for node in _upstream_first([output.grad_fn for output in outputs]):
         inputs = [depends[following] for following, _ in node.next_functions]
         depends[node] = _union(inputs)
         if hasattr(node, "variable"):
             depends[node] |= of_leaf.get(id(node.variable), 0)
-        elif depends[node] and (bent := _curved_in(node, inputs)):
+        elif depends[node] and (found := _nonlinear_in(node, inputs)):
             for group, bit in bits.items():
-                if bent & bit:
-                    curved.setdefault(group, node.name())
-    return curved
+                if found & bit:
+                    nonlinear.setdefault(group, node.name())
+    return nonlinear
 
 
-def _curved_in(node: Any, inputs: Sequence[int]) -> int:
-    """Return the groups in which a node is nonlinear, given those that each of its inputs has."""
+def _nonlinear_in(node: Any, inputs: Sequence[int]) -> int:
+    """Return the groups in which a node is nonlinear, given those that its inputs depend on."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         return 0 if is_identity(node) else _union(inputs)
     name = node.name().rstrip("0123456789")
@@ -128,7 +128,9 @@ def _curved_in(node: Any, inputs: Sequence[int]) -> int:
         return 0
     if name in _PRODUCTS:
         factors = [inputs[position] for position in _PRODUCTS[name] if position < len(inputs)]
-        return factors[0] & factors[1] if len(factors) > 1 else 0  # the other one is a number
+        return (
+            factors[0] & factors[1] if len(factors) > 1 else 0
+        )  # one of the two factors is a number
     if name == "DivBackward":
         return inputs[1] if len(inputs) > 1 else 0
     if name in _BATCH_NORMS and not node._saved_training:

@@ -126,7 +126,7 @@ class ForwardMode(CurvatureEngine[Layer]):
             ggn if request.kind == "ggn" else h,
             ggn=ggn,
             derivative=cast(total.derivative / count),
-            reason=structure.curved.get(layer.parameter, ""),
+            reason=structure.nonlinear.get(layer.parameter, ""),
             second_order=second_order_share(total.second_order, total.ggn)
             if told
             else float("nan"),

@@ -15,14 +15,14 @@ from torch import Tensor
 from spectral_backends.torch.capture.tape import Segment
 from spectral_backends.torch.engines.gradient_graph import gradient_with_graph
 
-__all__ = ["Bend", "PullBack", "Tangents"]
+__all__ = ["Nonlinearity", "PullBack", "Tangents"]
 
 Tangents = Sequence[Tensor | None]
 """One tangent for each input (or output), shape ``(P, *shape)``; None if it is zero."""
 
 
-class Bend(Enum):
-    """The kind of a piece's second derivative, as far as it is known."""
+class Nonlinearity(Enum):
+    """Says how a piece is nonlinear in its inputs, as far as that is known."""
 
     ANY = auto()
     PRODUCT = auto()
@@ -44,8 +44,8 @@ class PullBack:
 
     Attributes
     ----------
-    bend : Bend
-        The kind of the second derivative. A caller that knows more may set it.
+    nonlinearity : Nonlinearity
+        The way in which the piece is nonlinear. A caller that knows more may set it.
     outputs, adjoints : list of Tensor
         The outputs that have an adjoint, and their adjoints.
     pulled : sequence of Tensor or None
@@ -60,7 +60,7 @@ class PullBack:
     def __init__(
         self, segment: Segment, inputs: Sequence[Tensor], adjoints: Sequence[Tensor | None]
     ) -> None:
-        self.bend = Bend.ANY
+        self.nonlinearity = Nonlinearity.ANY
         self._n_outputs = len(segment.outputs)
         self._live = [index for index, adjoint in enumerate(adjoints) if adjoint is not None]
         self.outputs = [segment.outputs[index] for index in self._live]
@@ -86,28 +86,30 @@ class PullBack:
         if not pairs:
             return outputs, None
         moving = [tangent for _, _, tangent in pairs]
-        bent = self._bent([leaf for _, leaf, _ in pairs])
+        nonlinear = self._nonlinear_inputs([leaf for _, leaf, _ in pairs])
         found = _batched_gradient(
-            [pulled for pulled, _, _ in pairs], [*self.adjoints, *bent], moving
+            [pulled for pulled, _, _ in pairs], [*self.adjoints, *nonlinear], moving
         )
         for index, tangent in zip(self._live, found, strict=False):
             outputs[index] = tangent
-        bends = found[len(self.adjoints) :]
+        products = found[len(self.adjoints) :]  # <λ, D²φ[ẋ, ·]>
         terms = [
-            _dots(_dense(bend), tangent)
-            for bend, tangent in zip(bends, moving, strict=False)
-            if bend is not None
+            _dots(_dense(product), tangent)
+            for product, tangent in zip(products, moving, strict=False)
+            if product is not None
         ]
         second = torch.stack(terms).sum(0) if terms else None
-        if second is not None and self.bend is Bend.PRODUCT:
-            second = 2 * second  # the other half of a product is the same number
+        if second is not None and self.nonlinearity is Nonlinearity.PRODUCT:
+            second = 2 * second  # both mixed derivatives are equal
         return outputs, second
 
-    def _bent(self, leaves: list[Tensor]) -> list[Tensor]:
+    def _nonlinear_inputs(self, leaves: list[Tensor]) -> list[Tensor]:
         """Return the inputs in which the second derivative is computed."""
-        if self.bend is Bend.NONE or (self.bend is Bend.PRODUCT and len(leaves) < 2):
+        if self.nonlinearity is Nonlinearity.NONE or (
+            self.nonlinearity is Nonlinearity.PRODUCT and len(leaves) < 2
+        ):
             return []
-        return leaves[:1] if self.bend is Bend.PRODUCT else leaves
+        return leaves[:1] if self.nonlinearity is Nonlinearity.PRODUCT else leaves
 
 
 def _batched_gradient(
@@ -124,7 +126,7 @@ def _batched_gradient(
     if count > 1:
         try:
             return list(gradient(tangents, batched=True))
-        except RuntimeError:  # an operation without a batching rule: one at a time needs none
+        except RuntimeError:  # no batching rule: run one at a time
             pass
     if count == 1:
         found = gradient([t[0] for t in tangents], batched=False)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from spectral_backends.torch.capture.tape import Segment
-from spectral_backends.torch.engines.forward_mode.general_rule import Bend, PullBack
+from spectral_backends.torch.engines.forward_mode.general_rule import Nonlinearity, PullBack
 from spectral_backends.torch.engines.forward_mode.short_rules import TangentRule, short_rule
 from spectral_backends.torch.instruments.linearity import find_curvature
 
@@ -43,8 +43,8 @@ def tangent_rule(
         return rule, rule.input_adjoints
     leaves = list(inputs)
     if not find_curvature(rule.outputs, {0: leaves}):
-        rule.bend = Bend.NONE
+        rule.nonlinearity = Nonlinearity.NONE
         return rule, rule.input_adjoints
     if len(leaves) == 2 and not find_curvature(rule.outputs, {0: leaves[:1], 1: leaves[1:]}):
-        rule.bend = Bend.PRODUCT
+        rule.nonlinearity = Nonlinearity.PRODUCT
     return short_rule(segment, rule) or rule, rule.input_adjoints

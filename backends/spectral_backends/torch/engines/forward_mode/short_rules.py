@@ -22,30 +22,33 @@ class TangentRule(Protocol):
 
 
 class _Elementwise:
-    """``y = φ(x)`` element by element: first and second derivatives are made once."""
+    """Sends tangents through ``y = φ(x)`` by the derivatives of φ, which are computed once."""
 
     def __init__(self, rule: PullBack) -> None:
         (leaf,), (pulled,) = rule.inputs, rule.pulled
         assert pulled is not None
         ones = [torch.ones_like(rule.outputs[0])]
         (self._slope,) = torch.autograd.grad(rule.outputs, leaf, ones, retain_graph=True)
-        (self._bend,) = torch.autograd.grad(
+        (self._second_derivative,) = torch.autograd.grad(
             pulled, leaf, torch.ones_like(pulled), retain_graph=True, materialize_grads=True
         )
-        self._bend = self._bend.flatten()
+        self._second_derivative = self._second_derivative.flatten()
 
     def __call__(self, tangents: Tangents) -> tuple[Tangents, Tensor | None]:
         (x,) = tangents
         assert x is not None
         y, second = torch.empty_like(x), x.new_empty(len(x))
-        for index, tangent in enumerate(x):  # one at a time: in all, they leave the cache
+        for index, tangent in enumerate(x):  # one at a time, as all together leave the cache
             torch.mul(tangent, self._slope, out=y[index])
-            second[index] = torch.dot((tangent * tangent).flatten(), self._bend)
+            second[index] = torch.dot((tangent * tangent).flatten(), self._second_derivative)
         return [y], second
 
 
 class _Softmax:
-    """``y = softmax(x)`` or its logarithm, along one axis: their ÿ is made of ``(ẋ − <p, ẋ>)²``."""
+    """Sends tangents through ``y = softmax(x)`` or its logarithm, along one axis.
+
+    The second derivative ÿ is made of ``(ẋ − <p, ẋ>)²``.
+    """
 
     def __init__(self, rule: PullBack, node: Any, *, logarithm: bool) -> None:
         saved = node._saved_result.detach()
@@ -54,22 +57,24 @@ class _Softmax:
         self._p = saved.exp() if logarithm else saved
         (self._adjoint,) = (adjoint.detach() for adjoint in rule.adjoints)
         if logarithm:
-            self._bend = -self._p * self._adjoint.sum(self._axis, keepdim=True)
+            self._weights = -self._p * self._adjoint.sum(self._axis, keepdim=True)
         else:
             centred = self._adjoint - (self._p * self._adjoint).sum(self._axis, keepdim=True)
-            self._bend = self._p * centred
+            self._weights = self._p * centred
         self._logarithm = logarithm
 
     def __call__(self, tangents: Tangents) -> tuple[Tangents, Tensor | None]:
         (x,) = tangents
         assert x is not None
         centred = x - (self._p * x).sum(self._axis, keepdim=True)
-        second = _weighted_squares(centred, self._bend)
+        second = _weighted_squares(centred, self._weights)
         return [centred if self._logarithm else centred * self._p], second
 
 
 class _LayerNorm:
-    """``y = γ (x − mean x) r + β`` with ``r = (var x + ε)^(−1/2)``, over the last axis.
+    """Sends tangents through a layer norm over the last axis.
+
+    It is ``y = γ (x − mean x) r + β`` with ``r = (var x + ε)^(−1/2)``.
 
     With ``c = ẋ − mean ẋ``, ``x̂ = (x − mean x) r``, ``m₁ = mean(x̂ c)`` and ``m₂ = mean(c²)``:
     ``ẏ = γ r (c − x̂ m₁)`` and ``ÿ = γ r² (x̂ (3 m₁² − m₂) − 2 m₁ c)``.
@@ -103,7 +108,7 @@ Order = tuple[int, int]
 
 
 class _Multiplication:
-    """``y = a b``, element by element: ``ẏ = ȧ b + a ḃ`` and ``ÿ = 2 ȧ ḃ``."""
+    """Sends tangents through an elementwise product: ``ẏ = ȧ b + a ḃ`` and ``ÿ = 2 ȧ ḃ``."""
 
     def __init__(self, rule: PullBack, factors: Factors, order: Order) -> None:
         self._order = order
@@ -126,7 +131,7 @@ class _Multiplication:
 
 
 class _MatrixProduct:
-    """``y = a b``, matrix by matrix, one tangent at a time: no factor is copied for each."""
+    """Sends tangents through matrix products, one at a time, so that no factor is copied."""
 
     def __init__(self, rule: PullBack, factors: Factors, order: Order) -> None:
         self._order = order
@@ -147,10 +152,10 @@ class _MatrixProduct:
                 torch.bmm(self._a, moving_b, out=y[index])
             if second is not None and moving_a is not None and moving_b is not None:
                 y[index].baddbmm_(self._a, moving_b)
-                second[index] = 2 * self._bend(moving_a, moving_b)
+                second[index] = 2 * self._mixed_term(moving_a, moving_b)
         return [y.view(count, *self._shape)], second
 
-    def _bend(self, a: Tensor, b: Tensor) -> Tensor:
+    def _mixed_term(self, a: Tensor, b: Tensor) -> Tensor:
         """Return ``<λ, ȧ ḃ>``, by the product of fewer elements."""
         if a.shape[1] > b.shape[2]:
             return torch.dot((a.mT @ self._adjoint).flatten(), b.flatten())

@@ -44,7 +44,7 @@ class ColumnTotals:
         The variance of that sum if it is a Monte-Carlo estimate, else zero.
     derivative : Tensor, shape (K,)
         The sum over terms of ``<∂l, D_k>``. It shows whether every use of the weight was seen.
-    curved : str
+    nonlinear : str
         An operation by which the outputs are nonlinear in the weight. It is empty if there is none.
     problem : str
         The reason why the sums are not the layer's curvature. It is empty if they are.
@@ -53,7 +53,7 @@ class ColumnTotals:
     ggn: Tensor
     variance: Tensor
     derivative: Tensor
-    curved: str = ""
+    nonlinear: str = ""
     problem: str = ""
 
 
@@ -163,10 +163,10 @@ class ColumnPass:
 
     def _look_for_curvature(self, outputs: Tensor, leaves: Mapping[str, Tensor]) -> None:
         names = list(leaves)
-        curved = find_curvature([outputs], {i: [leaves[name]] for i, name in enumerate(names)})
+        nonlinear = find_curvature([outputs], {i: [leaves[name]] for i, name in enumerate(names)})
         for layer in self._layers:
             total = self.totals[layer.info.name]
-            total.curved = total.curved or curved.get(names.index(layer.parameter), "")
+            total.nonlinear = total.nonlinear or nonlinear.get(names.index(layer.parameter), "")
 
     def _add_columns(self, outputs: Tensor, root: OutputCurvature, probes: DirectionProbes) -> None:
         columns = map(root.column, range(root.n_columns))
@@ -199,7 +199,7 @@ class ColumnPass:
         weights = weights.to(outputs.dtype)
         spread = weights.reshape(count, *[1] * (outputs.ndim - 1))
         base = gradient
-        if not bool(gradient.reshape(count, -1).any(1).all()):  # says nothing of some samples
+        if not bool(gradient.reshape(count, -1).any(1).all()):  # zeros would check nothing
             base = torch.randn(
                 outputs.shape, generator=self._generator, dtype=outputs.dtype, device=outputs.device
             )
@@ -269,7 +269,7 @@ def _pull_back(
         try:
             yield back(torch.stack(list(cotangents)), batched=True)
             return
-        except RuntimeError:  # an operation without a batching rule: one at a time needs none
+        except RuntimeError:  # no batching rule: run one at a time
             pass
     for cotangent in cotangents:
         yield tuple(found.unsqueeze(0) for found in back(cotangent, batched=False))

@@ -48,7 +48,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         """Return the operation by which the outputs are nonlinear, on the first batch."""
         if request.kind == "ggn":
             return ""
-        return self._setting.structure.curved.get(layer.parameter, "")
+        return self._setting.structure.nonlinear.get(layer.parameter, "")
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
         """Return the price of all columns, as far back as the layers reach."""
@@ -118,7 +118,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         self, layers: Sequence[Layer], made: ColumnPass, request: CurvatureRequest
     ) -> dict[str, float]:
         """Return the second-order share on random directions, or nothing if that fails."""
-        flat = [layer for layer in layers if not made.totals[layer.info.name].curved]
+        flat = [layer for layer in layers if not made.totals[layer.info.name].nonlinear]
         if not flat or request.kind == "ggn":
             return {}
         try:
@@ -130,8 +130,8 @@ class GGNColumns(CurvatureEngine[Layer]):
         """Return the reason why the sums are not the curvature that was asked for, or nothing."""
         if total.problem or request.kind == "ggn":
             return total.problem
-        if total.curved:
-            return total.curved
+        if total.nonlinear:
+            return total.nonlinear
         if share is None:
             return "its second-order part could not be probed"
         tolerance = self._setting.tolerance
