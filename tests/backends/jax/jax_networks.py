@@ -26,7 +26,7 @@ class Case:
     layers: dict[str, tuple[str, tuple[int, int], Callable[[Any, Any], Any]]]
     flat: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    untapped: dict[str, str] = field(default_factory=dict)
+    unprobed: dict[str, str] = field(default_factory=dict)
 
     def joined(self) -> Any:
         return jax.tree_util.tree_map(lambda *parts: jnp.concatenate(parts), *self.batches)
@@ -297,7 +297,7 @@ def beside() -> Case:
     batches = [(new(n, 4), new(n, 3)) for n in (3, 3)]
     return Case(
         forward, squared_error, params, batches, layers, skipped=("branch", "bent"),
-        untapped={"gated": "otherwise", "scaled": "changed"},
+        unprobed={"gated": "otherwise", "scaled": "changed"},
     )  # fmt: skip
 
 

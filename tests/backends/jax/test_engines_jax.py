@@ -36,8 +36,8 @@ def test_columns_are_exact_or_say_why_not(name, kind):
     found = list(made_problem.layer_curvatures(given, kind, engine="columns"))
     refused = {f.layer: f.reason for f in found if isinstance(f, LayerError)}
     curved = set(case.layers) - set(case.flat) if kind == "hessian" else set()
-    assert set(refused) == curved | set(case.untapped)
-    assert all(word in refused[layer] for layer, word in case.untapped.items())
+    assert set(refused) == curved | set(case.unprobed)
+    assert all(word in refused[layer] for layer, word in case.unprobed.items())
     for finding in found:
         if isinstance(finding, LayerCurvature):
             u, v = given[finding.name]

@@ -121,7 +121,7 @@ def test_5_4_without_sharing_from_per_sample_derivatives():
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("loss", ["tokens", "sequences"])
 def test_shared_positions_from_jacobians(sharing, loss):
-    """A mixing network with taps written by hand; one sequence is a sample (Theory 4.3)."""
+    """A mixing network with probes written by hand; one sequence is a sample (Theory 4.3)."""
     new = Numbers(3)
     samples, tokens = 3, 4
     params, x = {"w": new(5, 6), "head": new(6, 3)}, new(samples, tokens, 5)

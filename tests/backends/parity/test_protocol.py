@@ -174,7 +174,7 @@ def test_engines(backend, name, engine):
     if not isinstance(p, ManyLayers):
         pytest.skip(f"{backend} computes one layer at a time")
     for kind in ("hessian", "ggn"):
-        # The columns of a curved layer are no second derivative; the last one is not curved.
+        # Columns give no second derivative of a nonlinear layer; the last layer is linear.
         flat = engine == "columns" and kind == "hessian"
         given = {layer: directions(net, layer) for layer in LAYERS[name][-1 if flat else 0 :]}
         found = {f.name: f for f in p.layer_curvatures(given, kind, engine=engine)}
@@ -203,15 +203,15 @@ def test_engines(backend, name, engine):
 
 
 def rows_and_jacobian(net, layer):
-    """Return inputs (B, S, n), Jacobian (outputs, B, S, m), and the outputs, by a tap."""
+    """Return inputs (B, S, n), Jacobian (outputs, B, S, m), and the outputs, by a probe."""
     base, _, group = layer.partition(".group")
     module, (m, n), index = net.model.get_submodule(base), net.shapes[layer], int(group or 0)
     seen = {}
 
-    def forward(tap):
+    def forward(probe):
         def hook(module, inputs, output):
             seen["a"], seen["y"] = inputs[0].detach(), output.detach()
-            return output + tap
+            return output + probe
 
         handle = module.register_forward_hook(hook)
         try:

@@ -19,7 +19,7 @@ from spectral_backends.jax.jaxprs.interpreter import Site, bind, evaluate, walk
 from spectral_backends.jax.layers.families import Family, Use
 from spectral_backends.jax.objective.program import Program
 
-__all__ = ["SampleAxis", "TapRows", "Tapped", "sample_axes", "tap"]
+__all__ = ["ProbedBatch", "RowsBySample", "SampleAxis", "run_with_probes", "sample_axes"]
 
 Array = jax.Array
 
@@ -41,7 +41,7 @@ class SampleAxis:
 
 
 @dataclass(frozen=True)
-class Tapped:
+class ProbedBatch:
     """A batch after its forward pass with probes.
 
     Parameters
@@ -60,9 +60,9 @@ class Tapped:
     back: Callable[[Any], dict[Site, Any]]
 
 
-def tap(
+def run_with_probes(
     program: Program, values: Sequence[Any], batch: Sequence[Any], families: Iterable[Family]
-) -> Tapped:
+) -> ProbedBatch:
     """Run the forward pass with probes at every use of some families; may be traced."""
     assert program.forward is not None
     wanted: dict[Site, set[int]] = {}
@@ -85,11 +85,11 @@ def tap(
 
     zeros = _zero_feeds(program, wanted)
     outputs, back, kept = jax.vjp(forward, zeros, has_aux=True)
-    return Tapped(outputs, kept, lambda cotangent: back(split_samples(cotangent))[0])
+    return ProbedBatch(outputs, kept, lambda cotangent: back(split_samples(cotangent))[0])
 
 
-class TapRows:
-    """Unfolded activations of one use, with the samples known.
+class RowsBySample:
+    """Unfolded activations of one use, sample by sample.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class TapRows:
     samples : int
         The number of samples of the outputs.
     at : SampleAxis or None
-        The place of the samples. None takes all positions for one sample.
+        The axis of the samples. None takes all positions for one sample.
     """
 
     def __init__(self, use: Use, samples: int, at: SampleAxis | None) -> None:

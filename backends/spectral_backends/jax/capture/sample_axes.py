@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.capture.layer_io import SampleAxis, TapRows, sample_axes, tap
+from spectral_backends.jax.capture.layer_io import (
+    RowsBySample,
+    SampleAxis,
+    run_with_probes,
+    sample_axes,
+)
 from spectral_backends.jax.jaxprs.scattered import scattered
 from spectral_backends.jax.layers.families import Family, Use
 from spectral_backends.jax.objective.compiled import Batch
@@ -25,50 +30,50 @@ __all__ = ["Samples", "find_samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """The place of samples at the uses of a family; `problem` says why it cannot be told."""
+    """The axes of samples at the uses of a family; `problem` says why they are not known."""
 
     axes: tuple[SampleAxis | None, ...]
     problem: str = ""
 
 
 def find_samples(objective: Objective, batch: Batch, families: Sequence[Family]) -> list[Samples]:
-    """Return the place of the samples of a batch, for each family."""
+    """Return the axes of the samples of a batch, for each family."""
     key = ("samples", *families)
     run = objective.cache.compiled(batch, key, lambda: _deviations(batch, families))
     found = run(batch.values, batch.leaves)
     tolerance = 1e4 * objective.eps
     chosen = []
     for family, deviations in zip(families, found, strict=True):
-        places = [_places(batch, use) for use in family.uses]
-        chosen.append(_chosen(places, deviations, tolerance))
+        candidates = [_candidates(batch, use) for use in family.uses]
+        chosen.append(_chosen(candidates, deviations, tolerance))
     return chosen
 
 
-def _places(batch: Batch, use: Use) -> list[SampleAxis]:
+def _candidates(batch: Batch, use: Use) -> list[SampleAxis]:
     assert batch.program.forward is not None
     return sample_axes(use, batch.program.forward.out_avals[0].shape[0])
 
 
 def _deviations(batch: Batch, families: Sequence[Family]) -> Any:
-    """Return a function of a batch that returns the deviation of each place of each use."""
+    """Return a function of a batch: for each use, the deviation along each candidate axis."""
 
     def run(values: Any, leaves: Any) -> Any:
-        tapped = tap(batch.program, values, leaves, families)
-        z = tapped.outputs
+        probed = run_with_probes(batch.program, values, leaves, families)
+        z = probed.outputs
         cotangent = scattered(z.shape, z.dtype, 0)
         factors = 2 + scattered(z.shape[:1], z.dtype, 1)
         spread = factors.reshape(-1, *[1] * (z.ndim - 1))
-        both = jax.vmap(tapped.back)(jnp.stack([cotangent, cotangent * spread]))
+        both = jax.vmap(probed.back)(jnp.stack([cotangent, cotangent * spread]))
         once, again = (jax.tree_util.tree_map(lambda g, i=i: g[i], both) for i in range(2))
 
         def deviation(use: Use, at: SampleAxis) -> Any:
-            rows = TapRows(use, len(z), at)
+            rows = RowsBySample(use, len(z), at)
             plain, weighted = rows.outputs(once), rows.outputs(again)
             off = jnp.abs(weighted - factors[:, None, None] * plain).max()
             return off / jnp.maximum(jnp.abs(plain).max(), np.finfo(z.dtype).tiny)
 
         return [
-            [[deviation(use, at) for at in _places(batch, use)] for use in family.uses]
+            [[deviation(use, at) for at in _candidates(batch, use)] for use in family.uses]
             for family in families
         ]
 
@@ -76,13 +81,13 @@ def _deviations(batch: Batch, families: Sequence[Family]) -> Any:
 
 
 def _chosen(
-    places: list[list[SampleAxis]], deviations: list[list[Any]], tolerance: float
+    candidates: list[list[SampleAxis]], deviations: list[list[Any]], tolerance: float
 ) -> Samples:
     axes = []
-    for candidates, found in zip(places, deviations, strict=True):
-        good = [at for at, off in zip(candidates, found, strict=True) if float(off) <= tolerance]
+    for possible, found in zip(candidates, deviations, strict=True):
+        good = [at for at, off in zip(possible, found, strict=True) if float(off) <= tolerance]
         if not good:
             meet = "samples of the outputs meet before it"
-            return Samples((), meet if candidates else "no axis of it holds the outputs' samples")
+            return Samples((), meet if possible else "no axis of it holds the outputs' samples")
         axes.append(good[0])
     return Samples(tuple(axes))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_backends.jax.capture.layer_io import Tapped, TapRows, tap
+from spectral_backends.jax.capture.layer_io import ProbedBatch, RowsBySample, run_with_probes
 from spectral_backends.jax.capture.sample_axes import Samples
 from spectral_backends.jax.jaxprs.scattered import scattered
 from spectral_backends.jax.layers.families import Family, Use
@@ -48,13 +48,13 @@ def input_sums(
     """
 
     def run(values: Any, leaves: Any, count: Any, scale: Any) -> Any:
-        tapped = tap(program, values, leaves, [family for family, _ in places])
-        root = _curvature(program, form, tapped, leaves, count, scale)
+        probed = run_with_probes(program, values, leaves, [family for family, _ in places])
+        root = _curvature(program, form, probed, leaves, count, scale)
         weights = root.sample_weights
         weights = weights * (count / weights.sum())
-        rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
-        inputs = [_input_sums(each, tapped, weights, options) for each in rows]
-        missing = _missing(program, places, rows, tapped, values, leaves)
+        rows = [_rows(family, samples, len(probed.outputs)) for family, samples in places]
+        inputs = [_input_sums(each, probed, weights, options) for each in rows]
+        missing = _missing(program, places, rows, probed, values, leaves)
         uneven = jnp.abs(weights / weights.mean() - 1).max()
         return list(zip(inputs, missing, strict=True)), root.fit().misfit, uneven
 
@@ -92,19 +92,19 @@ def output_sums(
     """
 
     def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any) -> Any:
-        tapped = tap(program, values, leaves, [family for family, _ in places])
-        root = _curvature(program, form, tapped, leaves, count, scale)
+        probed = run_with_probes(program, values, leaves, [family for family, _ in places])
+        root = _curvature(program, form, probed, leaves, count, scale)
         column, n_columns = _columns(root, options, key, exact)
-        rows = [_rows(family, samples, len(tapped.outputs)) for family, samples in places]
+        rows = [_rows(family, samples, len(probed.outputs)) for family, samples in places]
 
-        def gram(each: list[TapRows], gradients: Any) -> Array:
+        def gram(each: list[RowsBySample], gradients: Any) -> Array:
             deltas = [use.outputs(gradients) for use in each]
             if options.kfac_approx == "reduce":
                 deltas = [_sum_of_positions(deltas)[:, :, None]]
             return sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)  # type: ignore[return-value]
 
         def one(index: Any) -> list[Array]:
-            gradients = tapped.back(jnp.where(index < n_columns, column(index), 0))
+            gradients = probed.back(jnp.where(index < n_columns, column(index), 0))
             halves = jnp.arange(2) == index % 2
             return [halves[:, None, None, None] * gram(each, gradients) for each in rows]
 
@@ -115,26 +115,26 @@ def output_sums(
 
 
 def _curvature(
-    program: Program, form: OutputForm, tapped: Tapped, leaves: Any, count: Any, scale: Any
+    program: Program, form: OutputForm, probed: ProbedBatch, leaves: Any, count: Any, scale: Any
 ) -> OutputCurvature:
     """Return the curvature of a batch's loss, as the sum of its terms, in the outputs."""
     return loss_curvature(
-        form, tapped.outputs, lambda z: scale * program.loss_of([z], leaves), count
+        form, probed.outputs, lambda z: scale * program.loss_of([z], leaves), count
     )
 
 
-def _rows(family: Family, samples: Samples, count: int) -> list[TapRows]:
+def _rows(family: Family, samples: Samples, count: int) -> list[RowsBySample]:
     """Return the rows of the uses that do not transpose the matrix."""
     axes = samples.axes or (None,) * len(family.uses)
     pairs: list[tuple[Use, Any]] = list(zip(family.uses, axes, strict=True))
-    return [TapRows(use, count, at) for use, at in pairs if not use.flipped]
+    return [RowsBySample(use, count, at) for use, at in pairs if not use.flipped]
 
 
 def _input_sums(
-    rows: list[TapRows], tapped: Tapped, weights: Array, options: FactorOptions
+    rows: list[RowsBySample], probed: ProbedBatch, weights: Array, options: FactorOptions
 ) -> tuple[Array, Array]:
     """Return the sum of ``a aᵀ``, each sample with the number of its terms, and of the weights."""
-    each = [use.inputs(tapped.kept) for use in rows]
+    each = [use.inputs(probed.kept) for use in rows]
     if options.kfac_approx == "reduce":
         positions = sum(a.shape[2] for a in each)
         whole: Any = sum(a.sum(2, keepdims=True) for a in each)
@@ -168,8 +168,8 @@ def _columns(
 def _missing(
     program: Program,
     places: Places,
-    rows: list[list[TapRows]],
-    tapped: Tapped,
+    rows: list[list[RowsBySample]],
+    probed: ProbedBatch,
     values: Sequence[Any],
     leaves: Any,
 ) -> list[Array]:
@@ -178,7 +178,7 @@ def _missing(
     For any cotangent of the outputs both agree. They do not if a matrix is also transposed in some
     use, as in a tied embedding, or if an operation is no product.
     """
-    z = tapped.outputs
+    z = probed.outputs
     noise = scattered(z.shape, z.dtype, 1)
     places_of = sorted({family.parameter for family, _ in places})
 
@@ -189,14 +189,14 @@ def _missing(
         return program.outputs(whole, leaves)[0]
 
     (gradients,) = jax.vjp(outputs, [values[place] for place in places_of])[1](noise)
-    arrived = tapped.back(noise)
+    arrived = probed.back(noise)
     found = []
     for (family, _), each in zip(places, rows, strict=True):
         whole = gradients[places_of.index(family.parameter)]
         starts = [family.view.starts(offset) for offset in family.offsets]
         expected = jnp.stack([family.view.matrix(whole, start) for start in starts])
         shown = sum(
-            jnp.einsum("gbsi,gbsj->gij", use.outputs(arrived), use.inputs(tapped.kept))
+            jnp.einsum("gbsi,gbsj->gij", use.outputs(arrived), use.inputs(probed.kept))
             for use in each
         )
         size = jnp.sqrt((expected**2).sum((1, 2)))

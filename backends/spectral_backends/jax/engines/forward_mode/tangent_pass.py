@@ -179,15 +179,15 @@ def adjoints_at(program: Program, sites: Curved) -> Callable[..., dict[Site, Any
     A zero is added to each result, and the loss differentiated in it.
     """
 
-    def tap(equation: Any, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], None]:
+    def add_fed(equation: Any, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], None]:
         zeros = iter(fed)
         results = bind(equation, operands)
         return [y + next(zeros) if _is_real(y) else y for y in results], None
 
     def run(values: Sequence[Any], batch: Sequence[Any]) -> dict[Site, Any]:
         def loss(feeds: dict[Site, Any]) -> Any:
-            taps = dict.fromkeys(sites, tap)
-            outputs, _ = evaluate(program.model, [*values, *batch], taps, feeds)
+            handlers = dict.fromkeys(sites, add_fed)
+            outputs, _ = evaluate(program.model, [*values, *batch], handlers, feeds)
             return outputs[0] if program.forward is None else program.loss_of(outputs, batch)
 
         adjoints: dict[Site, Any] = jax.grad(loss)(_zeros(program, sites))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from spectral_backends.jax.capture.layer_io import TapRows, tap
+from spectral_backends.jax.capture.layer_io import RowsBySample, run_with_probes
 from spectral_backends.jax.capture.sample_axes import Samples, find_samples
 from spectral_backends.jax.jaxprs.scattered import scattered
 from spectral_backends.jax.jaxprs.second_derivative import second_derivative
@@ -163,18 +163,18 @@ def _products(
     """
 
     def run(values: Any, leaves: Any, directions: Sequence[tuple[Any, Any]], first: Any) -> Any:
-        tapped = tap(program, values, leaves, [family for family, _ in families])
-        z = tapped.outputs
-        # δ meets u and a meets v, or the other way round in a flipped use.
+        probed = run_with_probes(program, values, leaves, [family for family, _ in families])
+        z = probed.outputs
+        # δ is projected on u and a on v; in a flipped use δ on v and a on u.
         projected = []
         for (family, samples), (u, v) in zip(families, directions, strict=True):
             for use, at in zip(family.uses, samples.axes, strict=True):
-                rows = TapRows(use, len(z), at)
+                rows = RowsBySample(use, len(z), at)
                 left, right = (v, u) if use.flipped else (u, v)
-                projected.append((rows, left, rows.project(tapped.kept, right)))
+                projected.append((rows, left, rows.project(probed.kept, right)))
 
         def sent_back(index: Any) -> Any:
-            return tapped.back(_cotangent(z, index))
+            return probed.back(_cotangent(z, index))
 
         gradients = jax.vmap(sent_back)(first + jnp.arange(chunk))
         each = iter(projected)
@@ -201,11 +201,12 @@ def _contracted(deltas: Any, left: Any, right: Any) -> Any:
     right : array, shape (members, B, S, K)
         The other factor.
     """
-    if deltas.shape[3] < deltas.shape[4]:  # what is left is as narrow as there are directions
+    if deltas.shape[3] < deltas.shape[4]:  # directions first: K columns are left
         return (jnp.einsum("cgbsm,gmk->cgbsk", deltas, left) * right).sum(3)
-    # Positions first, where there are more of them, and column by column: together they would be
-    # copied into another order. On ResNet-20, 64 images and a CPU, all columns took 46 forward
-    # passes with directions first, 26 with positions first, and 22 so.
+    # Positions first, where there are more of them. Column by column, as all columns together would
+    # be copied into another order. On ResNet-20, 64 images and a CPU, all columns took 46 forward
+    # passes with directions first, 26 with positions first, and 22 with positions
+    # first and column by column.
     across = jnp.swapaxes(left, 1, 2)[:, None]
     return jnp.stack(
         [(jnp.einsum("gbsk,gbsm->gbkm", right, delta) * across).sum(3) for delta in deltas]
