@@ -272,23 +272,23 @@ def recurrent() -> Case:
 def beside() -> Case:
     """Matrices that are used in other ways too, or changed on their way."""
     new = Numbers(6)
-    params = {"gated": new(4, 4), "scaled": new(4, 5), "branch": new(4, 3), "bent": new(3, 3)}
+    params = {"gated": new(4, 4), "scaled": new(4, 5), "branch": new(4, 3), "custom": new(3, 3)}
     mask = jnp.asarray(np.arange(20).reshape(4, 5) % 3 > 0)
 
     @jax.custom_jvp
-    def bend(w: Any, x: Any) -> Any:
+    def custom(w: Any, x: Any) -> Any:
         return jnp.sin(x @ w)
 
-    @bend.defjvp
-    def _bend(primals: Any, tangents: Any) -> Any:
+    @custom.defjvp
+    def _custom(primals: Any, tangents: Any) -> Any:
         (w, x), (dw, dx) = primals, tangents
-        return bend(w, x), jnp.cos(x @ w) * (dx @ w + x @ dw)
+        return custom(w, x), jnp.cos(x @ w) * (dx @ w + x @ dw)
 
     def forward(p: Any, x: Any) -> Any:
         x = x @ p["gated"] + p["gated"].sum(0) ** 2
         x = jnp.tanh(x @ (2 * p["scaled"] * mask))[:, :4]
         x = lax.cond(x.sum() > 0, lambda w, x: x @ w, lambda w, x: x @ jnp.sin(w), p["branch"], x)
-        return bend(p["bent"], x)
+        return custom(p["custom"], x)
 
     layers = {
         "gated": ("linear", (4, 4), at("gated")),
@@ -296,7 +296,7 @@ def beside() -> Case:
     }
     batches = [(new(n, 4), new(n, 3)) for n in (3, 3)]
     return Case(
-        forward, squared_error, params, batches, layers, skipped=("branch", "bent"),
+        forward, squared_error, params, batches, layers, skipped=("branch", "custom"),
         unprobed={"gated": "otherwise", "scaled": "changed"},
     )  # fmt: skip
 

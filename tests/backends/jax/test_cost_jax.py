@@ -56,7 +56,7 @@ def test_what_lies_before_a_layer_is_not_paid_for_each_direction(engine):
     costs = [found[name].cost for name in ("0", "1", "2")]
     assert costs == sorted(costs, reverse=True) and costs[2] > 0
     if engine == "tangents":
-        # One pass for all directions, and each of them forward from its layer, to its bends.
+        # One pass for all directions, and each of them forward from its layer, to its nonlinear equations.
         behind = [sum(works()[i:]) / sum(works()) for i in range(3)]
         np.testing.assert_allclose(costs, [1 / K + part for part in behind], rtol=0.5)
 

@@ -17,7 +17,7 @@ from spectral_core.curvature.certificate import LayerCurvature
 from spectral_core.errors import InputError, LayerError
 
 
-def bent(x):
+def smooth(x):
     """Smooth and close to a ReLU."""
     return jnp.where(x > 0, x + 1e-2 * x**2, 0)
 
@@ -35,8 +35,8 @@ def test_columns_are_exact_or_say_why_not(name, kind):
     gradients = made_problem.gradients(list(given))
     found = list(made_problem.layer_curvatures(given, kind, engine="columns"))
     refused = {f.layer: f.reason for f in found if isinstance(f, LayerError)}
-    curved = set(case.layers) - set(case.flat) if kind == "hessian" else set()
-    assert set(refused) == curved | set(case.unprobed)
+    nonlinear = set(case.layers) - set(case.flat) if kind == "hessian" else set()
+    assert set(refused) == nonlinear | set(case.unprobed)
     assert all(word in refused[layer] for layer, word in case.unprobed.items())
     for finding in found:
         if isinstance(finding, LayerCurvature):
@@ -96,15 +96,17 @@ def test_measure_takes_the_columns_for_a_piecewise_linear_network():
     assert abs(report["0"].decomposition.closure) < 1e-10
 
 
-@pytest.mark.parametrize(("bend", "engine"), [(jax.nn.relu, "columns"), (bent, "tangents")])
-def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine, monkeypatch):
+@pytest.mark.parametrize(("activation", "engine"), [(jax.nn.relu, "columns"), (smooth, "tangents")])
+def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(
+    activation, engine, monkeypatch
+):
     """Their loss has neither slope nor curvature, and 0/0 tells nothing of the network."""
     new = Numbers(5)
     params = [new(4, 6), new(6, 3)]
     x, y = new(16, 4), new.labels(3, 16)
 
     def forward(p, x):
-        z = bend(x @ p[0]) @ p[1]
+        z = activation(x @ p[0]) @ p[1]
         fitted = jnp.arange(len(z))[:, None] < 2
         return jnp.where(fitted, z + 1e4 * jax.nn.one_hot(y[: len(z)], 3), z)
 
@@ -120,7 +122,7 @@ def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine
 
 
 @pytest.mark.parametrize(
-    ("function", "curved"),
+    ("function", "nonlinear"),
     [
         (lambda w, x: jax.nn.relu(x @ w), False),
         (lambda w, x: jnp.where(x @ w > 0, x @ w, 0.1 * (x @ w)), False),
@@ -141,13 +143,13 @@ def test_samples_fitted_to_rounding_do_not_hide_what_the_network_is(bend, engine
         (lambda w, x: lax.scan(lambda c, a: (c * a, c), 1 + 0 * x[0] @ w, x @ w)[1], True),
     ],
 )
-def test_linearity_is_read_off_the_jaxpr(function, curved):
+def test_linearity_is_read_off_the_jaxpr(function, nonlinear):
     w, x = jnp.ones((3, 3)), jnp.ones((4, 3))
     found = find_curvature(jax.make_jaxpr(function)(w, x), 1)
-    assert bool(found) is curved
+    assert bool(found) is nonlinear
 
 
-def test_a_scan_that_uses_a_block_twice_is_curved_in_it():
+def test_a_scan_that_uses_a_block_twice_is_nonlinear_in_it():
     """x → W x twice within one iteration; once in each is linear in every block."""
     w, x = jnp.ones((2, 3, 3)), jnp.ones((4, 3))
 

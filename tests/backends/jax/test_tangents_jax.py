@@ -11,7 +11,7 @@ from jax_oracle import dense, directions, problem, quadratic_forms
 from spectral_backends.jax import CurvatureProblem
 from spectral_backends.jax.engines.forward_mode import engine as forward_mode
 from spectral_backends.jax.jaxprs.linearity import find_curvature
-from spectral_backends.jax.jaxprs.nonlinear_equations import CurvedEquations
+from spectral_backends.jax.jaxprs.nonlinear_equations import NonlinearEquations
 from spectral_core.errors import LayerError
 
 
@@ -144,8 +144,8 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_what_bends_is_what_is_not_linear(function):
+def test_nonlinear_equations_are_those_with_curvature(function):
     """Two ways to see it that share no code: rules by name, and second derivatives as traced."""
     jaxpr = jax.make_jaxpr(function)(jnp.ones((3, 3)), jnp.ones((4, 3)))
-    assert bool(CurvedEquations(jaxpr).of(0)) == bool(find_curvature(jaxpr, 1))
-    assert not CurvedEquations(jax.make_jaxpr(lambda w, x: jnp.sin(x))(1.0, 2.0)).of(0)
+    assert bool(NonlinearEquations(jaxpr).of(0)) == bool(find_curvature(jaxpr, 1))
+    assert not NonlinearEquations(jax.make_jaxpr(lambda w, x: jnp.sin(x))(1.0, 2.0)).of(0)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from spectral_backends.jax.devices.placement import split_samples
-from spectral_backends.jax.jaxprs.interpreter import Site, bind, evaluate, walk
+from spectral_backends.jax.jaxprs.interpreter import EquationPath, bind, evaluate, walk
 from spectral_backends.jax.layers.families import Family, Use
 from spectral_backends.jax.objective.program import Program
 
@@ -48,16 +48,16 @@ class ProbedBatch:
     ----------
     outputs : array
         The outputs of the model.
-    kept : dict of site to tuple
+    kept : dict of path to tuple
         The operands of the probed equations. An operand that is no input is None.
     back : callable
-        ``back(cotangent)`` returns the gradients in the probes, by site, for a cotangent of the
+        ``back(cotangent)`` returns the gradients in the probes, by path, for a cotangent of the
         outputs.
     """
 
     outputs: Any
-    kept: dict[Site, tuple[Any, ...]]
-    back: Callable[[Any], dict[Site, Any]]
+    kept: dict[EquationPath, tuple[Any, ...]]
+    back: Callable[[Any], dict[EquationPath, Any]]
 
 
 def run_with_probes(
@@ -65,10 +65,10 @@ def run_with_probes(
 ) -> ProbedBatch:
     """Run the forward pass with probes at every use of some families; may be traced."""
     assert program.forward is not None
-    wanted: dict[Site, set[int]] = {}
+    wanted: dict[EquationPath, set[int]] = {}
     for family in families:
         for use in family.uses:
-            wanted.setdefault(use.site, set()).add(use.rows.other)
+            wanted.setdefault(use.path, set()).add(use.rows.other)
 
     def handler(others: set[int]) -> Any:
         def run(equation: Any, operands: Sequence[Any], fed: Any) -> Any:
@@ -77,9 +77,9 @@ def run_with_probes(
 
         return run
 
-    handlers = {site: handler(others) for site, others in wanted.items()}
+    handlers = {path: handler(others) for path, others in wanted.items()}
 
-    def forward(feeds: dict[Site, Any]) -> tuple[Any, dict[Site, Any]]:
+    def forward(feeds: dict[EquationPath, Any]) -> tuple[Any, dict[EquationPath, Any]]:
         found, kept = evaluate(program.forward, [*values, *batch], handlers, feeds)  # type: ignore[arg-type]
         return split_samples(found[0]), kept
 
@@ -104,23 +104,23 @@ class RowsBySample:
     def __init__(self, use: Use, samples: int, at: SampleAxis | None) -> None:
         self._use, self._samples, self._at = use, samples, at
 
-    def inputs(self, kept: Mapping[Site, tuple[Any, ...]]) -> Array:
+    def inputs(self, kept: Mapping[EquationPath, tuple[Any, ...]]) -> Array:
         """Return a, shape ``(members, B, S, n)``."""
         rows = _over(self._use.depth, self._use.rows.inputs)
-        return self._by_sample(rows(kept[self._use.site][self._use.rows.other]))
+        return self._by_sample(rows(kept[self._use.path][self._use.rows.other]))
 
-    def outputs(self, gradients: Mapping[Site, Any]) -> Array:
+    def outputs(self, gradients: Mapping[EquationPath, Any]) -> Array:
         """Return δ, shape ``(members, B, S, m)``."""
         rows = _over(self._use.depth, self._use.rows.outputs)
-        return self._by_sample(rows(gradients[self._use.site]))
+        return self._by_sample(rows(gradients[self._use.path]))
 
-    def project(self, kept: Mapping[Site, tuple[Any, ...]], v: Array) -> Array:
+    def project(self, kept: Mapping[EquationPath, tuple[Any, ...]], v: Array) -> Array:
         """Return ``a v`` for v ``(members, n, K)``, shape ``(members, B, S, K)``."""
         use = self._use
         own = [n if mine else 1 for n, mine in zip(use.axes, use.own, strict=True)]
         wide = jnp.broadcast_to(v.reshape(*own, *v.shape[1:]), (*use.axes, *v.shape[1:]))
         rows = _over(use.depth, use.rows.project)
-        return self._by_sample(rows(kept[use.site][use.rows.other], wide))
+        return self._by_sample(rows(kept[use.path][use.rows.other], wide))
 
     def _by_sample(self, rows: Array) -> Array:
         found = positions_of(self._use, rows)  # (members, *positions, width)
@@ -160,13 +160,14 @@ def _over(depth: int, function: Callable[..., Array]) -> Callable[..., Array]:
     return function
 
 
-def _zero_feeds(program: Program, sites: Iterable[Site]) -> dict[Site, Any]:
+def _zero_feeds(program: Program, paths: Iterable[EquationPath]) -> dict[EquationPath, Any]:
+    """Return a zero for each equation, with the iterations of the scans around it in front."""
     assert program.forward is not None
     equations = dict(walk(program.forward))
     feeds = {}
-    for site in sites:
-        around = [equations[site[:i]] for i in range(1, len(site))]
+    for path in paths:
+        around = [equations[path[:i]] for i in range(1, len(path))]
         lengths = [e.params["length"] for e in around if e.primitive.name == "scan"]
-        aval: Any = equations[site].outvars[0].aval
-        feeds[site] = jnp.zeros((*lengths, *aval.shape), aval.dtype)
+        aval: Any = equations[path].outvars[0].aval
+        feeds[path] = jnp.zeros((*lengths, *aval.shape), aval.dtype)
     return feeds

@@ -4,8 +4,8 @@ jit splits most of what is computed of samples as they are split. Some operation
 instead, seen in compiled programs of JAX 0.10 and 0.11: convolutions under ``vmap``, whose rule
 joins directions and samples to one axis; the derivatives of a maximum over windows; ``fft``;
 ``top_k``. Each of them runs inside a ``jax.shard_map`` over the samples, which derivatives and
-``vmap`` go into. Inside of ``custom_jvp``, ``cond`` and ``while``, where no site lies, they are
-left as they are.
+``vmap`` go into. They are left as they are inside of ``custom_jvp``, ``cond`` and ``while``, which
+no equation path leads into.
 """
 
 from collections.abc import Callable

@@ -62,11 +62,11 @@ def _shares(batch: Batch, layers: Sequence[Layer]) -> Callable[..., Any]:
         def share(steps: Any) -> Any:
             at = jnp.zeros_like(steps)
             z, tangent = jax.jvp(outputs, (at,), (steps,))
-            bend = second_derivative(outputs, at, steps)
+            second = second_derivative(outputs, at, steps)
             slope = jax.grad(lambda y: program.loss_of([y], leaves))(z)
             ggn = second_derivative(lambda y: program.loss_of([y], leaves), z, tangent)
-            bare = jnp.abs(inner_product(scattered(z.shape, z.dtype, 0), bend))
-            own = jnp.abs(inner_product(slope, bend))
+            bare = jnp.abs(inner_product(scattered(z.shape, z.dtype, 0), second))
+            own = jnp.abs(inner_product(slope, second))
             return jnp.maximum(
                 _share(own, jnp.abs(ggn)), _share(bare, inner_product(tangent, tangent))
             )

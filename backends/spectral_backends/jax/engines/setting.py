@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectral_backends.jax.jaxprs.interpreter import Site
+from spectral_backends.jax.jaxprs.interpreter import EquationPath
 from spectral_backends.jax.jaxprs.linearity import find_curvature
 from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
@@ -69,13 +69,13 @@ class Setting:
         return prod(shape[1:])
 
     @cached_property
-    def curved(self) -> Mapping[int, str]:
+    def nonlinear(self) -> Mapping[int, str]:
         """Return the parameters in which the outputs are nonlinear, with the operation."""
         return find_curvature(self.program.model, len(self.program.parameters.names))
 
     def passes(self, count: float, layer: Layer) -> float:
         """Return the price, in forward passes of the model, of passes from a layer on."""
-        return count * self._behind[layer.family.uses[0].site] / self._work
+        return count * self._behind[layer.family.uses[0].path] / self._work
 
     def of_one_batch(self, work: float) -> float:
         """Return multiply-adds of all batches as a number of forward passes of the model."""
@@ -97,10 +97,10 @@ class Setting:
         return jnp.asarray(total / self.objective.n_terms, self.objective.parameters.dtype)
 
     @cached_property
-    def _behind(self) -> Mapping[Site, float]:
+    def _behind(self) -> Mapping[EquationPath, float]:
         """Return the multiply-adds of a batch in the layers from an equation on."""
-        ends = [(layer.family.uses[-1].site, layer.work) for layer in self.layers.values()]
-        starts = {layer.family.uses[0].site for layer in self.layers.values()}
+        ends = [(layer.family.uses[-1].path, layer.work) for layer in self.layers.values()]
+        starts = {layer.family.uses[0].path for layer in self.layers.values()}
         return {first: sum(work for end, work in ends if end >= first) for first in starts}
 
     @cached_property

@@ -1,27 +1,28 @@
 """Evaluating a jaxpr with some of its equations replaced: the base of every transformation here.
 
-A *site* names an equation: its index in the jaxpr, or, inside the jaxpr of another equation, the
-path of indices that leads to it. `evaluate` runs a jaxpr and calls a *handler* in place of each
-equation that has one::
+An *equation path* names an equation: its index in the jaxpr, or, inside the jaxpr of another
+equation, the indices that lead to it. `evaluate` runs a jaxpr and calls a *handler* in place of
+each equation that has one::
 
     def handler(equation, operands, fed):
         (y,) = bind(equation, operands)
         return [y + fed], operands[0]  # outputs of the equation, and what to keep
 
-    outputs, kept = evaluate(jaxpr, inputs, {site: handler}, {site: zeros_like_y})
+    outputs, kept = evaluate(jaxpr, inputs, {path: handler}, {path: zeros_like_y})
 
 What goes into a handler beside its operands (`fed`) and what it keeps are pytrees, passed as
 arguments and results, so that the whole is a pure function: differentiate it in the feeds and it
-gives cotangents at the sites, ``vmap`` it, jit it. A handler may return any outputs of the
+gives cotangents at the paths, ``vmap`` it, jit it. A handler may return any outputs of the
 equation's types: a probe adds a zero, a tangent rule puts something else in.
 
-Sites inside ``jit`` are reached by inlining, inside ``remat`` under a new ``jax.checkpoint``,
-inside ``scan`` by a new scan: what is fed there, and what is kept, has one leading axis for each
-scan around the site, by the index of the iteration also where the scan runs backwards. Equations
-without a site within are bound as they are, so custom derivative rules, control flow and compiled
-functions keep their meaning. Into those with a jaxpr that is not their definition
-(``custom_jvp_call``) or not straight (``cond``, ``while``, ``shard_map``) no site can point:
-`inner_jaxpr` is None.
+Equations inside ``jit`` are reached by inlining, inside ``remat`` under a new ``jax.checkpoint``,
+inside ``scan`` by a new scan. What is fed there, and what is kept, has one leading axis for each
+scan around the equation, by the index of the iteration also where the scan runs backwards.
+
+Equations that no given path leads into are bound as they are, so custom derivative rules, control
+flow and compiled functions keep their meaning. No path leads into an equation whose jaxpr is not
+its definition (``custom_jvp_call``) or is not straight (``cond``, ``while``, ``shard_map``):
+`inner_jaxpr` is None for it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +35,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from spectral_backends.jax.devices.sample_shares import in_shares, is_in_shares
 
 __all__ = [
+    "EquationPath",
     "Handler",
-    "Site",
     "aval_of",
     "bind",
     "evaluate",
@@ -45,7 +46,9 @@ __all__ = [
     "walk",
 ]
 
-Site = tuple[int, ...]
+EquationPath = tuple[int, ...]
+"""The indices that lead to an equation, from the outermost jaxpr inward."""
+
 Handler = Callable[[JaxprEqn, Sequence[Any], Any], tuple[Sequence[Any], Any]]
 """``handler(equation, operands, fed)`` returns the equation's outputs and what is to be kept."""
 
@@ -56,9 +59,9 @@ _CHECKPOINTED = ("checkpoint", "remat", "remat2")
 def evaluate(
     jaxpr: ClosedJaxpr,
     inputs: Sequence[Any],
-    handlers: Mapping[Site, Handler] | None = None,
-    feeds: Mapping[Site, Any] | None = None,
-) -> tuple[list[Any], dict[Site, Any]]:
+    handlers: Mapping[EquationPath, Handler] | None = None,
+    feeds: Mapping[EquationPath, Any] | None = None,
+) -> tuple[list[Any], dict[EquationPath, Any]]:
     """Evaluate a jaxpr, with handlers in place of some equations.
 
     Parameters
@@ -67,9 +70,9 @@ def evaluate(
         The jaxpr, as ``jax.make_jaxpr`` returns it.
     inputs : sequence of arrays
         The arguments of the jaxpr. They may be traced.
-    handlers : mapping of site to handler
+    handlers : mapping of path to handler
         The equations to replace, each with its handler.
-    feeds : mapping of site to pytree
+    feeds : mapping of path to pytree
         The values that the handlers receive. A handler that is not named receives None. Inside
         scans the values have the iterations of the scans as leading axes.
 
@@ -77,14 +80,14 @@ def evaluate(
     -------
     outputs : list of arrays
         The outputs of the jaxpr.
-    kept : dict of site to pytree
+    kept : dict of path to pytree
         The values that the handlers kept. Inside scans they have the iterations of the scans as
         leading axes.
     """
-    shared = {site: _bound for site, equation in walk(jaxpr) if is_in_shares(equation)}
+    shared = {path: _bound for path, equation in walk(jaxpr) if is_in_shares(equation)}
     every = {**shared, **(handlers or {})}
     outputs, kept = _evaluate(jaxpr.jaxpr, jaxpr.consts, inputs, every, dict(feeds or {}))
-    return outputs, {site: kept[site] for site in handlers or ()}
+    return outputs, {path: kept[path] for path in handlers or ()}
 
 
 def bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -113,7 +116,7 @@ def aval_of(atom: Any) -> Any:
 
 
 def inner_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
-    """Return the jaxpr that sites may lie in: of ``jit``, ``remat``, ``scan``; else None."""
+    """Return the jaxpr that paths may lead into: of ``jit``, ``remat``, ``scan``; else None."""
     name = equation.primitive.name
     if name in _CHECKPOINTED:
         return ClosedJaxpr(equation.params["jaxpr"], ())
@@ -138,30 +141,30 @@ def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
     return len(constants), len(carried)
 
 
-def walk(jaxpr: ClosedJaxpr, path: Site = ()) -> Iterator[tuple[Site, JaxprEqn]]:
-    """Yield every equation that a site may name, each before those inside of it."""
+def walk(jaxpr: ClosedJaxpr, prefix: EquationPath = ()) -> Iterator[tuple[EquationPath, JaxprEqn]]:
+    """Yield every equation that a path may name, each before those inside of it."""
     for index, equation in enumerate(jaxpr.jaxpr.eqns):
-        site = (*path, index)
-        yield site, equation
+        path = (*prefix, index)
+        yield path, equation
         inner = inner_jaxpr(equation)
         if inner is not None:
-            yield from walk(inner, site)
+            yield from walk(inner, path)
 
 
 def _evaluate(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     inputs: Sequence[Any],
-    handlers: dict[Site, Handler],
-    feeds: dict[Site, Any],
-) -> tuple[list[Any], dict[Site, Any]]:
+    handlers: dict[EquationPath, Handler],
+    feeds: dict[EquationPath, Any],
+) -> tuple[list[Any], dict[EquationPath, Any]]:
     values: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
-    kept: dict[Site, Any] = {}
+    kept: dict[EquationPath, Any] = {}
     for index, equation in enumerate(jaxpr.eqns):
         operands = [read(atom) for atom in equation.invars]
         within = _within(index, handlers)
@@ -169,29 +172,33 @@ def _evaluate(
             outputs, kept[(index,)] = within[()](equation, operands, feeds.get((index,)))
         elif within:
             outputs, found = _evaluate_inside(equation, operands, within, _within(index, feeds))
-            kept |= {(index, *site): what for site, what in found.items()}
+            kept |= {(index, *path): what for path, what in found.items()}
         else:
             outputs = bind(equation, operands)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], kept
 
 
-def _within(index: int, sites: Mapping[Site, Any]) -> dict[Site, Any]:
+def _within(index: int, paths: Mapping[EquationPath, Any]) -> dict[EquationPath, Any]:
     """Return the entries at or inside an equation, by the rest of the path."""
-    return {site[1:]: what for site, what in sites.items() if site[0] == index}
+    return {path[1:]: what for path, what in paths.items() if path[0] == index}
 
 
 def _evaluate_inside(
     equation: JaxprEqn,
     operands: Sequence[Any],
-    handlers: dict[Site, Handler],
-    feeds: dict[Site, Any],
-) -> tuple[Sequence[Any], dict[Site, Any]]:
+    handlers: dict[EquationPath, Handler],
+    feeds: dict[EquationPath, Any],
+) -> tuple[Sequence[Any], dict[EquationPath, Any]]:
     inner = inner_jaxpr(equation)
     if inner is None:
-        raise ValueError(f"no site can lie inside {equation.primitive.name!r}: {list(handlers)}")
+        raise ValueError(
+            f"no equation path leads inside {equation.primitive.name!r}: {list(handlers)}"
+        )
 
-    def run(inputs: Sequence[Any], fed: dict[Site, Any]) -> tuple[list[Any], dict[Site, Any]]:
+    def run(
+        inputs: Sequence[Any], fed: dict[EquationPath, Any]
+    ) -> tuple[list[Any], dict[EquationPath, Any]]:
         return _evaluate(inner.jaxpr, inner.consts, inputs, handlers, fed)
 
     params = equation.params
@@ -205,9 +212,11 @@ def _evaluate_inside(
 def _scan(
     equation: JaxprEqn,
     operands: Sequence[Any],
-    run: Callable[[Sequence[Any], dict[Site, Any]], tuple[list[Any], dict[Site, Any]]],
-    feeds: dict[Site, Any],
-) -> tuple[Sequence[Any], dict[Site, Any]]:
+    run: Callable[
+        [Sequence[Any], dict[EquationPath, Any]], tuple[list[Any], dict[EquationPath, Any]]
+    ],
+    feeds: dict[EquationPath, Any],
+) -> tuple[Sequence[Any], dict[EquationPath, Any]]:
     """Scan anew, with the feeds among what is scanned and what is kept among what is stacked."""
     params, (n_consts, n_carry) = equation.params, scan_counts(equation)
     consts, rest = operands[:n_consts], operands[n_consts:]

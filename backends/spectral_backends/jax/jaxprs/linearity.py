@@ -56,11 +56,11 @@ class _State:
     """
 
     depends: int = 0
-    curved: int = 0
+    nonlinear: int = 0
     view: bool = False
 
     def __or__(self, other: "_State") -> "_State":
-        return _State(self.depends | other.depends, self.curved | other.curved)
+        return _State(self.depends | other.depends, self.nonlinear | other.nonlinear)
 
 
 def find_curvature(jaxpr: ClosedJaxpr, n_parameters: int) -> dict[int, str]:
@@ -80,7 +80,7 @@ def find_curvature(jaxpr: ClosedJaxpr, n_parameters: int) -> dict[int, str]:
     return {
         i: reader.reasons.get(i, "an operation")
         for i in range(n_parameters)
-        if found.curved >> i & 1
+        if found.nonlinear >> i & 1
     }
 
 
@@ -113,7 +113,7 @@ class _Reader:
             return self.read(inner.jaxpr, operands)
         if name in _OWN_RULE and _OWN_RULE[name] in params:
             return self.read(params[_OWN_RULE[name]].jaxpr, operands)
-        if name == "cond":  # which branch is a step of its first operand
+        if name == "cond":  # the first operand only chooses the branch
             found = [self.read(branch.jaxpr, operands[1:]) for branch in params["branches"]]
             return [_joined(states) for states in zip(*found, strict=True)]
         return [self._result(name, params, operands)] * len(equation.outvars)
@@ -129,13 +129,13 @@ class _Reader:
         if name == "integer_pow" and params["y"] == 1:
             return found
         if name in _PRODUCTS:
-            curved = operands[0].depends & operands[1].depends
+            nonlinear = operands[0].depends & operands[1].depends
         elif name == "div":
-            curved = operands[1].depends
+            nonlinear = operands[1].depends
         else:
-            curved = found.depends
-        self._note(curved, name)
-        return _State(found.depends, found.curved | curved)
+            nonlinear = found.depends
+        self._note(nonlinear, name)
+        return _State(found.depends, found.nonlinear | nonlinear)
 
     def _note(self, bits: int, name: str) -> None:
         for i in range(self._n):
@@ -155,7 +155,9 @@ class _Reader:
                 before | self._earlier(after, apart)
                 for before, after in zip(carry, results[:n_carry], strict=True)
             ]
-            if [(s.depends, s.curved) for s in following] == [(s.depends, s.curved) for s in carry]:
+            if [(s.depends, s.nonlinear) for s in following] == [
+                (s.depends, s.nonlinear) for s in carry
+            ]:
                 break
             carry = following
         states = [*(before | after for before, after in zip(carry, results, strict=False))]
@@ -167,7 +169,7 @@ class _Reader:
         def moved(bits: int) -> int:
             return bits & ~apart | (bits & apart) << self._n
 
-        return _State(moved(state.depends), moved(state.curved))
+        return _State(moved(state.depends), moved(state.nonlinear))
 
     def _together(self, state: _State) -> _State:
         """Count earlier blocks as blocks."""
@@ -176,7 +178,7 @@ class _Reader:
         def joined(bits: int) -> int:
             return bits & low | bits >> self._n
 
-        return _State(joined(state.depends), joined(state.curved))
+        return _State(joined(state.depends), joined(state.nonlinear))
 
 
 def _joined(states: Sequence[_State]) -> _State:

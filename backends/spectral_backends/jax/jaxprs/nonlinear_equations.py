@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from spectral_backends.jax.jaxprs.dependence import dependents
 from spectral_backends.jax.jaxprs.inner_product import inner_product
 from spectral_backends.jax.jaxprs.interpreter import (
-    Site,
+    EquationPath,
     aval_of,
     bind,
     inner_jaxpr,
@@ -25,7 +25,7 @@ from spectral_backends.jax.jaxprs.interpreter import (
     scan_counts,
 )
 
-__all__ = ["CurvedEquation", "CurvedEquations"]
+__all__ = ["NonlinearEquation", "NonlinearEquations"]
 
 Form = Callable[[Sequence[Any]], Any]
 """A function of the tangents of an equation's moving operands: ``<λ, d²f[ẋ, ẋ]>``."""
@@ -34,7 +34,7 @@ _PRODUCTS = ("mul", "dot_general", "conv_general_dilated")
 
 
 @dataclass(frozen=True)
-class CurvedEquation:
+class NonlinearEquation:
     """A nonlinear equation.
 
     Parameters
@@ -67,18 +67,18 @@ class CurvedEquation:
 
         gradient = _over(self.depth, back)
         start = [operands[i] for i in self.moving]
-        _, bent = jax.linearize(lambda x: gradient(x, list(operands), list(adjoints)), start)
-        return lambda tangents: sum(map(inner_product, tangents, bent(list(tangents))))
+        _, second = jax.linearize(lambda x: gradient(x, list(operands), list(adjoints)), start)
+        return lambda tangents: sum(map(inner_product, tangents, second(list(tangents))))
 
     def _results(self, moving: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        """Return the results that move; `operands` give those that do not."""
+        """Return the real results; `moving` replaces those of the operands that move."""
         every = list(operands)
         for index, value in zip(self.moving, moving, strict=True):
             every[index] = value
         return [r for r in bind(self.equation, every) if _is_real(r)]
 
 
-class CurvedEquations:
+class NonlinearEquations:
     """Finds the nonlinear equations of a jaxpr, for one parameter after the other.
 
     Parameters
@@ -89,31 +89,31 @@ class CurvedEquations:
 
     def __init__(self, jaxpr: ClosedJaxpr) -> None:
         self._jaxpr = jaxpr
-        self._bends: dict[Any, bool] = {}
+        self._known: dict[Any, bool] = {}
 
-    def of(self, parameter: int) -> dict[Site, CurvedEquation]:
+    def of(self, parameter: int) -> dict[EquationPath, NonlinearEquation]:
         """Return the equations that are nonlinear as one parameter moves along a line."""
-        moving: dict[Site, CurvedEquation] = {}
+        moving: dict[EquationPath, NonlinearEquation] = {}
         start = [i == parameter for i in range(len(self._jaxpr.jaxpr.invars))]
         _follow(self._jaxpr.jaxpr, start, (), 0, moving)
-        return {site: found for site, found in moving.items() if self._is_curved(found)}
+        return {path: found for path, found in moving.items() if self._is_nonlinear(found)}
 
-    def _is_curved(self, found: CurvedEquation) -> bool:
+    def _is_nonlinear(self, found: NonlinearEquation) -> bool:
         equation = found.equation
-        # Blocks repeat themselves: what prints alike bends alike.
+        # Blocks repeat themselves: equations that print alike are nonlinear alike.
         shapes = tuple(str(aval_of(atom)) for atom in equation.invars)
         key = (equation.primitive.name, found.moving, shapes, str(equation.params))
-        if key not in self._bends:
-            self._bends[key] = _bends(found)
-        return self._bends[key]
+        if key not in self._known:
+            self._known[key] = _second_derivative_varies(found)
+        return self._known[key]
 
 
 def _follow(
     jaxpr: Jaxpr,
     inputs: Sequence[bool],
-    path: Site,
+    prefix: EquationPath,
     depth: int,
-    found: dict[Site, CurvedEquation],
+    found: dict[EquationPath, NonlinearEquation],
 ) -> list[bool]:
     """Collect the equations whose operands move; return which results do."""
     states: dict[Var, bool] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -122,16 +122,16 @@ def _follow(
         return not isinstance(atom, Literal) and states.get(atom, False)
 
     for index, equation in enumerate(jaxpr.eqns):
-        site, operands = (*path, index), [moves(atom) for atom in equation.invars]
+        path, operands = (*prefix, index), [moves(atom) for atom in equation.invars]
         results = [False] * len(equation.outvars)
         inner = inner_jaxpr(equation)
         if any(operands) and is_scan(equation):
-            results = _follow_scan(equation, operands, site, depth, found)
+            results = _follow_scan(equation, operands, path, depth, found)
         elif any(operands) and inner is not None:
-            results = _follow(inner.jaxpr, operands, site, depth, found)
+            results = _follow(inner.jaxpr, operands, path, depth, found)
         elif any(operands) and equation.primitive.name != "stop_gradient":
             moving = tuple(i for i, m in enumerate(operands) if m)
-            found[site] = CurvedEquation(equation, moving, depth)
+            found[path] = NonlinearEquation(equation, moving, depth)
             results = [_is_real(aval_of(v)) for v in equation.outvars]
         states.update(zip(equation.outvars, results, strict=True))
     return [moves(atom) for atom in jaxpr.outvars]
@@ -140,15 +140,15 @@ def _follow(
 def _follow_scan(
     equation: JaxprEqn,
     operands: list[bool],
-    path: Site,
+    prefix: EquationPath,
     depth: int,
-    found: dict[Site, CurvedEquation],
+    found: dict[EquationPath, NonlinearEquation],
 ) -> list[bool]:
-    """Go around until no more of what is carried moves: later rounds see all that moves."""
+    """Follow the body of a scan again and again, until no further carried value moves."""
     n_consts, n_carry = scan_counts(equation)
     carried = slice(n_consts, n_consts + n_carry)
     while True:
-        results = _follow(equation.params["jaxpr"].jaxpr, operands, path, depth + 1, found)
+        results = _follow(equation.params["jaxpr"].jaxpr, operands, prefix, depth + 1, found)
         before = operands[carried]
         after = [a or b for a, b in zip(before, results[:n_carry], strict=True)]
         if after == before:
@@ -156,7 +156,7 @@ def _follow_scan(
         operands[carried] = after
 
 
-def _bends(found: CurvedEquation) -> bool:
+def _second_derivative_varies(found: NonlinearEquation) -> bool:
     """Say whether the second derivative along a line depends on the line."""
     operands = map(aval_of, found.equation.invars)
     make: Any = jax.ShapeDtypeStruct  # has no types
@@ -170,10 +170,10 @@ def _bends(found: CurvedEquation) -> bool:
             ]
             return along
 
-        bent: list[Any] = jax.jvp(slope, tuple(operands[i] for i in found.moving), tuple(tangents))[
-            1
-        ]
-        return bent
+        second_order: list[Any] = jax.jvp(
+            slope, tuple(operands[i] for i in found.moving), tuple(tangents)
+        )[1]
+        return second_order
 
     jaxpr = jax.make_jaxpr(second)(avals, moving).jaxpr
     depending = dependents(jaxpr, jaxpr.invars[len(avals) :])

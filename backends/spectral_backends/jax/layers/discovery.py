@@ -88,7 +88,7 @@ def find_layers(
             )
     begins = [sorted(start for each in seen.families for start in each.offsets) for seen in uses]
     layers: dict[str, Layer] = {}
-    for base, labelled, family, hidden in sorted(found, key=lambda each: each[2].uses[0].site):
+    for base, labelled, family, hidden in sorted(found, key=lambda each: each[2].uses[0].path):
         for member, full in enumerate(labelled):
             full = distinct_name(full, layers, bases if full != base else ())
             index = begins[family.parameter].index(family.offsets[member])
@@ -109,16 +109,16 @@ def _labels(bases: Sequence[str], index: int, family: Family, label: str) -> lis
     """Return the names of a family's members: the index of a scanned block, then of a group."""
     base = bases[index]
     names = []
-    for place in product(*(range(length) for length, _ in family.axes)):
+    for position in product(*(range(length) for length, _ in family.axes)):
         ending = [label] if label else []
-        full, groups = base, list(place)
-        if family.scanned and place:
+        full, groups = base, list(position)
+        if family.scanned and position:
             block = groups.pop(0)
             full = block_name(base, block, [bases[parameter] for parameter in family.scanned])
         if groups:
             number = 0
-            for position, (length, _) in zip(groups, family.axes[-len(groups) :], strict=True):
-                number = number * length + position
+            for group, (length, _) in zip(groups, family.axes[-len(groups) :], strict=True):
+                number = number * length + group
             ending.append(f"group{number}")
         names.append(".".join([full, *ending]))
     return names

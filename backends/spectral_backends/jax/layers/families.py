@@ -6,7 +6,7 @@ from math import prod
 import jax
 from jax.extend.core import JaxprEqn
 
-from spectral_backends.jax.jaxprs.interpreter import Site, aval_of
+from spectral_backends.jax.jaxprs.interpreter import EquationPath, aval_of
 from spectral_backends.jax.layers.matrix_view import MatrixView, Shadow
 from spectral_backends.jax.layers.readers import Consumed
 from spectral_backends.jax.layers.rows import Rows
@@ -20,8 +20,8 @@ class Use:
 
     Parameters
     ----------
-    site : tuple of int
-        The place of the equation.
+    path : tuple of int
+        The path of the equation.
     operand : int
         The index of the operand that is the matrix.
     rows : Rows
@@ -42,7 +42,7 @@ class Use:
         The number of its multiply-adds.
     """
 
-    site: Site
+    path: EquationPath
     operand: int
     rows: Rows
     depth: int
@@ -137,8 +137,8 @@ class Product:
         The index of the operand that is the view.
     equation : JaxprEqn
         The equation.
-    site : tuple of int
-        The place of the equation.
+    path : tuple of int
+        The path of the equation.
     lengths : tuple of int
         The lengths of the scans around it.
     """
@@ -147,7 +147,7 @@ class Product:
     consumed: Consumed
     operand: int
     equation: JaxprEqn
-    site: Site
+    path: EquationPath
     lengths: tuple[int, ...]
 
     @property
@@ -161,7 +161,7 @@ class Product:
         """Return it as a use of matrices with `width` inputs."""
         outputs = sum(prod(aval_of(var).shape) for var in self.equation.outvars)
         return Use(
-            site=self.site,
+            path=self.path,
             operand=self.operand,
             rows=self.consumed.rows,
             depth=len(self.lengths),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from spectral_backends.jax.jaxprs.interpreter import (
-    Site,
+    EquationPath,
     aval_of,
     inner_jaxpr,
     is_scan,
@@ -62,7 +62,7 @@ class _Known:
 
     `followed` are views of parameters; `dependent` depend on any parameter, and `data` on data.
     `numbers` are one number made of parameters alone, or copies of it in an array. `products` are
-    those that a variable is made of without having met data, by their place in `_Finder.seen`.
+    those that a variable is made of without having met data, by their index in `_Finder.seen`.
     """
 
     followed: dict[Var, Followed]
@@ -96,17 +96,17 @@ class _Finder:
         self.standing: set[int] = set()
 
     def follow(
-        self, jaxpr: ClosedJaxpr, known: _Known, path: Site, lengths: tuple[int, ...]
+        self, jaxpr: ClosedJaxpr, known: _Known, prefix: EquationPath, lengths: tuple[int, ...]
     ) -> None:
         """Go through a jaxpr, and add what is known of its variables; `lengths` are of scans."""
         for index, equation in enumerate(jaxpr.jaxpr.eqns):
-            site = (*path, index)
+            path = (*prefix, index)
             touched = [i for i, a in enumerate(equation.invars) if _among(a, known.followed)]
             inner, before = inner_jaxpr(equation), len(self.seen)
             if touched and inner is not None:
-                self._enter(equation, inner, known, site, lengths)
+                self._enter(equation, inner, known, path, lengths)
             elif touched and equation.primitive.name not in _WITHOUT_DERIVATIVE:
-                self._look(equation, touched, known, site, lengths)
+                self._look(equation, touched, known, path, lengths)
                 for var in equation.outvars:
                     known.products[var] = frozenset(range(before, len(self.seen)))
             self._spread(equation, known)
@@ -147,7 +147,7 @@ class _Finder:
         equation: JaxprEqn,
         inner: ClosedJaxpr,
         known: _Known,
-        site: Site,
+        path: EquationPath,
         lengths: tuple[int, ...],
     ) -> None:
         scan = is_scan(equation)
@@ -182,7 +182,7 @@ class _Finder:
                     view.parameter, view.shadow, stack, view.scanned, view.altered
                 )
         more = (*lengths, equation.params["length"]) if scan else lengths
-        self.follow(inner, inside, site, more)
+        self.follow(inner, inside, path, more)
         for outer, result in zip(equation.outvars, inner.jaxpr.outvars, strict=True):
             known.products[outer] = inside.products_in(result)
             returned = _lookup(result, followed)
@@ -196,7 +196,7 @@ class _Finder:
         equation: JaxprEqn,
         touched: list[int],
         known: _Known,
-        site: Site,
+        path: EquationPath,
         lengths: tuple[int, ...],
     ) -> None:
         name = equation.primitive.name
@@ -220,7 +220,7 @@ class _Finder:
             if consumed is None:
                 self._uses_of(view).add_other(_REMEDIES.get(name, name))
             else:
-                self.seen.append(Product(view, consumed, operand, equation, site, lengths))
+                self.seen.append(Product(view, consumed, operand, equation, path, lengths))
 
     @staticmethod
     def _scale(equation: JaxprEqn, operand: int, known: _Known) -> str:

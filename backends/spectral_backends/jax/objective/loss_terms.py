@@ -21,7 +21,7 @@ from jax.extend.core import Literal as Constant
 
 from spectral_backends.jax.jaxprs.dependence import dependents
 from spectral_backends.jax.jaxprs.interpreter import (
-    Site,
+    EquationPath,
     bind,
     evaluate,
     inner_jaxpr,
@@ -30,10 +30,10 @@ from spectral_backends.jax.jaxprs.interpreter import (
 )
 from spectral_core.losses.terms import LossTerms, Reduction
 
-__all__ = ["Reading", "numbers_at", "readings", "sites_of", "terms_of"]
+__all__ = ["Reading", "numbers_at", "paths_of", "readings", "terms_of"]
 
-Divisor = float | Site
-"""A number, or the site of a division by a number that depends on the batch."""
+Divisor = float | EquationPath
+"""A number, or the path of a division by a number that depends on the batch."""
 
 _PASSED = (
     "convert_element_type", "reshape", "squeeze", "expand_dims", "copy", "copy_p", "neg",
@@ -50,7 +50,7 @@ class Reading:
     reduction : {"mean", "sum"}
         The way in which it reduces them.
     count : float or tuple of int
-        The number of terms, if it is the same for each batch of the shape. Otherwise it is the site
+        The number of terms, if it is the same for each batch of the shape. Otherwise it is the path
         of the division by their number.
     inside : tuple or None
         The divisors of the values that are counted, if they are means: for each mean the
@@ -65,8 +65,8 @@ class Reading:
     inside: tuple[tuple[Divisor, ...], ...] | None = None
     stacked: bool = False
 
-    def terms(self, numbers: Mapping[Site, float]) -> LossTerms:
-        """Return the terms, given the numbers at the sites of a batch."""
+    def terms(self, numbers: Mapping[EquationPath, float]) -> LossTerms:
+        """Return the terms, given a batch's numbers by their paths."""
 
         def number(divisor: Divisor) -> float:
             return numbers[divisor] if isinstance(divisor, tuple) else divisor
@@ -79,8 +79,8 @@ class Reading:
         return LossTerms(number(self.count), self.reduction, inside, self.stacked)
 
     @property
-    def sites(self) -> set[Site]:
-        """The sites of numbers that depend on the batch."""
+    def paths(self) -> set[EquationPath]:
+        """Return the paths of the numbers that depend on the batch."""
         every = [self.count, *(d for divisors in self.inside or () for d in divisors)]
         return {divisor for divisor in every if isinstance(divisor, tuple)}
 
@@ -108,26 +108,26 @@ def readings(loss: ClosedJaxpr, n_seeds: int, length: int | None) -> tuple[Readi
     return tuple(Reading(*each, inside, look.stacked) for each in found)
 
 
-def sites_of(found: Sequence[Reading]) -> list[Site]:
-    """Return the sites of the numbers that the readings need, in order."""
-    return sorted({site for reading in found for site in reading.sites})
+def paths_of(found: Sequence[Reading]) -> list[EquationPath]:
+    """Return the paths of the numbers that the readings need, in order."""
+    return sorted({path for reading in found for path in reading.paths})
 
 
 def numbers_at(
-    sites: Sequence[Site], loss: ClosedJaxpr, inputs: Sequence[Any]
+    paths: Sequence[EquationPath], loss: ClosedJaxpr, inputs: Sequence[Any]
 ) -> tuple[Any, list[Any]]:
-    """Return the loss, and the numbers that are divided by at sites; may be traced."""
+    """Return the loss, and the divisors of the divisions at some paths; may be traced."""
 
     def divide(equation: Any, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], Any]:
         return bind(equation, operands), operands[1]
 
-    (value, *_), kept = evaluate(loss, inputs, dict.fromkeys(sites, divide))
-    return value, [jnp.reshape(kept[site], ()) for site in sites]
+    (value, *_), kept = evaluate(loss, inputs, dict.fromkeys(paths, divide))
+    return value, [jnp.reshape(kept[path], ()) for path in paths]
 
 
 def terms_of(found: Sequence[Reading], numbers: Sequence[Any]) -> tuple[LossTerms, ...]:
-    """Return the terms of each reading, given the numbers at their sites."""
-    at = dict(zip(sites_of(found), map(float, numbers), strict=True))
+    """Return the terms of each reading, given the numbers at their paths."""
+    at = dict(zip(paths_of(found), map(float, numbers), strict=True))
     return tuple(reading.terms(at) for reading in found)
 
 
@@ -142,16 +142,16 @@ class _Scope:
     moving : set of Var
         The variables that depend on the parameters or outputs.
     path : tuple of int
-        The site of the equation that it belongs to.
+        The path of the equation that it belongs to.
     outer : (_Scope, JaxprEqn) or None
         The scope around it, and the equation of that scope that it belongs to.
     repeated : bool
-        Whether it runs once for each index of an axis, so that no site in it is one number.
+        Whether it runs once for each index of an axis, so that no division in it is by one number.
     """
 
     jaxpr: Jaxpr
     moving: set[Var]
-    path: Site
+    path: EquationPath
     outer: "tuple[_Scope, JaxprEqn] | None" = None
     repeated: bool = False
 
@@ -164,7 +164,7 @@ class _Scope:
         """Say whether a variable depends on the parameters or outputs."""
         return not isinstance(atom, Constant) and atom in self.moving
 
-    def inside(self, equation: JaxprEqn, site: Site) -> "_Scope | None":
+    def inside(self, equation: JaxprEqn, path: EquationPath) -> "_Scope | None":
         """Return the scope of the jaxpr in an equation."""
         inner = inner_jaxpr(equation)
         if inner is None:
@@ -176,28 +176,28 @@ class _Scope:
         seeds = {v for v, moves in zip(inner.jaxpr.invars, moving, strict=True) if moves}
         repeated = self.repeated or is_scan(equation)
         found = dependents(inner.jaxpr, seeds)
-        return _Scope(inner.jaxpr, found, site, (self, equation), repeated)
+        return _Scope(inner.jaxpr, found, path, (self, equation), repeated)
 
 
 Value = tuple[_Scope, Any]
 """A variable, and the jaxpr that it is of."""
 
 
-def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, Site, Any] | None:
+def _maker(scope: _Scope, var: Any) -> tuple[_Scope, JaxprEqn, EquationPath, Any] | None:
     """Return the equation that makes a variable, in any jaxpr; None for an input of all."""
     while scope.moves(var):
         index = scope.makers.get(var)
         if index is None:
             if scope.outer is None or is_scan(scope.outer[1]):
                 return None
-            place = scope.jaxpr.invars.index(var)
+            position = scope.jaxpr.invars.index(var)
             scope, equation = scope.outer
-            var = equation.invars[place]
+            var = equation.invars[position]
             continue
-        equation, site = scope.jaxpr.eqns[index], (*scope.path, index)
-        inner = None if is_scan(equation) else scope.inside(equation, site)
+        equation, path = scope.jaxpr.eqns[index], (*scope.path, index)
+        inner = None if is_scan(equation) else scope.inside(equation, path)
         if inner is None:
-            return scope, equation, site, var
+            return scope, equation, path, var
         scope, var = inner, inner.jaxpr.outvars[equation.outvars.index(var)]
     return None
 
@@ -210,7 +210,7 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
     """
     divisors: list[Divisor] = []
     while (made := _maker(scope, var)) is not None:
-        scope, equation, site, var = made
+        scope, equation, path, var = made
         name, operands = equation.primitive.name, list(equation.invars)
         moving = [atom for atom in operands if scope.moves(atom)]
         if name == "reduce_sum":
@@ -220,10 +220,10 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
         if name in ("add", "add_any") and len(moving) > 1 and _size(var) == 1:
             return divisors, None, [(scope, atom) for atom in moving]
         if is_scan(equation):
-            inner, place = scope.inside(equation, site), equation.outvars.index(var)
-            return divisors, None, [] if inner is None else [(inner, inner.jaxpr.outvars[place])]
+            inner, position = scope.inside(equation, path), equation.outvars.index(var)
+            return divisors, None, [] if inner is None else [(inner, inner.jaxpr.outvars[position])]
         if name == "div" and moving == operands[:1] and _size(operands[1]) == 1:
-            divisors.append(_divisor(operands[1], site, scope))
+            divisors.append(_divisor(operands[1], path, scope))
         elif not (name in _PASSED or _same_values(equation) or _by_number(equation)):
             break
         if len(moving) != 1:
@@ -267,10 +267,10 @@ def _own(divisors: Sequence[Divisor], count: float) -> Divisor | None:
     return next((d for d in divisors if d == count or isinstance(d, tuple) or d != d), None)
 
 
-def _divisor(by: Any, site: Site, scope: _Scope) -> Divisor:
+def _divisor(by: Any, path: EquationPath, scope: _Scope) -> Divisor:
     if isinstance(by, Constant):
         return float(by.val)
-    return nan if scope.repeated else site
+    return nan if scope.repeated else path
 
 
 def _same_values(equation: JaxprEqn) -> bool:

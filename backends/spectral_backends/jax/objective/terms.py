@@ -16,8 +16,8 @@ from spectral_backends.jax.objective.compiled import Batch, CompileCache, Compil
 from spectral_backends.jax.objective.loss_terms import (
     Reading,
     numbers_at,
+    paths_of,
     readings,
-    sites_of,
     terms_of,
 )
 from spectral_backends.jax.objective.parameters import Parameters
@@ -68,7 +68,7 @@ class TermReader:
         def make() -> Compiled:
             def run(values: Any, leaves: Any) -> tuple[Any, Any]:
                 seeds = values if program.forward is None else program.outputs(values, leaves)
-                return numbers_at(sites_of(found), program.loss, [*seeds, *leaves])
+                return numbers_at(paths_of(found), program.loss, [*seeds, *leaves])
 
             return run
 
@@ -142,7 +142,7 @@ class TermReader:
                 data.leaves, data.structure,
             )  # fmt: skip
         found = self._readings(replace(data, program=replace(program, loss=traced)))
-        return found, compile_exactly(partial(numbers_at, sites_of(found), traced))
+        return found, compile_exactly(partial(numbers_at, paths_of(found), traced))
 
 
 def counts(read: BatchLoss) -> bool:

@@ -59,8 +59,8 @@ class ForwardMode(CurvatureEngine[Layer]):
         setting = self._setting
         everything = [layer for name, layer in setting.layers.items() if name in request.directions]
         made = TangentPass(
-            setting.objective, everything, request.directions, bends=request.kind == "hessian",
-            together=setting.together,
+            setting.objective, everything, request.directions,
+            second_order=request.kind == "hessian", together=setting.together,
         )  # fmt: skip
         todo = request.todo(layers)
         made.run([layer.info.name for layer in todo], request.progress_callback)

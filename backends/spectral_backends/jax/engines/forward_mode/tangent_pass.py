@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from spectral_backends.jax.jaxprs.chunks import in_chunks
 from spectral_backends.jax.jaxprs.inner_product import inner_product
-from spectral_backends.jax.jaxprs.interpreter import Site, aval_of, bind, evaluate, walk
-from spectral_backends.jax.jaxprs.nonlinear_equations import CurvedEquation, CurvedEquations
+from spectral_backends.jax.jaxprs.interpreter import EquationPath, aval_of, bind, evaluate, walk
+from spectral_backends.jax.jaxprs.nonlinear_equations import NonlinearEquation, NonlinearEquations
 from spectral_backends.jax.layers.discovery import Layer
 from spectral_backends.jax.objective.compiled import Batch, tallied
 from spectral_backends.jax.objective.objective import Objective
@@ -32,7 +32,7 @@ from spectral_backends.jax.objective.program import Program
 
 __all__ = ["TangentPass", "TangentTotals", "adjoints_at", "curvatures_forward"]
 
-Curved = Mapping[Site, CurvedEquation]
+Equations = Mapping[EquationPath, NonlinearEquation]
 
 
 @dataclass
@@ -69,7 +69,7 @@ class TangentPass:
         of layers does not change a bit of a result.
     directions : mapping of str to (u, v)
         The vectors u and v of each layer, of shapes ``(m, K)`` and ``(n, K)``.
-    bends : bool
+    second_order : bool
         Whether to add the second-order part of the network itself. Without it, `values` are those
         of `ggn`.
     together : callable
@@ -87,14 +87,14 @@ class TangentPass:
         layers: Sequence[Layer],
         directions: Mapping[str, tuple[Any, Any]],
         *,
-        bends: bool,
+        second_order: bool,
         together: Callable[[Batch, Layer], int],
     ) -> None:
         self._objective, self._directions = objective, directions
         self._names = [layer.info.name for layer in layers]
-        self._bends, self._together = bends, together
+        self._second_order, self._together = second_order, together
         self.shared_work = 0.0
-        self._curved: dict[Any, dict[int, dict[Site, CurvedEquation]]] = {}
+        self._nonlinear: dict[Any, dict[int, dict[EquationPath, NonlinearEquation]]] = {}
         self.totals = {}
         for name in self._names:
             values, ggn, derivative = np.zeros((3, directions[name][0].shape[1]))
@@ -109,8 +109,8 @@ class TangentPass:
             layers = [batch.program.layers[name] for name in self._names]
             try:
                 with tallied() as tally:
-                    curved = self._curved_of(batch, layers)
-                    adjoints = self._adjoints(batch, curved)
+                    nonlinear = self._nonlinear_of(batch, layers)
+                    adjoints = self._adjoints(batch, nonlinear)
             except (TypeError, ValueError, NotImplementedError) as error:
                 for total in self.totals.values():
                     total.problem = total.problem or _sentence(error)
@@ -120,24 +120,26 @@ class TangentPass:
                 total = self.totals[layer.info.name]
                 if layer.info.name in wanted and not total.problem:
                     progress_callback(f"{layer.info.name}, batch {batch.index + 1}")
-                    self._add(batch, layer, curved[layer.parameter], adjoints, terms.scale, total)
+                    self._add(
+                        batch, layer, nonlinear[layer.parameter], adjoints, terms.scale, total
+                    )
 
     def _add(
         self,
         batch: Batch,
         layer: Layer,
-        curved: Curved,
-        adjoints: Mapping[Site, Any],
+        nonlinear: Equations,
+        adjoints: Mapping[EquationPath, Any],
         scale: float,
         total: TangentTotals,
     ) -> None:
         u, v = self._directions[layer.info.name]
         chunk = self._together(batch, layer)
-        key = ("tangents", self._bends, layer.family, u.shape[1], chunk)
+        key = ("tangents", self._second_order, layer.family, u.shape[1], chunk)
         run = self._objective.cache.compiled(
-            batch, key, lambda: curvatures_forward(batch.program, layer, curved, chunk)
+            batch, key, lambda: curvatures_forward(batch.program, layer, nonlinear, chunk)
         )
-        own = {site: adjoints[site] for site in curved}
+        own = {path: adjoints[path] for path in nonlinear}
         try:
             with tallied() as tally:
                 found = run(batch.values, batch.leaves, layer.starts, u, v, own)
@@ -150,30 +152,34 @@ class TangentPass:
         total.ggn += ggn
         total.derivative += derivative
 
-    def _curved_of(
+    def _nonlinear_of(
         self, batch: Batch, layers: Sequence[Layer]
-    ) -> dict[int, dict[Site, CurvedEquation]]:
+    ) -> dict[int, dict[EquationPath, NonlinearEquation]]:
         """Return the nonlinear equations, by the parameter that moves."""
-        if batch.key not in self._curved:
+        if batch.key not in self._nonlinear:
             parameters = {layer.parameter for layer in layers}
-            equations = CurvedEquations(batch.program.model)
-            self._curved[batch.key] = {
-                parameter: equations.of(parameter) if self._bends else {}
+            finder = NonlinearEquations(batch.program.model)
+            self._nonlinear[batch.key] = {
+                parameter: finder.of(parameter) if self._second_order else {}
                 for parameter in parameters
             }
-        return self._curved[batch.key]
+        return self._nonlinear[batch.key]
 
-    def _adjoints(self, batch: Batch, curved: Mapping[int, Curved]) -> dict[Site, Any]:
-        sites = {site: found for each in curved.values() for site, found in each.items()}
-        if not sites:
+    def _adjoints(
+        self, batch: Batch, nonlinear: Mapping[int, Equations]
+    ) -> dict[EquationPath, Any]:
+        equations = {path: found for each in nonlinear.values() for path, found in each.items()}
+        if not equations:
             return {}
-        key = ("adjoints", *sorted(sites))
-        run = self._objective.cache.compiled(batch, key, lambda: adjoints_at(batch.program, sites))
-        adjoints: dict[Site, Any] = run(batch.values, batch.leaves)
+        key = ("adjoints", *sorted(equations))
+        run = self._objective.cache.compiled(
+            batch, key, lambda: adjoints_at(batch.program, equations)
+        )
+        adjoints: dict[EquationPath, Any] = run(batch.values, batch.leaves)
         return adjoints
 
 
-def adjoints_at(program: Program, sites: Curved) -> Callable[..., dict[Site, Any]]:
+def adjoints_at(program: Program, equations: Equations) -> Callable[..., dict[EquationPath, Any]]:
     """Return a function of parameters and batch: ``∂L/∂y`` of the results of some equations.
 
     A zero is added to each result, and the loss differentiated in it.
@@ -184,20 +190,20 @@ def adjoints_at(program: Program, sites: Curved) -> Callable[..., dict[Site, Any
         results = bind(equation, operands)
         return [y + next(zeros) if _is_real(y) else y for y in results], None
 
-    def run(values: Sequence[Any], batch: Sequence[Any]) -> dict[Site, Any]:
-        def loss(feeds: dict[Site, Any]) -> Any:
-            handlers = dict.fromkeys(sites, add_fed)
+    def run(values: Sequence[Any], batch: Sequence[Any]) -> dict[EquationPath, Any]:
+        def loss(feeds: dict[EquationPath, Any]) -> Any:
+            handlers = dict.fromkeys(equations, add_fed)
             outputs, _ = evaluate(program.model, [*values, *batch], handlers, feeds)
             return outputs[0] if program.forward is None else program.loss_of(outputs, batch)
 
-        adjoints: dict[Site, Any] = jax.grad(loss)(_zeros(program, sites))
+        adjoints: dict[EquationPath, Any] = jax.grad(loss)(_zeros(program, equations))
         return adjoints
 
     return run
 
 
 def curvatures_forward(
-    program: Program, layer: Layer, curved: Curved, chunk: int
+    program: Program, layer: Layer, nonlinear: Equations, chunk: int
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """Return a function that evaluates the quadratic forms of one batch.
 
@@ -207,7 +213,7 @@ def curvatures_forward(
         The program for batches of one shape.
     layer : Layer
         Any member of a family. The member is an argument of the function.
-    curved : mapping of site to CurvedEquation
+    nonlinear : mapping of path to NonlinearEquation
         The equations of the model that are nonlinear in the layer's parameter.
     chunk : int
         The number of directions that go together.
@@ -219,7 +225,7 @@ def curvatures_forward(
         three arrays ``(K,)`` of the batch's loss: the second derivative, its Gauss-Newton part
         (zero without `Program.forward`) and the first.
     """
-    place, view = layer.parameter, layer.family.view
+    parameter, view = layer.parameter, layer.family.view
 
     def keep(equation: Any, operands: Sequence[Any], fed: Any) -> tuple[Sequence[Any], Any]:
         return bind(equation, operands), list(operands)
@@ -228,20 +234,20 @@ def curvatures_forward(
         values: Sequence[Any], batch: Sequence[Any], starts: Any, u: Any, v: Any, adjoints: Any
     ) -> tuple[Any, Any, Any]:
         def model(weight: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-            inputs = [*values[:place], weight, *values[place + 1 :], *batch]
-            outputs, kept = evaluate(program.model, inputs, dict.fromkeys(curved, keep))
-            moving = {s: [kept[s][i] for i in found.moving] for s, found in curved.items()}
+            inputs = [*values[:parameter], weight, *values[parameter + 1 :], *batch]
+            outputs, kept = evaluate(program.model, inputs, dict.fromkeys(nonlinear, keep))
+            moving = {s: [kept[s][i] for i in found.moving] for s, found in nonlinear.items()}
             return ([z for z in outputs if _is_real(z)], moving), (outputs, kept)
 
-        (reals, _), push, (outputs, kept) = jax.linearize(model, values[place], has_aux=True)
-        forms = {s: found.form(kept[s], adjoints[s]) for s, found in curved.items()}
-        slope, bent = _of_the_loss(program, reals, outputs, batch)
+        (reals, _), push, (outputs, kept) = jax.linearize(model, values[parameter], has_aux=True)
+        forms = {s: found.form(kept[s], adjoints[s]) for s, found in nonlinear.items()}
+        gradient, hessian = _of_the_loss(program, reals, outputs, batch)
 
         def along(pair: tuple[Any, Any]) -> tuple[Any, Any, Any]:
             forth, tangents = push(view.embed(jnp.outer(*pair), starts))
-            ggn = sum(map(inner_product, forth, bent(forth)))
-            h = ggn + sum(form(tangents[site]) for site, form in forms.items())
-            return h, ggn, sum(map(inner_product, forth, slope))
+            ggn = sum(map(inner_product, forth, hessian(forth)))
+            h = ggn + sum(form(tangents[path]) for path, form in forms.items())
+            return h, ggn, sum(map(inner_product, forth, gradient))
 
         found: tuple[Any, Any, Any] = in_chunks(along, (u.T, v.T), chunk)
         return found
@@ -261,19 +267,19 @@ def _of_the_loss(
         whole = [next(each) if _is_real(z) else z for z in outputs]
         return program.loss_of(whole, batch)
 
-    slope, bent = jax.linearize(jax.grad(loss), reals)
-    return slope, bent
+    gradient, hessian = jax.linearize(jax.grad(loss), reals)
+    return gradient, hessian
 
 
-def _zeros(program: Program, sites: Curved) -> dict[Site, Any]:
+def _zeros(program: Program, equations: Equations) -> dict[EquationPath, Any]:
     """Return a zero for each real result, with the iterations of the scans around it in front."""
-    equations = dict(walk(program.model))
+    every = dict(walk(program.model))
     zeros = {}
-    for site, found in sites.items():
-        around = [equations[site[:i]] for i in range(1, len(site))]
+    for path, found in equations.items():
+        around = [every[path[:i]] for i in range(1, len(path))]
         lengths = [e.params["length"] for e in around if e.primitive.name == "scan"]
         avals = map(aval_of, found.equation.outvars)
-        zeros[site] = [
+        zeros[path] = [
             jnp.zeros((*lengths, *aval.shape), aval.dtype) for aval in avals if _is_real(aval)
         ]
     return zeros

@@ -49,7 +49,7 @@ class GGNColumns(CurvatureEngine[Layer]):
             return "the outputs are not told as one array of samples"
         if layer.hidden or request.kind == "ggn":
             return layer.hidden
-        return self._setting.curved.get(layer.parameter, "")
+        return self._setting.nonlinear.get(layer.parameter, "")
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
         """Return the price of all columns, which does not depend on the layers."""
@@ -109,7 +109,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         Those that are done are among them, as each layer's directions depend on those before it.
         """
         flat = [
-            layer.info.name for layer in layers if not self._setting.curved.get(layer.parameter)
+            layer.info.name for layer in layers if not self._setting.nonlinear.get(layer.parameter)
         ]
         if not flat or request.kind == "ggn":
             return {}
@@ -123,7 +123,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         if hidden or request.kind == "ggn":
             return hidden
         if share is None:
-            return self._setting.curved[layer.parameter]
+            return self._setting.nonlinear[layer.parameter]
         if share <= tolerance:
             return ""
         return (

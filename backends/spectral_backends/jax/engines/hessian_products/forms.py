@@ -49,11 +49,11 @@ def curvatures_along(
         ``(parameters, batch, starts, u, v)`` with u ``(m, K)`` and v ``(n, K)`` returns the values
         ``(K,)`` of the batch's loss.
     """
-    place, view = layer.parameter, layer.family.view
+    parameter, view = layer.parameter, layer.family.view
 
     def run(values: Sequence[Any], batch: Sequence[Any], starts: Any, u: Any, v: Any) -> Any:
         def with_weight(w: Any) -> list[Any]:
-            return [*values[:place], w, *values[place + 1 :]]
+            return [*values[:parameter], w, *values[parameter + 1 :]]
 
         def loss(w: Any) -> Any:
             return program.total(with_weight(w), batch)
@@ -61,7 +61,7 @@ def curvatures_along(
         def outputs(w: Any) -> Any:
             return program.outputs(with_weight(w), batch)
 
-        weight = values[place]
+        weight = values[parameter]
         hessian = _hessian_reversed(loss, weight) if reverse else _hessian(loss, weight)
         if kind == "ggn":
             push = _push_reversed(outputs, weight) if reverse else _push(outputs, weight)
