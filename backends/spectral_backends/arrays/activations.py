@@ -59,8 +59,8 @@ def _gelu_tanh(xp: Any, z: Array) -> Derivatives:
     inner_2 = 6 * c * _CUBIC * z
     t, t_1, t_2 = _tanh(xp, inner)
     rise = t_1 * inner_1
-    bend = t_2 * inner_1 * inner_1 + t_1 * inner_2
-    return 0.5 * z * (1 + t), 0.5 * (1 + t) + 0.5 * z * rise, rise + 0.5 * z * bend
+    second = t_2 * inner_1 * inner_1 + t_1 * inner_2
+    return 0.5 * z * (1 + t), 0.5 * (1 + t) + 0.5 * z * rise, rise + 0.5 * z * second
 
 
 def _identity(xp: Any, z: Array) -> Derivatives:

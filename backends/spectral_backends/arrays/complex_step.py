@@ -88,8 +88,8 @@ class ComplexStep:
                 f"{str(error).splitlines()[0] if str(error) else 'no message'}). {_REMEDIES}"
             )
         plain = self._gradient(self._params, batch)
-        # One may vanish by a cancellation; its rounding is that of the others. A quarter of the
-        # digits: of a network that fits its data, gradients are what 1 − p leaves over.
+        # A gradient may vanish by a cancellation, so it is compared with the size of all. A quarter
+        # of the digits must agree: where a network fits its data, gradients are the rest 1 − p.
         tolerance, size = self._eps**0.25, max(norm(xp, array) for array in plain.values())
         for name, array in at_zero.items():
             if not xp.isdtype(array.dtype, "complex floating"):
@@ -126,7 +126,7 @@ class ComplexStep:
         xp = self._xp
         weight = self._params[layer.parameter]
         largest = float(xp.max(xp.abs(weight)))
-        # t² is far below rounding, and no product of a few of them underflows.
+        # With this step t² is far below rounding, and products of a few steps do not underflow.
         step = self._eps * (largest if largest > 0 else 1.0)
         params = self._complex()
         dtype = params[layer.parameter].dtype

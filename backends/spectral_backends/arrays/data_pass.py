@@ -45,7 +45,7 @@ class DataPass:
 
     @property
     def weighted(self) -> bool:
-        """Whether the number of terms is known."""
+        """Say whether the number of terms is known."""
         return self._weight is not None
 
     def terms(self, batch: Any) -> float:

@@ -27,15 +27,15 @@ Params = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class _Pass:
-    """The results of a forward pass: inputs (B, n) and slopes of every layer, and the outputs.
+    """Holds the results of a forward pass: the inputs (B, n) of every layer, and the outputs.
 
-    The activation's derivatives belong to the layer in front: index l holds those at the inputs of
-    layer l, and index 0 holds nothing.
+    The activation's first and second derivatives belong to the layer in front: index l holds those
+    at the inputs of layer l, and index 0 holds nothing.
     """
 
     inputs: list[Array]
     slopes: list[Array]
-    bends: list[Array]
+    second_derivatives: list[Array]
     outputs: Array
 
 
@@ -91,7 +91,7 @@ class DenseNetwork:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers, first to last."""
+        """Return the names of the layers, first to last."""
         return [*map(str, range(len(self.widths) - 2)), "head"]
 
     def init(self, seed: int = 0, *, like: Array | None = None) -> dict[str, Array]:
@@ -190,7 +190,7 @@ class DenseNetwork:
         def along(product: Any) -> Any:
             def values(layer: str, u: Array, v: Array, batch: Batch) -> Array:
                 xp = array_api_compat.array_namespace(u)
-                # (K, m, n): as many matrices as directions, in one pass.
+                # (K, m, n): one matrix for each direction, all in one pass.
                 outer = u.T[:, :, None] * v.T[:, None, :]
                 name = f"{layer}.weight"
                 image = product(params, batch, {name: outer})[name]
@@ -239,13 +239,13 @@ class DenseNetwork:
         phi = activation(self.activation)
         weight = params["head.weight"]
         a = xp.astype(x, weight.dtype, copy=False)
-        inputs, slopes, bends = [a], [xp.ones_like(a)], [xp.zeros_like(a)]
+        inputs, slopes, second = [a], [xp.ones_like(a)], [xp.zeros_like(a)]
         for name in self.layers[:-1]:
-            a, slope, bend = phi(xp, self._affine(xp, params, name, a))
+            a, slope, curvature = phi(xp, self._affine(xp, params, name, a))
             inputs.append(a)
             slopes.append(slope)
-            bends.append(bend)
-        return _Pass(inputs, slopes, bends, self._affine(xp, params, "head", a))
+            second.append(curvature)
+        return _Pass(inputs, slopes, second, self._affine(xp, params, "head", a))
 
     def _product(
         self, params: Params, batch: Batch, directions: Mapping[str, Array], *, gauss_newton: bool
@@ -270,12 +270,12 @@ class DenseNetwork:
                 found[f"{name}.bias"] = xp.sum(moved, axis=-2)
             if not index:
                 break
-            slope, bend = seen.slopes[index], seen.bends[index]
+            slope, second = seen.slopes[index], seen.second_derivatives[index]
             back, moved = delta @ weight, moved @ weight
             if not gauss_newton:
                 if f"{name}.weight" in directions:
                     moved = moved + delta @ directions[f"{name}.weight"]
-                moved = moved * slope + bend * tangents[index][1] * back
+                moved = moved * slope + second * tangents[index][1] * back
             else:
                 moved = moved * slope
             delta = back * slope

@@ -30,7 +30,7 @@ LEVELS = 6
 FIRST_STEP = 2.0**-6
 """The largest step, relative to the Frobenius norm of the weight."""
 
-EPSILON = float(np.finfo(np.float64).eps)  # a number of NumPy would take arrays to itself
+EPSILON = float(np.finfo(np.float64).eps)  # a NumPy scalar would turn arrays into NumPy arrays
 
 
 class Differences:
@@ -139,7 +139,7 @@ def extrapolated(
         for order in range(1, level - 1):
             entry = table[level][order]
             others = table[level][order - 1], table[level - 1][order], table[level - 2][order]
-            # Σ of the weights' sizes over all orders is below 2.
+            # The absolute weights of all orders sum to less than 2.
             found = 2 * np.maximum.reduce([np.abs(entry - other) for other in others])
             found = found + 2 * rounding[level]
             better = found < error
@@ -214,7 +214,7 @@ def noise_of(gradient: GradientFunction, params: Params, batch: Any) -> dict[str
             moved[name] = array * xp.asarray(factors, dtype=array.dtype, device=device_of(array))
         for name, array in gradient(moved, batch).items():
             xp = array_api_compat.array_namespace(array)
-            with np.errstate(invalid="ignore"):  # what is not finite is said where it is measured
+            with np.errstate(invalid="ignore"):  # the measurement itself reports it
                 found[name] = max(found[name], norm(xp, array - plain[name]))
     return found
 
@@ -235,7 +235,7 @@ def norm(xp: Any, array: Array) -> float:
 
 def _check_steps(eps: float, size: float) -> Iterator[float]:
     best = eps ** (1 / 3)
-    # Large ones where rounding is felt, small ones where kinks are near.
+    # Large steps serve where rounding matters, small ones where kinks are near.
     return (best * factor * size for factor in (1e3, 1e2, 10.0, 1.0, 0.1, 0.01))
 
 

@@ -62,7 +62,7 @@ def through_dlpack(problem: CurvatureProblem, like: Array) -> CurvatureProblem:
 
 
 class _ThroughDLPack:
-    """The problem, with `curvatures` alone."""
+    """Passes a problem's arrays through DLPack, if the problem has `curvatures` alone."""
 
     def __init__(self, problem: CurvatureProblem, like: Array) -> None:
         self._problem: Any = problem
@@ -82,16 +82,16 @@ class _ThroughDLPack:
 
     @property
     def curvature_engine(self) -> str:
-        """The problem's name for the engine of `curvatures`."""
+        """Return the problem's name for the engine of `curvatures`."""
         return way_of(self._problem)
 
     def layers(self) -> Sequence[LayerInfo]:
-        """Return those of the problem."""
+        """Return the layers of the problem."""
         found: Sequence[LayerInfo] = self._problem.layers()
         return found
 
     def skipped(self) -> Mapping[str, str]:
-        """Return those of the problem."""
+        """Return the parameters that the problem skips, with the reason."""
         found: Mapping[str, str] = self._problem.skipped()
         return found
 
@@ -155,7 +155,7 @@ class _ThroughDLPack:
         """Return a direction as an array of the problem's library."""
         try:
             found = self._own.from_dlpack(plain("u, v", array))
-        except (BufferError, RuntimeError):  # read-only, or strided for JAX: directions are small
+        except (BufferError, RuntimeError):  # read-only, or strided for JAX; small enough to copy
             xp = array_api_compat.array_namespace(array)
             found = self._own.from_dlpack(xp.asarray(array, dtype=array.dtype, copy=True))
         if str(device_of(found)) != str(self._own_device):
@@ -167,7 +167,7 @@ class _ThroughDLPack:
 
 
 class _ManyThroughDLPack(_ThroughDLPack):
-    """The problem, with its engines too."""
+    """Passes a problem's arrays through DLPack, if the problem has engines too."""
 
     @renamed_arguments
     def layer_curvatures(

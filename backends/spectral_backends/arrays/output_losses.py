@@ -85,7 +85,7 @@ class _Squared:
 
 
 def _shifted(xp: Any, z: Array) -> tuple[Array, Array]:
-    # The shift is no part of the function: a real one keeps complex outputs analytic.
+    # The shift cancels; a real one keeps the function of complex outputs analytic.
     shifted = z - xp.max(real_part(xp, z), axis=-1, keepdims=True)
     return shifted, xp.sum(xp.exp(shifted), axis=-1, keepdims=True)
 

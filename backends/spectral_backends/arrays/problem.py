@@ -194,7 +194,7 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
 
     @property
     def engine_names(self) -> tuple[str, ...]:
-        """No names: `method` and the given functions decide on the rule."""
+        """Return no names, as `method` and the given functions decide on the rule."""
         return ()
 
     def _engines_for(self, kind: CurvatureKind) -> Sequence[RuleEngine]:

@@ -203,7 +203,7 @@ def _gradient(name: str, batches: tuple[Rows, ...], given: Array | None) -> Arra
 
 def _compare(name: str, given: Array, made: Array) -> None:
     xp = array_api_compat.array_namespace(given, made)
-    # Half of the digits: sums in another order, and products of lower precision, pass.
+    # Half of the digits must agree, so other orders of sums and coarser products pass.
     tolerance = float(xp.finfo(given.dtype).eps) ** 0.5
     sizes = norm(xp, given), norm(xp, made)
     if not norm(xp, given - made) <= tolerance * max(sizes):

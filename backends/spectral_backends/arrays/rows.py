@@ -19,7 +19,7 @@ class Rows:
     Parameters
     ----------
     inputs : array, shape (B, n) or (B, S, n)
-        The inputs a. S positions share the weight: tokens, places of a convolution.
+        The inputs a. S positions share the weight: tokens, or pixels of a convolution.
     output_gradients : array, shape (B, m) or (B, S, m), optional
         The gradients δ = ∂l_i/∂y of the UN-reduced terms: B times those that autograd gives of a
         mean. They make the gradient, and ``C_δ`` with ``fisher_type="empirical"``.
@@ -78,14 +78,14 @@ class Rows:
 
     @property
     def n_terms(self) -> float:
-        """Loss terms of the batch."""
+        """Return the number of loss terms of the batch."""
         if self.terms is None:
             return float(self.inputs.shape[0])
         return float(array_api_compat.array_namespace(self.terms).sum(self.terms))
 
     @property
     def outputs(self) -> int | None:
-        """The width m, or None without output gradients."""
+        """Return the width m, or None without output gradients."""
         for array in (self.output_gradients, self.root_gradients):
             if array is not None:
                 return int(array.shape[-1])

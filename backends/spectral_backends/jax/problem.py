@@ -210,7 +210,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         return dict(zip(layers, self._matrices(located, errors, 1.0), strict=True))
 
     def _gradients(self, layers: Sequence[Layer]) -> list[jax.Array]:
-        self._others.look()  # those that were slower may be there by now
+        self._others.look()  # slower processes may have left their notes by now
         objective = self._objective
         found = self._matrices(layers, objective.gradient_sums(), objective.n_terms)
         placement = objective.placement
@@ -240,10 +240,10 @@ class CurvatureProblem(BaseProblem[Layer]):
 
     def _matrices(self, layers: Sequence[Layer], totals: list[Any], count: float) -> list[Any]:
         """Return the matrices of layers in totals of their parameters, over a count."""
-        places = [(layer.parameter, layer.family.view, layer.starts) for layer in layers]
+        slices = [(layer.parameter, layer.family.view, layer.starts) for layer in layers]
 
         def run(totals: Any, count: Any) -> list[Any]:
-            return [view.matrix(totals[index], starts) / count for index, view, starts in places]
+            return [view.matrix(totals[index], starts) / count for index, view, starts in slices]
 
         key = ("matrices", *(layer.info.name for layer in layers))
         return list(self._objective.cache.once(key, lambda: jax.jit(run))(totals, count))

@@ -224,7 +224,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         """
         located = [self._find(name) for name in layers]
         if not self._deterministic or self._evaluation.draws_numbers:
-            return {}  # random numbers are others in another type
+            return {}  # random numbers differ between types
         errors = gradient_errors(
             self._objective,
             _parameters(located),
@@ -240,7 +240,7 @@ class CurvatureProblem(BaseProblem[Layer]):
         }
 
     def _gradients(self, layers: Sequence[Layer]) -> list[Tensor]:
-        self._others.look()  # those that were slower may be there by now
+        self._others.look()  # slower ranks may have left their notes by now
         with self._objective.one_pass(self._seed) as batches:
             means = MeanGradients(self._objective, _parameters(layers))
             for batch in batches:

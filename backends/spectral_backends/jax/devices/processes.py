@@ -17,8 +17,8 @@ def find_board() -> Board | None:
     """Return the board on which processes can leave notes, or None if there is only one."""
     if jax.process_count() == 1:
         return None
-    # The store that the processes met by; it has no public name. Unlike a collective it makes
-    # nobody wait.
+    # The store by which the processes found each other. It has no public name. Unlike a collective
+    # it makes no process wait.
     client: Any = jax._src.distributed.global_state.client
 
     def leave(key: str, note: str) -> None:

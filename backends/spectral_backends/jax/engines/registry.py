@@ -9,5 +9,5 @@ __all__ = ["ENGINES"]
 ENGINES = (
     GGNColumns,
     ForwardMode,
-    HessianProducts,  # serves any layer, and `curvatures`
+    HessianProducts,  # serves any layer, and the method `curvatures`
 )

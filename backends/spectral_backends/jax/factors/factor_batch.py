@@ -17,14 +17,14 @@ from spectral_core.curvature.factor_options import FactorOptions
 from spectral_core.losses.base import OutputCurvature
 from spectral_core.losses.form import OutputForm
 
-__all__ = ["Places", "input_sums", "output_sums"]
+__all__ = ["SampledFamilies", "input_sums", "output_sums"]
 
 Array = jax.Array
-Places = list[tuple[Family, Samples]]
+SampledFamilies = list[tuple[Family, Samples]]
 
 
 def input_sums(
-    program: Program, places: Places, form: OutputForm, options: FactorOptions
+    program: Program, families: SampledFamilies, form: OutputForm, options: FactorOptions
 ) -> Callable[..., Any]:
     """Return a function that makes one batch's part of the input factors, and all checks.
 
@@ -32,8 +32,8 @@ def input_sums(
     ----------
     program : Program
         The program for batches of one shape.
-    places : list of (Family, Samples)
-        The families, each with the place of its samples.
+    families : list of (Family, Samples)
+        The families, each with the axes of its samples.
     form : OutputForm
         The form of the loss as a function of the outputs.
     options : FactorOptions
@@ -48,13 +48,13 @@ def input_sums(
     """
 
     def run(values: Any, leaves: Any, count: Any, scale: Any) -> Any:
-        probed = run_with_probes(program, values, leaves, [family for family, _ in places])
+        probed = run_with_probes(program, values, leaves, [family for family, _ in families])
         root = _curvature(program, form, probed, leaves, count, scale)
         weights = root.sample_weights
         weights = weights * (count / weights.sum())
-        rows = [_rows(family, samples, len(probed.outputs)) for family, samples in places]
+        rows = [_rows(family, samples, len(probed.outputs)) for family, samples in families]
         inputs = [_input_sums(each, probed, weights, options) for each in rows]
-        missing = _missing(program, places, rows, probed, values, leaves)
+        missing = _missing(program, families, rows, probed, values, leaves)
         uneven = jnp.abs(weights / weights.mean() - 1).max()
         return list(zip(inputs, missing, strict=True)), root.fit().misfit, uneven
 
@@ -63,7 +63,7 @@ def input_sums(
 
 def output_sums(
     program: Program,
-    places: Places,
+    families: SampledFamilies,
     form: OutputForm,
     options: FactorOptions,
     chunk: int,
@@ -74,7 +74,7 @@ def output_sums(
 
     Parameters
     ----------
-    program, places, form, options
+    program, families, form, options
         The same arguments as those of `input_sums`.
     chunk : int
         The number of columns that are sent back together.
@@ -92,10 +92,10 @@ def output_sums(
     """
 
     def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any) -> Any:
-        probed = run_with_probes(program, values, leaves, [family for family, _ in places])
+        probed = run_with_probes(program, values, leaves, [family for family, _ in families])
         root = _curvature(program, form, probed, leaves, count, scale)
         column, n_columns = _columns(root, options, key, exact)
-        rows = [_rows(family, samples, len(probed.outputs)) for family, samples in places]
+        rows = [_rows(family, samples, len(probed.outputs)) for family, samples in families]
 
         def gram(each: list[RowsBySample], gradients: Any) -> Array:
             deltas = [use.outputs(gradients) for use in each]
@@ -117,7 +117,7 @@ def output_sums(
 def _curvature(
     program: Program, form: OutputForm, probed: ProbedBatch, leaves: Any, count: Any, scale: Any
 ) -> OutputCurvature:
-    """Return the curvature of a batch's loss, as the sum of its terms, in the outputs."""
+    """Return the curvature in the outputs of a batch's loss, which is the sum of its terms."""
     return loss_curvature(
         form, probed.outputs, lambda z: scale * program.loss_of([z], leaves), count
     )
@@ -141,7 +141,7 @@ def _input_sums(
         each = [whole / positions]
     total, weight = jnp.zeros(()), jnp.zeros(())
     for a in each:
-        # Where samples cannot be told from positions, all weigh alike.
+        # Rows without an axis of samples all have the same weight.
         own = weights if a.shape[1] == len(weights) else jnp.ones(a.shape[1], a.dtype)
         total = total + jnp.einsum("gbsi,b,gbsj->gij", a, own, a)
         weight = weight + own.sum() * a.shape[2]
@@ -167,7 +167,7 @@ def _columns(
 
 def _missing(
     program: Program,
-    places: Places,
+    families: SampledFamilies,
     rows: list[list[RowsBySample]],
     probed: ProbedBatch,
     values: Sequence[Any],
@@ -180,19 +180,19 @@ def _missing(
     """
     z = probed.outputs
     noise = scattered(z.shape, z.dtype, 1)
-    places_of = sorted({family.parameter for family, _ in places})
+    parameters = sorted({family.parameter for family, _ in families})
 
     def outputs(weights: Sequence[Any]) -> Any:
         whole = list(values)
-        for place, weight in zip(places_of, weights, strict=True):
-            whole[place] = weight
+        for parameter, weight in zip(parameters, weights, strict=True):
+            whole[parameter] = weight
         return program.outputs(whole, leaves)[0]
 
-    (gradients,) = jax.vjp(outputs, [values[place] for place in places_of])[1](noise)
+    (gradients,) = jax.vjp(outputs, [values[parameter] for parameter in parameters])[1](noise)
     arrived = probed.back(noise)
     found = []
-    for (family, _), each in zip(places, rows, strict=True):
-        whole = gradients[places_of.index(family.parameter)]
+    for (family, _), each in zip(families, rows, strict=True):
+        whole = gradients[parameters.index(family.parameter)]
         starts = [family.view.starts(offset) for offset in family.offsets]
         expected = jnp.stack([family.view.matrix(whole, start) for start in starts])
         shown = sum(

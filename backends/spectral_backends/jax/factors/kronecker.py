@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_backends.jax.capture.sample_axes import Samples, find_samples
-from spectral_backends.jax.factors.factor_batch import Places, input_sums, output_sums
+from spectral_backends.jax.factors.factor_batch import SampledFamilies, input_sums, output_sums
 from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
 from spectral_backends.jax.objective.compiled import Batch
@@ -50,10 +50,10 @@ def kronecker_factors(
         samples = find_samples(objective, batch, families)
         for layer in own:
             _check_samples(layer, samples[families.index(layer.family)], options)
-        places = list(zip(families, samples, strict=True))
+        sampled = list(zip(families, samples, strict=True))
         few = _n_columns(batch, form, options) <= options.max_columns
         for exact in (True, False):
-            chosen = [(f, s) for f, s in places if exact is (few and not s.problem)]
+            chosen = [(f, s) for f, s in sampled if exact is (few and not s.problem)]
             if chosen:
                 _add(objective, batch, terms, chosen, form, options, memory_budget, totals, exact)
         count += terms.count
@@ -64,7 +64,7 @@ def _add(
     objective: Objective,
     batch: Batch,
     terms: LossTerms,
-    places: Places,
+    sampled: SampledFamilies,
     form: OutputForm,
     options: FactorOptions,
     memory_budget: int,
@@ -72,11 +72,11 @@ def _add(
     exact: bool,
 ) -> None:
     """Add one batch's part of the factors of some families."""
-    families = [family for family, _ in places]
+    families = [family for family, _ in sampled]
     key = (form, options, exact, *families)
     arguments = (batch.values, batch.leaves)
     look = objective.cache.compiled(
-        batch, ("inputs", *key), partial(input_sums, batch.program, places, form, options)
+        batch, ("inputs", *key), partial(input_sums, batch.program, sampled, form, options)
     )
     found, misfit, uneven = look(*arguments, terms.count, terms.scale)
     eps = objective.eps
@@ -90,14 +90,14 @@ def _add(
     send = objective.cache.compiled(
         batch,
         ("outputs", *key),
-        partial(output_sums, batch.program, places, form, options, chunk, exact=exact),
+        partial(output_sums, batch.program, sampled, form, options, chunk, exact=exact),
     )
     draw = jax.random.fold_in(jax.random.key(objective.seed), batch.index)
     numbers = terms.count, terms.scale
     sent = [send(*arguments, *numbers, draw, first) for first in range(0, n_columns, chunk)]
     for name, total in totals.items():
         layer = batch.program.layers[name]
-        for index, (family, samples) in enumerate(places):
+        for index, (family, samples) in enumerate(sampled):
             if layer.family is family:
                 total.add_inputs(found[index], layer.member, eps**0.5)
                 for part in sent:
@@ -107,7 +107,7 @@ def _add(
 
 
 class _Totals:
-    """Running sums of one layer."""
+    """Holds the running sums of one layer."""
 
     def __init__(self, layer: Layer) -> None:
         self._name, (m, n) = layer.info.name, layer.info.shape
@@ -141,7 +141,7 @@ class _Totals:
 
 
 class _Forms:
-    """The form of the loss for each shape of batch, found on the first that has it."""
+    """Finds the form of the loss for each shape of batch, on the first batch that has it."""
 
     def __init__(self, objective: Objective, options: FactorOptions) -> None:
         self._objective, self._options = objective, options

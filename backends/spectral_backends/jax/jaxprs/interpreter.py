@@ -94,7 +94,7 @@ def bind(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Compute what an equation computes."""
     primitive = cast(Any, equation.primitive)  # has no types
     found = primitive.get_bind_params(equation.params)
-    # Up to JAX 0.9 the functions of custom rules come apart from the parameters.
+    # Up to JAX 0.9 the functions of custom rules are returned beside the parameters.
     functions, params = found if isinstance(found, tuple) else ((), found)
 
     def run(*given: Any) -> list[Any]:

@@ -50,7 +50,7 @@ _OWN_RULE = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 @dataclass(frozen=True)
 class _State:
-    """Bits of the parameters that a variable depends on, and of those in which it is nonlinear.
+    """Holds the parameters that a variable depends on, and those in which it is nonlinear, as bits.
 
     `view` says that it is a parameter itself.
     """

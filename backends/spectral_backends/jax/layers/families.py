@@ -7,7 +7,7 @@ import jax
 from jax.extend.core import JaxprEqn
 
 from spectral_backends.jax.jaxprs.interpreter import EquationPath, aval_of
-from spectral_backends.jax.layers.matrix_view import MatrixView, Shadow
+from spectral_backends.jax.layers.matrix_view import MatrixView, TrackedView
 from spectral_backends.jax.layers.readers import Consumed
 from spectral_backends.jax.layers.rows import Rows
 
@@ -101,8 +101,8 @@ class Followed:
     ----------
     parameter : int
         The index of the parameter.
-    shadow : ndarray
-        Its strides say where the elements lie in the parameter.
+    tracked : ndarray
+        Its tracked view, whose strides say where the elements lie in the parameter.
     stack : tuple of int
         The step from one iteration's view to the next, for each scan around it: 0 where all have
         the same.
@@ -113,14 +113,14 @@ class Followed:
     """
 
     parameter: int
-    shadow: Shadow
+    tracked: TrackedView
     stack: tuple[int, ...] = ()
     scanned: tuple[int, ...] = ()
     altered: str = ""
 
-    def seen_as(self, shadow: Shadow, altered: str = "") -> "Followed":
+    def seen_as(self, tracked: TrackedView, altered: str = "") -> "Followed":
         """Return another view of it."""
-        return Followed(self.parameter, shadow, self.stack, self.scanned, self.altered or altered)
+        return Followed(self.parameter, tracked, self.stack, self.scanned, self.altered or altered)
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class Product:
     @property
     def leading(self) -> list[tuple[int, int]]:
         """Return length and step of each axis in front of the matrix: of scans, then of groups."""
-        shadow, n = self.consumed.shadow, self.consumed.group_axes
-        groups = zip(shadow.shape[:n], shadow.strides[:n], strict=True)
+        tracked, n = self.consumed.tracked, self.consumed.group_axes
+        groups = zip(tracked.shape[:n], tracked.strides[:n], strict=True)
         return [*zip(self.lengths, self.view.stack, strict=True), *groups]
 
     def use(self, *, width: int, flipped: bool) -> Use:
@@ -188,7 +188,7 @@ class ParameterUses:
     Parameters
     ----------
     root : ndarray
-        The shadow of the whole parameter.
+        The tracked view of the whole parameter.
     families : list of Family
         Its matrices.
     others : list of str
@@ -199,7 +199,7 @@ class ParameterUses:
         Whether it is a stack of vectors, such as the biases of scanned blocks.
     """
 
-    root: Shadow
+    root: TrackedView
     families: list[Family] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
@@ -214,7 +214,7 @@ class ParameterUses:
         """Add a use to the family of its matrices."""
         seen, consumed = product.view, product.consumed
         view = MatrixView.of(
-            consumed.shadow[(0,) * consumed.group_axes], self.root, consumed.out_axes
+            consumed.tracked[(0,) * consumed.group_axes], self.root, consumed.out_axes
         )
         axes = tuple((length, step) for length, step in product.leading if step and length > 1)
         family = self._family(Family(seen.parameter, view, axes, seen.scanned), consumed.kind)

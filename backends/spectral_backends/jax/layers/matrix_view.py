@@ -13,13 +13,14 @@ from jax import lax
 
 from spectral_core.matrices.strides import ParameterSlice
 
-__all__ = ["MatrixView", "Shadow", "shadow_of"]
+__all__ = ["MatrixView", "TrackedView", "tracked_root"]
 
-Shadow = npt.NDArray[np.int8]
+TrackedView = npt.NDArray[np.int8]
+"""A view of the array of `tracked_root`: its strides say where elements lie in the parameter."""
 
 
-def shadow_of(shape: tuple[int, ...]) -> Shadow:
-    """Return an array whose memory is never touched: views of it tell where elements go."""
+def tracked_root(shape: tuple[int, ...]) -> TrackedView:
+    """Return the tracked view of a whole parameter: an array whose memory is never touched."""
     return np.empty(shape, np.int8)
 
 
@@ -38,8 +39,8 @@ class MatrixView(ParameterSlice):
     parameter: tuple[int, ...]
 
     @classmethod
-    def of(cls, view: Shadow, root: Shadow, out_axes: int) -> "MatrixView":
-        """Describe `view`, a view of the shadow `root` of a parameter."""
+    def of(cls, view: TrackedView, root: TrackedView, out_axes: int) -> "MatrixView":
+        """Describe `view`, a view of `root`, the tracked view of the whole parameter."""
         offset = view.__array_interface__["data"][0] - root.__array_interface__["data"][0]
         return cls(view.shape, view.strides, int(offset), out_axes, root.shape)
 
@@ -99,7 +100,7 @@ class MatrixView(ParameterSlice):
 
     @cached_property
     def _box(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Return a shape of the parameter with an axis for each of the view, and their order."""
+        """Return a shape of the parameter in which the view is a box, and the order of its axes."""
         axes = self._by_stride
         strides = [self.stride[axis] for axis in axes if self.size[axis] > 1]
         sizes = [self.size[axis] for axis in axes if self.size[axis] > 1]

@@ -1,8 +1,9 @@
 """Finding the matrices among a model's parameters by the equations that consume them.
 
-Each parameter is followed through a jaxpr: views and casts are applied to a shadow of it without
-memory, whose strides then tell which elements of the parameter make up the matrix that an equation
-consumes. Inside a scan the slices of a stacked parameter are one matrix for each iteration.
+Each parameter is followed through a jaxpr. A *tracked view* stands for it: an array whose memory is
+never touched, to which the same views and casts are applied. Its strides then tell which elements
+of the parameter make up the matrix that an equation consumes. Inside a scan the slices of a stacked
+parameter are one matrix for each iteration.
 
 A product that neither meets data nor leads to outputs but by a single number is no use of a layer:
 power iterations make a spectral norm of it, by which the matrix is then divided.
@@ -24,9 +25,9 @@ from spectral_backends.jax.jaxprs.interpreter import (
     scan_counts,
 )
 from spectral_backends.jax.layers.families import Followed, ParameterUses, Product
-from spectral_backends.jax.layers.matrix_view import shadow_of
+from spectral_backends.jax.layers.matrix_view import tracked_root
 from spectral_backends.jax.layers.readers import read_operand
-from spectral_backends.jax.layers.view_tracking import view_shadow
+from spectral_backends.jax.layers.view_tracking import tracked_results
 
 __all__ = ["find_uses"]
 
@@ -58,7 +59,7 @@ def find_uses(jaxpr: ClosedJaxpr, shapes: Sequence[tuple[int, ...]]) -> list[Par
 
 @dataclass
 class _Known:
-    """The facts that are known about the variables of a jaxpr.
+    """Holds the facts that are known about the variables of a jaxpr.
 
     `followed` are views of parameters; `dependent` depend on any parameter, and `data` on data.
     `numbers` are one number made of parameters alone, or copies of it in an array. `products` are
@@ -91,7 +92,7 @@ class _Finder:
     """Goes through jaxprs: `seen` are the products, `standing` those that are uses of a layer."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self.uses = [ParameterUses(shadow_of(shape)) for shape in shapes]
+        self.uses = [ParameterUses(tracked_root(shape)) for shape in shapes]
         self.seen: list[Product] = []
         self.standing: set[int] = set()
 
@@ -126,7 +127,7 @@ class _Finder:
             single = prod(aval_of(var).shape) == 1
             if var in known.dependent - known.data and (single or copied):
                 known.numbers.add(var)
-            # A view of a parameter is consumed later, and a number tells nothing of outputs.
+            # A view is consumed later, and a single number does not pass its products on.
             known.products[var] = frozenset() if single or var in known.followed else made_of
 
     def record(self) -> None:
@@ -157,7 +158,7 @@ class _Finder:
         scanned = tuple(view.parameter for view in candidates if view is not None)
         followed: dict[Var, Followed] = {}
         inside = known.inside(equation, inner.jaxpr, followed)
-        if scan:  # what is carried may come to depend on anything later
+        if scan:  # later iterations may carry values that depend on anything
             carried = inner.jaxpr.invars[n_consts:n_fixed]
             inside.dependent.update(carried)
             inside.data.update(carried if inside.data else ())
@@ -170,16 +171,16 @@ class _Finder:
                     "carried by lax.scan: pass it as an input of the body"
                 )
             elif i >= n_fixed:
-                step = view.shadow.strides[0]
-                self._uses_of(view).vectors |= view.shadow.ndim < 3
+                step = view.tracked.strides[0]
+                self._uses_of(view).vectors |= view.tracked.ndim < 3
                 followed[var] = Followed(
-                    view.parameter, view.shadow[0], (*view.stack, step),
+                    view.parameter, view.tracked[0], (*view.stack, step),
                     view.scanned or scanned, view.altered,
                 )  # fmt: skip
             else:
                 stack = (*view.stack, 0) if scan else view.stack
                 followed[var] = Followed(
-                    view.parameter, view.shadow, stack, view.scanned, view.altered
+                    view.parameter, view.tracked, stack, view.scanned, view.altered
                 )
         more = (*lengths, equation.params["length"]) if scan else lengths
         self.follow(inner, inside, path, more)
@@ -203,20 +204,20 @@ class _Finder:
         first = _lookup(equation.invars[touched[0]], known.followed)
         assert first is not None
         if touched == [0] or (len(touched) == 1 and name in _SCALINGS):
-            shadows = view_shadow(equation, first.shadow)
+            results = tracked_results(equation, first.tracked)
             altered = ""
-            if shadows is None and (scale := self._scale(equation, touched[0], known)):
-                shadows, altered = [first.shadow], f"{name} by {scale}"
-            if shadows is not None:
+            if results is None and (scale := self._scale(equation, touched[0], known)):
+                results, altered = [first.tracked], f"{name} by {scale}"
+            if results is not None:
                 inexact = jnp.issubdtype(aval_of(equation.outvars[0]).dtype, jnp.inexact)
-                for var, shadow in zip(equation.outvars, shadows, strict=True):
-                    if inexact:  # nothing is differentiated through whole numbers
-                        known.followed[var] = first.seen_as(shadow, altered)
+                for var, tracked in zip(equation.outvars, results, strict=True):
+                    if inexact:  # integers have no derivative
+                        known.followed[var] = first.seen_as(tracked, altered)
                 return
         for operand in touched:
             view = _lookup(equation.invars[operand], known.followed)
             assert view is not None
-            consumed = read_operand(equation, operand, view.shadow)
+            consumed = read_operand(equation, operand, view.tracked)
             if consumed is None:
                 self._uses_of(view).add_other(_REMEDIES.get(name, name))
             else:

@@ -78,9 +78,9 @@ def conv_rows(params: Mapping[str, Any], kernel: tuple[int, ...], groups: int) -
         key: params[key]
         for key in ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
     }
-    if isinstance(same["precision"], tuple):  # of both operands; patches take one for the first
+    if isinstance(same["precision"], tuple):  # one of each operand, and patches take a single one
         same["precision"] = max(same["precision"], key=lambda precision: precision.value)
-    # Channels last, as rows have them: what lies so already is not moved, column by column.
+    # Channels last, as in rows: arrays of that layout are then not moved for each column.
     space = tuple(range(1, len(kernel) - 1))
     last = len(space) + 1
     channels_last = lax.ConvDimensionNumbers(

@@ -32,7 +32,7 @@ _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 
 
 class _What(IntEnum):
-    """The kind of a value. If several kinds come together, the later one wins."""
+    """Names the kind of a value. If several kinds come together, the later one wins."""
 
     CONSTANT = 0
     PARAMETER = 1
@@ -56,7 +56,7 @@ def refuse_batch_statistics(
     if names.isdisjoint(_ROOTS):
         return
     seen = [_samples_meet(loss_fn, parameters, batch, 0)]
-    if seen[0] is not False or "scan" in names:  # which may run over time, the first axis then
+    if seen[0] is not False or "scan" in names:  # a scan may run over time, as the first axis
         seen.append(_samples_meet(loss_fn, parameters, batch, 1))
     if True in seen and not (
         False in seen and _keep_apart(loss_fn, parameters, batch, seen.index(False))
@@ -79,7 +79,8 @@ def _samples_meet(
     prime = next((p for p in _PRIMES if all(n % p for n in chain(*shapes))), 0)
     if not length or not prime:
         return None
-    samples = prime * gcd(length, 8)  # which models may cut in two, or among devices
+    # It keeps factors of 2 up to 8, as models may cut samples in two, or among devices.
+    samples = prime * gcd(length, 8)
 
     def longer(leaf: jax.Array) -> Any:
         shape = list(leaf.shape)
@@ -90,7 +91,7 @@ def _samples_meet(
 
     try:
         more = trace(loss_fn, parameters, [longer(leaf) for leaf in batch.leaves], batch.key[0])
-    except Exception:  # a model for one number of samples, or another axis
+    except Exception:  # the model takes one number of samples only, or another axis
         return None
     outputs = more.model.out_avals
     if more.forward is not None and not any(_holds(aval, prime) for aval in outputs):
@@ -126,7 +127,7 @@ def _keep_apart(
     leaves = [last(leaf) for leaf in batch.leaves]
     try:
         part = trace(loss_fn, parameters, leaves, batch.key[0])
-    except Exception:  # a model for some lengths of time
+    except Exception:  # the model takes some lengths of time only
         return False
     found = compile_exactly(part.outputs)(batch.values, leaves)
     whole = compile_exactly(batch.program.outputs)(batch.values, batch.leaves)
@@ -182,7 +183,7 @@ def _scanned(equation: JaxprEqn, body: Jaxpr, given: list[_What], prime: int) ->
     constants, moving = given[:n_consts], given[n_consts:]
     carried, rest = moving[:n_carry], moving[n_carry:]
     results: list[_What] = []
-    for _ in _What:  # a round that changes anything raises something
+    for _ in _What:  # each round that changes anything raises a kind
         results = _followed(body, [*constants, *carried, *rest], prime)
         carried = [max(pair) for pair in zip(carried, results[:n_carry], strict=True)]
     return [*carried, *results[n_carry:]]

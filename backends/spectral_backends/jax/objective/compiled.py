@@ -32,7 +32,7 @@ class Batch:
     Parameters
     ----------
     index : int
-        Its place among the batches.
+        Its index among the batches.
     key : tuple
         Its structure, shapes and types, which tell it from batches that need another program.
     program : Program
@@ -121,7 +121,7 @@ def tallied() -> Iterator[Tally]:
 
 
 def _counted(run: Any) -> Compiled:
-    """Have a jitted function, which is called with arguments of one shape, be counted."""
+    """Return a jitted function whose multiply-adds are counted; its arguments have one shape."""
     each: float | None = None
 
     def counted(*arguments: Any) -> Any:
@@ -129,7 +129,7 @@ def _counted(run: Any) -> Compiled:
         with exact_products():
             found = run(*arguments)
             if each is None:
-                each = multiply_adds(run.trace(*arguments).jaxpr)  # which JAX has kept
+                each = multiply_adds(run.trace(*arguments).jaxpr)  # JAX kept the trace
         for tally in _TALLIES.get():
             tally.work += each
         return found

@@ -52,7 +52,7 @@ def gradient_errors(objective: Objective, *, part: bool) -> list[jax.Array] | No
         try:
             with jax.enable_x64(True), exact_products():
                 there = _in_type(objective, batch, other)
-        except Exception:  # types that the functions or the device do not mix, or memory
+        except Exception:  # the functions or the device do not mix types, or memory is short
             return None
         found = [_wide(a) - terms.scale * _wide(b) for a, b in zip(here, there, strict=True)]
         differences = (

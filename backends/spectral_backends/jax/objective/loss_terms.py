@@ -133,7 +133,7 @@ def terms_of(found: Sequence[Reading], numbers: Sequence[Any]) -> tuple[LossTerm
 
 @dataclass(frozen=True)
 class _Scope:
-    """A jaxpr, and the jaxprs that it lies inside of.
+    """Holds a jaxpr, and the scope around it.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def _reduction(scope: _Scope, var: Any) -> tuple[list[Divisor], float | None, li
 
 @dataclass(frozen=True)
 class _Inside:
-    """The reduced values as means themselves: their divisors, and how they were put together."""
+    """Describes values that are means themselves: their divisors, and how they were joined."""
 
     means: tuple[tuple[Divisor, ...], ...] = ()
     reduced: bool = False

@@ -49,7 +49,8 @@ def _follow(jaxpr: Jaxpr, inputs: Sequence[bool], found: list[Any]) -> None:
             if jnp.issubdtype(after, jnp.floating) and _bits(after) < _bits(before):
                 found.append(after)
         for inner in _inside(equation):
-            own = operands[len(operands) - len(inner.invars) :]  # a branch has no index
+            # Branches do not take the index of cond.
+            own = operands[len(operands) - len(inner.invars) :]
             _follow(
                 inner, own if len(own) == len(inner.invars) else [True] * len(inner.invars), found
             )

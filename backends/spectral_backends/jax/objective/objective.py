@@ -76,7 +76,7 @@ class Objective:
     @property
     def eps(self) -> float:
         """Return the spacing of numbers at one, in `precision`."""
-        finfo: Any = jnp.finfo  # NumPy's does not know bfloat16
+        finfo: Any = jnp.finfo  # NumPy's finfo does not know bfloat16
         return float(finfo(self.precision).eps)
 
     @property
@@ -129,7 +129,7 @@ class Objective:
         leaves, structure = batch.placed.first_samples(batch.leaves, count), batch.key[0]
         try:
             program = self._program(leaves, structure)
-        except Exception:  # a model for batches of one size only
+        except Exception:  # the model takes batches of one size only
             return batch
         same = list(program.layers) == list(batch.program.layers)
         key = signature(leaves, structure)

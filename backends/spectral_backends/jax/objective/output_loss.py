@@ -21,7 +21,7 @@ LossOf = Callable[[Any], Any]
 
 
 class _OutputLoss:
-    """`spectral_core.losses.protocols.OutputLoss` by automatic differentiation."""
+    """Implements `spectral_core.losses.protocols.OutputLoss` by automatic differentiation."""
 
     def __init__(self, outputs: Array, loss_of: LossOf) -> None:
         self.outputs, self._slope = outputs, jax.grad(loss_of)
@@ -43,12 +43,12 @@ class _OutputLoss:
 
     @property
     def probe(self) -> Array:
-        """An array like z whose entries have no structure, always the same."""
+        """Return an array like z whose entries have no structure, always the same."""
         return scattered(self.outputs.shape, self.outputs.dtype, 0)
 
 
 class JaxDraws:
-    """`spectral_core.losses.protocols.Draws` of a key, for one draw."""
+    """Implements `spectral_core.losses.protocols.Draws` with a key, for one draw."""
 
     def __init__(self, key: Any) -> None:
         self._key = key
@@ -97,7 +97,7 @@ def find_loss_form(outputs: Array, loss_of: LossOf, most: int, *, convex: bool) 
     """
 
     def fits(forms: Sequence[OutputForm]) -> list[Fit]:
-        # Compiled together: each alone would be small, and compiling is what takes the time.
+        # All forms are compiled together, as compiling takes longer than running.
         def run(z: Array) -> list[Fit]:
             return [loss_curvature(form, z, loss_of).fit() for form in forms]
 

@@ -46,9 +46,9 @@ class Parameters:
     def __init__(self, tree: Any, dtype: Any = None) -> None:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(tree)
         self._leaves = [leaf for _, leaf in paths]
-        self._places = [i for i, leaf in enumerate(self._leaves) if _is_parameter(leaf)]
-        self.names = [parameter_name(paths[i][0]) for i in self._places]
-        found = [self._leaves[i] for i in self._places]
+        self._indices = [i for i, leaf in enumerate(self._leaves) if _is_parameter(leaf)]
+        self.names = [parameter_name(paths[i][0]) for i in self._indices]
+        found = [self._leaves[i] for i in self._indices]
         for name, leaf in zip(self.names, found, strict=True):
             _check_leaf(name, leaf)
         if not any(np.ndim(leaf) >= 2 for leaf in found):
@@ -81,8 +81,8 @@ class Parameters:
     def tree(self, values: list[Any]) -> Any:
         """Return the pytree with other values of the floating leaves."""
         leaves = list(self._leaves)
-        for place, value in zip(self._places, values, strict=True):
-            leaves[place] = value
+        for index, value in zip(self._indices, values, strict=True):
+            leaves[index] = value
         return jax.tree_util.tree_unflatten(self._structure, leaves)
 
 

@@ -48,11 +48,11 @@ def _weights(
     if mask is None:
         return torch.softmax(scores, -1)
     mask = _added(mask, scores)
-    scores = scores + mask  # a sum passes tangents on as they are
+    scores = scores + mask  # a sum, which passes tangents on unchanged
     nothing = (mask == float("-inf")).all(-1, keepdim=True)
     if causal or not bool(nothing.any()):
         return torch.softmax(scores, -1)
-    # A query without keys sees zeros.
+    # A query whose keys are all masked gets zeros.
     return torch.softmax(scores.masked_fill(nothing, 0), -1).masked_fill(nothing, 0)
 
 

@@ -23,7 +23,8 @@ def find_board() -> Board | None:
         return None
     if distributed.get_world_size() == 1:
         return None
-    # What the processes met by. Unlike a collective it makes nobody wait, and knows no devices.
+    # The store by which the processes found each other. Unlike a collective it makes no rank wait,
+    # and it does not depend on devices.
     store: Any = distributed.distributed_c10d._get_default_store()
 
     def leave(key: str, note: str) -> None:

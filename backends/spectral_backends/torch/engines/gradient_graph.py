@@ -45,8 +45,8 @@ def gradient_with_graph(
             f"the backward of a function on the way, {detached[0]}, returns a gradient that does "
             "not depend on the one it is given"
         )
-    # Where a function is marked, torch puts a node that raises when it is reached; but it leads
-    # nowhere, so a second derivative passes it by and is silently wrong.
+    # For a marked function torch inserts a node that raises when it is reached. The node leads
+    # nowhere, so a second derivative would not reach it and would be silently wrong.
     for gradient in found:
         if gradient is not None and "torch::autograd::Error" in node_names(gradient):
             raise RuntimeError("a function on the way is marked once_differentiable")

@@ -66,7 +66,7 @@ def _probe_batch(
         except Exception:
             if data.is_last:
                 raise
-            continue  # a model or a loss for batches of one size only
+            continue  # model or loss take batches of one size only
         if found:
             return found
     return {}
@@ -74,7 +74,7 @@ def _probe_batch(
 
 @dataclass(frozen=True)
 class _Data:
-    """A batch or a share of it, and whether nothing else is left to try."""
+    """Holds a batch or a share of it; `is_last` if nothing else is left to try."""
 
     batch: Any
     share: float
@@ -119,7 +119,7 @@ def _share(made: TangentBatch, blocks: Sequence[Block]) -> Tensor:
 
 
 class _SquaredOutputs:
-    """The model with ``½ |z|² + <c, z>`` of its outputs for a loss, c drawn at random."""
+    """Replaces the loss by ``½ |z|² + <c, z>`` of the outputs z, with c drawn at random."""
 
     def __init__(self, objective: Objective, generator: torch.Generator) -> None:
         self._objective, self._generator = objective, generator
@@ -130,7 +130,7 @@ class _SquaredOutputs:
         batch: Any,
         at_outputs: Callable[[Any], Any] | None = None,
     ) -> tuple[Tensor, LossTerms]:
-        """Return it as `Objective.loss` does, with the terms of the loss."""
+        """Return the replacement as `Objective.loss` does, with the terms of the loss."""
         outputs, _, terms = self._objective.split(weights, batch)
         z = at_outputs(outputs) if at_outputs else outputs
         c = torch.randn(z.shape, generator=self._generator, dtype=z.dtype, device=z.device)

@@ -10,5 +10,5 @@ ENGINES = (
     GGNColumns,
     MonteCarlo,
     ForwardMode,
-    HessianProducts,  # serves any layer, and `curvatures`
+    HessianProducts,  # serves any layer, and the method `curvatures`
 )

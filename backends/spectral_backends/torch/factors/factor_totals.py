@@ -17,7 +17,11 @@ __all__ = ["LayerTotals", "Samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """The layout of samples: if positions belong to one each, and layers with samples in front."""
+    """The layout of samples.
+
+    `apart` says whether each position belongs to one sample. `in_front` names the layers whose
+    first axis holds the samples.
+    """
 
     apart: bool
     in_front: frozenset[str]
@@ -45,7 +49,7 @@ class LayerTotals:
         """Add the inputs of a batch, each sample with the number of its terms."""
         rows = [call.inputs() for call in calls]
         in_front = samples.apart and self._name in samples.in_front
-        in_front &= all(len(r) == len(weights) for r in rows)  # routing may leave some out
+        in_front &= all(len(r) == len(weights) for r in rows)  # routing may leave samples out
         if options.kfac_approx == "reduce":
             positions = sum(r.shape[1] for r in rows)
             self._check_samples(in_front)
@@ -90,7 +94,7 @@ class LayerTotals:
         if in_front:
             return weights
         if len(rows) < len(weights) and len(weights) % len(rows) == 0:
-            return weights.reshape(len(rows), -1).sum(1)  # flattened: samples are positions here
+            return weights.reshape(len(rows), -1).sum(1)  # flattened: samples count as positions
         self._uneven = True
         return torch.ones_like(weights[:1]).expand(len(rows))
 

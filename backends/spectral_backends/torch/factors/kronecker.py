@@ -35,7 +35,7 @@ def kronecker_factors(
     totals = {layer.info.name: LayerTotals(layer, objective.model.device) for layer in layers}
     count, exact, incomplete = 0.0, True, set[str]()
     generator = torch.Generator(objective.model.device).manual_seed(seed)
-    samples: Samples | None = None  # asked of the first batch that has several
+    samples: Samples | None = None  # found on the first batch with several samples
     with objective.one_pass(seed) as batches:
         for batch in batches:
             leaves = objective.matrix_leaves()

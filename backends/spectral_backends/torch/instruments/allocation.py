@@ -29,7 +29,7 @@ class AllocationPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.finalize[..., Any]] = {}
 
     def __exit__(self, *raised: Any) -> None:
-        """Stop following: finalizers of what lives on, such as the model's weights, go."""
+        """Stop following, and drop the finalizers of tensors that live on, such as the weights."""
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         for finalizer in self._known.values():
             finalizer.detach()
@@ -45,7 +45,7 @@ class AllocationPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and add what it made."""
         kwargs = dict(kwargs or {})
         for tensor in _strided((args, kwargs)):
-            self._add(tensor, 0)  # was there before
+            self._add(tensor, 0)  # it existed before
         result = func(*args, **kwargs)
         for tensor in _strided(result):
             self._add(tensor, tensor.untyped_storage().nbytes())

@@ -44,7 +44,7 @@ def _saved(node: Any) -> Iterator[Tensor]:
     for name in _names_of_saved(node.__class__):
         try:
             yield from tensors_in(getattr(node, name))
-        except RuntimeError:  # released, or changed in place since
+        except RuntimeError:  # released, or changed in place
             continue
 
 
@@ -62,7 +62,7 @@ def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
     while todo:
         node = todo.pop()
         yield node
-        # In their own order: what is summed along the way must not depend on addresses.
+        # In a fixed order, so that sums along the way do not depend on addresses.
         following = dict.fromkeys(each for each, _ in node.next_functions)
         new = [each for each in following if each not in seen]
         seen.update(new)

@@ -48,7 +48,7 @@ def put_back(undo: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def modes_put_back() -> Iterator[None]:
-    """End every observer of calls and ``no_grad`` that Ctrl-C, by hitting its exit, left entered.
+    """Leave every observer of calls and ``no_grad`` whose exit was interrupted by Ctrl-C.
 
     PyTorch enters and leaves these in Python, where an interrupt can come between.
     """
@@ -126,7 +126,7 @@ def differentiable_operations(device: torch.device) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_attention_as_written())
             stack.enter_context(_products_in_float32())
-            if "torch._dynamo" in sys.modules:  # slow to import, and nothing is compiled without
+            if "torch._dynamo" in sys.modules:  # slow to import; without it nothing is compiled
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for kind in {"cpu", device.type}:
                 if torch.is_autocast_enabled(kind):
@@ -144,7 +144,7 @@ def saved_tensors_kept() -> Iterator[None]:
     graphs does the same. It is a setting of the thread.
     """
     set_tracing = _AUTOGRAD._saved_tensors_hooks_set_tracing
-    before = set_tracing(False)  # it is read by being set
+    before = set_tracing(False)  # setting it returns the value before
     with put_back(lambda: set_tracing(before)):
         set_tracing(True)
         yield

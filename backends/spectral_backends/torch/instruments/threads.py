@@ -57,7 +57,7 @@ def _sleeping_at_barriers(threads: int) -> Iterator[None]:
     ready, over = threading.Semaphore(0), threading.Event()
 
     def sleep_with_team() -> None:
-        torch.ones(2**17).sum()  # enough elements for all threads, which makes the team
+        torch.ones(2**17).sum()  # enough elements to start all threads of the team
         ready.release()
         over.wait()
 
@@ -80,5 +80,5 @@ def _missing_teams(threads: int) -> int:
     if sys.platform != "linux" or threads == 1:
         return 0
     missing = len(os.sched_getaffinity(0)) + 1 - threads
-    teams = -(-missing // (threads - 1))  # the first thread of a team is the one that makes it
+    teams = -(-missing // (threads - 1))  # the thread that starts a team belongs to it
     return teams if 0 < teams <= MAX_TEAMS else 0

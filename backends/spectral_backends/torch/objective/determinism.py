@@ -32,7 +32,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation, model: Functional
     tolerance = 1000 * torch.finfo(first.narrowing.precision).eps
     if all(map(lambda a, b: _close(a, b, tolerance), first.batch_losses, second.batch_losses)):
         return
-    # Sums in another order differ by rounding only, which is less than what is let pass above.
+    # Another order changes the mean by rounding only, so the tolerance is smaller here.
     if _close(first.loss, second.loss, tolerance / 20) and len(first.batch_losses) > 1:
         raise NonDeterministicError(
             "batches: they come in another order each time; build the DataLoader with "

@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean over all terms."""
+        """Return the mean over all terms."""
         terms = [self.weighting.terms(batch) for batch in self.batches]
         total = sum(
             t.scale * batch.loss for t, batch in zip(terms, self.batches, strict=True) if t.count
@@ -60,13 +60,13 @@ class Evaluation:
 
     @property
     def n_terms(self) -> float | None:
-        """Number of terms; None if it could not be read off the loss of a single batch."""
+        """Return the number of terms; None if a single batch's loss does not tell it."""
         terms = [self.weighting.terms(batch) for batch in self.batches]
         return sum(t.count for t in terms) if terms[0].known else None
 
     @property
     def batch_losses(self) -> tuple[float, ...]:
-        """Losses of the batches."""
+        """Return the losses of the batches."""
         return tuple(batch.loss for batch in self.batches)
 
 
@@ -168,4 +168,5 @@ def _why_not_finite(model: FunctionalModel, batch: Any) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
+    # NaN counts as equal to NaN.
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

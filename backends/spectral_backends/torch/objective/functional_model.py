@@ -62,7 +62,7 @@ class FunctionalModel:
         device: torch.device | None,
     ) -> None:
         self._model, self._forward = _unwrapped(model), forward
-        with exclusively():  # in a pass of another thread a module holds parameters of that pass
+        with exclusively():  # during another thread's pass a module holds that pass's parameters
             parameters, buffers, self.frozen = _tensors_of(self._model, params)
             _check_finite(parameters)
             self.device = device or _only_device(parameters)
@@ -103,7 +103,7 @@ class FunctionalModel:
     def cast(self, value: Tensor, *, copy: bool = False) -> Tensor:
         """Return `value` on the device, in the dtype if it is floating point, without a graph."""
         dtype = self.dtype if value.is_floating_point() else value.dtype
-        with torch.inference_mode(False):  # autograd does not take tensors made in that mode
+        with torch.inference_mode(False):  # autograd refuses tensors made in inference mode
             return value.detach().to(self.device, dtype, copy=copy or value.is_inference())
 
     def cast_input(self, value: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def _check_finite(parameters: Mapping[str, Tensor]) -> None:
 
 def count_not_finite(tensor: Tensor) -> int:
     """Return the number of values that are NaN or infinite."""
-    # Not every operation is there for types of eight bits.
+    # Types of eight bits lack some operations.
     values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
     return int((~torch.isfinite(values)).sum())
 

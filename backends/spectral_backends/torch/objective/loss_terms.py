@@ -70,7 +70,7 @@ class ReductionRecorder(CallObserver):
         if not isinstance(given, Tensor) or not result.numel():
             return None
         terms = self.terms(given)
-        if given.ndim == 0:  # of a scalar: the scalar
+        if given.ndim == 0:  # the reduction of a scalar is the scalar
             return terms
         count = float(given.numel() // result.numel())
         if terms is None:

@@ -105,7 +105,7 @@ def gradient_errors(
     with objective.one_pass(seed) as batches:
         try:
             held_against = objective.in_type(other)
-        except (TypeError, RuntimeError):  # a device without that type, or without the memory
+        except (TypeError, RuntimeError):  # the device lacks that type, or memory is short
             return {}
         own, others = MeanGradients(objective, names), MeanGradients(held_against, names)
         for batch in batches:
@@ -118,7 +118,7 @@ def gradient_errors(
                         counted |= own.add(part, times)
                         with casts:
                             others.add(map_tensors(held_against.model.cast_input, part), times)
-                except Exception:  # types that the model or the device does not mix, or memory
+                except Exception:  # the model or the device does not mix types, or memory is short
                     return {}
             if samples is not None and counted:
                 break

@@ -125,7 +125,7 @@ class Objective:
                 precisions.append(torch.finfo(found.dtype).eps)
                 return BatchLoss(float(found.detach()), seen)
 
-        # One mean over one batch is what it is, whatever it is over.
+        # The mean of a single batch is the loss itself, whatever its number of terms.
         as_it_is = len(batches) == 1 and self._reduction != "sum" and _is_plain_mean(batches[0])
         cuts = [] if as_it_is else cut_batches(batches, cutter_of(data, loss))
         self.weighting = settled(
@@ -230,7 +230,8 @@ class Objective:
     ) -> tuple[Tensor, BatchLoss]:
         loss, seen = self._loss_of(data, weights)
         given = None if self._weight is None else checked_count(self._weight(batch))
-        return loss, BatchLoss(nan, seen, given, shapes_of(data))  # floats make a GPU wait
+        # NaN in place of the loss, as reading a number makes a GPU wait.
+        return loss, BatchLoss(nan, seen, given, shapes_of(data))
 
     def _loss_of(
         self, data: Any, weights: Mapping[str, Tensor] | None = None

@@ -16,7 +16,7 @@ __all__ = ["TorchDraws", "loss_curvature"]
 
 
 class _OutputLoss:
-    """`spectral_core.losses.protocols.OutputLoss` by autograd."""
+    """Implements `spectral_core.losses.protocols.OutputLoss` by autograd."""
 
     def __init__(self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> None:
         self._loss_of, self.outputs = loss_of, outputs
@@ -39,7 +39,7 @@ class _OutputLoss:
 
     @property
     def probe(self) -> Tensor:
-        """A tensor like z whose entries have no structure, always the same."""
+        """Return a tensor like z whose entries have no structure, always the same."""
         z = self.outputs
         generator = torch.Generator(z.device).manual_seed(0)
         return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
@@ -58,7 +58,7 @@ class _OutputLoss:
 
 
 class TorchDraws:
-    """`spectral_core.losses.protocols.Draws` of a generator."""
+    """Implements `spectral_core.losses.protocols.Draws` with a generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator

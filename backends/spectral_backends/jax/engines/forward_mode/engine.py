@@ -37,7 +37,7 @@ class ForwardMode(CurvatureEngine[Layer]):
     name = "tangents"
     independent = True
     shares_a_pass = True
-    rough_price = True  # how long it takes to compile depends on the machine
+    rough_price = True  # the time to compile depends on the machine
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting

@@ -35,7 +35,7 @@ class HessianProducts(CurvatureEngine[Layer]):
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._reversed = set[int]()  # the parameters that JAX cannot push forward from
+        self._reversed = set[int]()  # parameters whose tangents JAX cannot send forward
 
     def price(self, layers: Sequence[Layer], request: CurvatureRequest) -> float:
         """Return the price of all directions, through the network behind their layers."""
@@ -87,7 +87,7 @@ class HessianProducts(CurvatureEngine[Layer]):
     def _evaluated(
         self, layer: Layer, batch: Batch, u: Any, v: Any, kind: CurvatureKind, *, reverse: bool
     ) -> Any:
-        # Batches of other shapes have other jaxprs, and with them families of their own.
+        # Each shape of batch has a jaxpr of its own, and so families of its own.
         own = batch.program.layers[layer.info.name]
         chunk = self._setting.together(batch, own)
         run = self._setting.objective.cache.compiled(

@@ -160,14 +160,14 @@ class TangentBatch:
 
 
 class _Tangent:
-    """Tangents of some of the blocks at one tensor: ``(P, *shape)``, in the order of the blocks."""
+    """Holds tangents of some blocks at one tensor: ``(P, *shape)``, in the order of the blocks."""
 
     def __init__(self, blocks: tuple[int, ...], values: Tensor) -> None:
         self.blocks, self.values = blocks, values
 
 
 class _Sweep:
-    """One pass of tangents over the pieces of a batch."""
+    """Runs one pass of tangents over the pieces of a batch."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
@@ -183,8 +183,8 @@ class _Sweep:
                 matrices = torch.einsum("mk,nk->kmn", block.u, block.v)
                 start = block.layer.view.embed(matrices, parameter.shape)
                 self._meet(id(parameter), _Tangent((index,), start))
-        for position, (place, segment, inputs, rule) in enumerate(batch._steps):
-            self._pass(batch, position, place, segment, inputs, rule)
+        for position, (segment_index, segment, inputs, rule) in enumerate(batch._steps):
+            self._pass(batch, position, segment_index, segment, inputs, rule)
             self._begin(batch, segment)
         ggn, second_order, derivative = self._sums
         if (root := self._tangents.get(id(batch._root))) is not None:
@@ -195,7 +195,7 @@ class _Sweep:
         self,
         batch: TangentBatch,
         position: int,
-        place: int,
+        segment_index: int,
         segment: Segment,
         inputs: list[Tensor],
         rule: TangentRule,
@@ -211,7 +211,7 @@ class _Sweep:
         outputs, second = rule([None if t is None else self._filled(t, blocks) for t in found])
         del found
         if second is not None:
-            sums = self._sums[1] if place < batch._n_model else self._sums[0]
+            sums = self._sums[1] if segment_index < batch._n_model else self._sums[0]
             self._add(sums, blocks, second)
         for cut, values in zip(segment.cuts, outputs, strict=True):
             if values is not None:
@@ -277,7 +277,7 @@ def _begun(call: LayerCall, block: Block) -> Tensor:
     """Return the tangents ``u (vᵀ a)`` in the shape of the operation's result, ``(k, *shape)``."""
     along = call.project(block.v)  # (B, S, k)
     rows = along.permute(2, 0, 1).unsqueeze(-1) * block.u.T[:, None, None, :]
-    with torch.enable_grad():  # outputs() arranges elements, and its transpose puts them back
+    with torch.enable_grad():  # the transpose of outputs() puts elements back
         arranged = call.result.detach().new_empty(()).expand(call.result.shape)
         arranged.requires_grad_()
         seen = call.outputs(arranged)

@@ -82,7 +82,7 @@ class ForwardMode(CurvatureEngine[Layer]):
             made = self._made(group, request)
         except InputError:
             raise
-        except Exception as error:  # a model that cannot be taken apart, or not enough memory
+        except Exception as error:  # the model cannot be taken apart, or memory is short
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             yield from (Declined(layer.info.name, f"not by tangents: {first}") for layer in todo)
             return

@@ -75,7 +75,7 @@ class TangentPass:
         self.totals: dict[str, TangentTotals] = {}
         self.count, self.work = 0.0, 0.0
         self._knows_outputs, self._used_by_loss = False, set[str]()
-        self._bytes = 0  # the most that one direction takes, once it has been measured
+        self._bytes = 0  # the most bytes that one direction takes; 0 until measured
 
     def run(self, progress_callback: Callable[[int], None]) -> None:
         """Go through the data once; `progress_callback` hears the number of finished batches.

@@ -61,7 +61,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         """Yield the curvatures of each layer, or the reason why the columns do not give them."""
         try:
             made = self._made(layers, request)
-        except Exception as error:  # a loss without a root, or that cannot be taken apart
+        except Exception as error:  # the loss has no root, or cannot be taken apart
             if request.engine == self.name:
                 raise
             for layer in request.todo(layers):

@@ -108,7 +108,7 @@ class HessianProducts(CurvatureEngine[Layer]):
                 try:
                     return along_directions(form, layer.view, shape, u, v, chunk)
                 except RuntimeError:
-                    self._without_batching_rule.add(name)  # one direction at a time needs none
+                    self._without_batching_rule.add(name)  # run one direction at a time
             return along_directions(form, layer.view, shape, u, v, 1)
 
 

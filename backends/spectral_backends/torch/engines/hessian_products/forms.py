@@ -72,7 +72,7 @@ class GaussNewtonForm:
     def __init__(
         self, outputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: Tensor
     ) -> None:
-        # Any z will do; from zero no function on the way would return anything to look at.
+        # Any z but zero will do: at zero every gradient vanishes, and a lost graph goes unnoticed.
         self._cotangent = torch.ones_like(outputs, requires_grad=True)
         self._pulled = _gradient(outputs, weight, self._cotangent)
         self._outputs = outputs.detach().requires_grad_()
@@ -140,7 +140,7 @@ def _pull_back(outputs: Tensor, inputs: Tensor, cotangents: Tensor) -> Tensor:
     zeros = cotangents.new_zeros((len(cotangents), *inputs.shape))
     if not outputs.requires_grad:
         return zeros
-    batched = len(cotangents) > 1  # vmap over one would only cost
+    batched = len(cotangents) > 1  # vmap over a single one only costs time
     (products,) = torch.autograd.grad(
         outputs,
         inputs,
@@ -149,5 +149,5 @@ def _pull_back(outputs: Tensor, inputs: Tensor, cotangents: Tensor) -> Tensor:
         is_grads_batched=batched,
         allow_unused=True,
     )
-    # None: the dependence is through steps only, such as a sign.
+    # None: the outputs depend on the inputs through steps only, such as a sign.
     return zeros if products is None else _dense(products).reshape(zeros.shape)

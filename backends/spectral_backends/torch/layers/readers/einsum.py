@@ -49,7 +49,7 @@ def _einsum_rows(
     """Return the rows of one operand as the weight: the others together make the inputs."""
     others = [term for i, term in enumerate(terms) if i != position]
     if not set(ins) <= set("".join(others)):
-        return None  # summed over by the weight alone
+        return None  # an axis of the weight alone is summed over
     rest = [axis for axis in output if axis not in terms[position]]
     given = tuple(operand for i, operand in enumerate(operands) if i != position)
 
