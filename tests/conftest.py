@@ -1,6 +1,7 @@
 """Options and the array namespaces that every core function is tested in."""
 
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,14 @@ TRACED, BETWEEN = ("jax", "jit-x32"), (("jax", "x32"), ("jax", "jit"))
 settings.register_profile(
     "mutants", phases=(Phase.explicit, Phase.generate), database=None, derandomize=True
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_forgotten() -> Iterator[None]:
+    """Let JAX forget the programs of a file: with thousands of them each takes longer to compile."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
 
 
 def pytest_configure(config: pytest.Config) -> None:
