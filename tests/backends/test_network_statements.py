@@ -83,7 +83,7 @@ def test_4_1_terms_are_not_reduced(xp, case, cut):
     (data,) = net.batches(xp.dtype)
     parts = [tuple(d[p] for d in data) for p in (slice(None, cut), slice(cut, None))]
     m = Measured(xp, net, parts)
-    c_delta, _ = m.factors(layer, delta="empirical")
+    c_delta, _ = m.factors(layer, fisher_type="empirical")
     expected = m.flow.output_factor(layer, [m.flow.residuals], "expand")
     close(c_delta, expected, m.flow.error_of_output_factor(layer))
 
@@ -101,7 +101,7 @@ def test_4_2_without_sharing(xp, case):
 def test_4_3_with_sharing(xp, case, sharing):
     net, layer = case
     m = Measured(xp, net)
-    c_delta, c_a = m.factors(layer, sharing=sharing)
+    c_delta, c_a = m.factors(layer, kfac_approx=sharing)
     close(c_a, m.flow.input_factor(layer, sharing), m.flow.error_of_input_factor(layer))
     expected = m.flow.output_factor(layer, m.flow.columns, sharing)
     close(c_delta, expected, m.flow.error_of_output_factor(layer))
@@ -158,7 +158,7 @@ def test_4_5_chi_is_1_for_one_sample_of_a_piecewise_linear_network(xp, case):
 )  # fmt: skip
 def test_4_6_softmax_head_has_rank_classes_less_one(xp, net, delta):
     m = Measured(xp, net)
-    c_delta, _ = m.factors("head", delta=delta)
+    c_delta, _ = m.factors("head", fisher_type=delta)
     error = m.flow.error_of_output_factor("head")
     assert np.all(np.abs(c_delta.sum(1)) <= error.sum(1))
     assert np.all(np.abs(m.gradient("head").sum(0)) <= m.flow.error_of_gradient("head").sum(0))
