@@ -5,6 +5,7 @@ lines with arrays of its own, so there every row of a table is met once, and pro
 examples. ``--combinations=all`` runs all of them everywhere, as ``nox -s properties`` does.
 """
 
+import ast
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -92,16 +93,57 @@ def rows_of(item: pytest.Item) -> tuple[tuple[int, str], ...]:
 def is_of_the_host(item: pytest.Item, libraries: set[str]) -> bool:
     """Say whether NumPy's own session runs a test, and none of the libraries makes it differ.
 
-    Such a test takes no `xp`, and nothing in its file speaks of the libraries.
+    Such a test takes no `xp`, and neither its lines nor what they use of its file name a library.
     """
     if "xp" in getattr(item, "fixturenames", ()):
         return False
     if not any(item.path.is_relative_to(TESTS / place) for place in OF_THE_HOST):
         return False
     names = libraries | {name.replace("-", "_") for name in libraries}
-    return not any(name in _text(item.path) for name in names)
+    used = _lines_behind(item.path, item.nodeid.partition("[")[0].split("::")[1])
+    return not any(name in used or name in item.nodeid for name in names)
 
 
 @cache
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+def _lines_behind(path: Path, name: str) -> str:
+    """Return the lines that define a name of a file, with those of all that they use of the file."""
+    definitions = _definitions(path)
+    found, todo = {}, [name, "pytestmark"]
+    while todo:
+        name = todo.pop()
+        if name in definitions and name not in found:
+            found[name], used = definitions[name]
+            todo += used
+    return "\n".join(found.values())
+
+
+@cache
+def _definitions(path: Path) -> dict[str, tuple[str, set[str]]]:
+    """Return of each name that a file defines or imports the lines, and the names in them."""
+    text = path.read_text(encoding="utf-8")
+    lines, found = text.splitlines(), {}
+    for statement in ast.parse(text).body:
+        decorators = getattr(statement, "decorator_list", [])
+        first = min([statement.lineno, *(each.lineno for each in decorators)])
+        block = "\n".join(lines[first - 1 : statement.end_lineno])
+        nodes = list(ast.walk(statement))
+        # Fixtures are used by the names of arguments.
+        used = {n.id for n in nodes if isinstance(n, ast.Name)}
+        used |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        for name in _defined_by(statement):
+            before = found.get(name, ("", set()))
+            found[name] = (before[0] + "\n" + block, before[1] | used)
+    return found
+
+
+def _defined_by(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement of a file defines, imports or assigns to."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(each.asname or each.name).partition(".")[0] for each in statement.names}
+    return {
+        node.id
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }

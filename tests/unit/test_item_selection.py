@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import item_selection
 import pytest
 from item_selection import covering, covering_of, rows_of
 
@@ -40,3 +41,60 @@ def test_in_float64_of_numpy_all_run():
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_pytest_tells_the_rows(request, xp, letter, number):
     assert sorted(row for _, row in rows_of(request.node)) == [str(number), letter]
+
+
+FILE = """
+import numpy as np
+import pytest
+
+TABLE = ["torch", "numpy"]
+
+
+def compiled(function):
+    return pytest.importorskip("jax").jit(function)
+
+
+def through(function):
+    return compiled(function)
+
+
+@pytest.fixture
+def on_a_device():
+    return "jax"
+
+
+def test_of_arrays():
+    assert np.ones(1)
+
+
+def test_by_a_helper():
+    assert through(np.ones)
+
+
+def test_by_a_fixture(on_a_device):
+    assert on_a_device
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_by_a_table(name):
+    assert name
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("test_of_arrays", {"jax": True, "torch": True}),
+        ("test_by_a_helper", {"jax": False, "torch": True}),
+        ("test_by_a_fixture", {"jax": False, "torch": True}),
+        ("test_by_a_table", {"jax": True, "torch": False}),
+    ],
+)
+def test_what_a_test_uses_of_its_file_says_whom_it_is_about(name, host, tmp_path, monkeypatch):
+    monkeypatch.setattr(item_selection, "TESTS", tmp_path)
+    path = tmp_path / "unit" / "test_made_up.py"
+    path.parent.mkdir()
+    path.write_text(FILE)
+    item = SimpleNamespace(path=path, nodeid=f"tests/unit/test_made_up.py::{name}", fixturenames=())
+    for library, expected in host.items():
+        assert item_selection.is_of_the_host(item, {library}) == expected
