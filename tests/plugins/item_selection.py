@@ -6,6 +6,7 @@ examples. ``--combinations=all`` runs all of them everywhere, as ``nox -s proper
 """
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -75,10 +76,20 @@ def covering_of(table: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
     for turn, (rows, variants) in enumerate(combinations.items()):
         first = turn % len(variants)
         for item in variants[first:] + variants[:first]:
-            holds = {item.callspec.params["xp"], *rows}
+            holds = {item.callspec.params["xp"], *(row for row in rows if counts(item, row))}
             if not holds <= seen:
                 seen |= holds
                 yield item
+
+
+def counts(item: pytest.Item, row: tuple[int, str]) -> bool:
+    """Say whether a library must meet a row of a table.
+
+    JAX compiles for each, and need not meet plain numbers, such as an α: they differ in the values
+    that the same lines compute, and methods, kinds and names are rows of their own.
+    """
+    library = item.callspec.params["xp"][0]
+    return library != "jax" or re.fullmatch(r"[\d.e+-]+", row[1]) is None
 
 
 def rows_of(item: pytest.Item) -> tuple[tuple[int, str], ...]:

@@ -18,7 +18,7 @@ def item(variant, **rows):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 1), (5, 1), (4, 3), (7, 5)])
 def test_every_row_and_every_variant_is_met(rows, columns):
     table = [
-        item(variant, row=row, column=column)
+        item(variant, row=f"row {row}", column=f"column {column}")
         for row in range(rows)
         for column in range(columns)
         for variant in VARIANTS
@@ -26,8 +26,22 @@ def test_every_row_and_every_variant_is_met(rows, columns):
     found = list(covering_of(table))
     assert {each.callspec.params["xp"] for each in found} == set(VARIANTS)
     for name, count in (("row", rows), ("column", columns)):
-        assert {each.callspec.params[name] for each in found} == set(range(count))
+        met = {each.callspec.params[name] for each in found}
+        assert met == {f"{name} {number}" for number in range(count)}
     assert len(found) <= len(VARIANTS) + rows + columns
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 1, 2.0), (1e-30, 1, 1e30)])
+def test_jax_need_not_compile_for_each_number(numbers):
+    def met(variants):
+        made = [(method, x, v) for method in "ab" for x in numbers for v in variants]
+        table = [item(variant, method=method, alpha=x) for method, x, variant in made]
+        return [each.callspec.params for each in covering_of(table)]
+
+    assert {params["method"] for params in met(VARIANTS)} == {"a", "b"}
+    assert len(met(VARIANTS)) == len(VARIANTS) + 1
+    others = met([("torch", "float64"), ("torch", "float32")])
+    assert {params["alpha"] for params in others} == set(numbers)
 
 
 def test_in_float64_of_numpy_all_run():
