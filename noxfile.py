@@ -22,6 +22,7 @@ TEST += ["pytest-xdist>=3.6", "pytest-timeout>=2.3"]
 PROCESSES = os.environ.get("SPECTRAL_PROCESSES", "auto")
 TOGETHER = ["-n", PROCESSES, "--maxprocesses=4", "--dist=loadfile"]
 TOGETHER += ["--timeout=900", "--timeout-method=thread"]  # what hangs is named
+TOGETHER += ["--durations=20", "--durations-min=5"]
 OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
 # curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
 # replace torch; so these come without their dependencies.
