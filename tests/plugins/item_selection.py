@@ -31,10 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: left out with --combinations=few")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     combinations = config.getoption("--combinations")
     kept = {id(item) for item in covering(items, combinations)}
+    if combinations == "few":
+        kept -= {id(item) for item in items if item.get_closest_marker("long")}
     asked = {name for name in config.getoption("--namespaces").split(",") if name}
     if asked and "numpy" not in asked and combinations != "all":
         kept -= {id(item) for item in items if is_of_the_host(item, asked)}

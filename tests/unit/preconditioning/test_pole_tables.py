@@ -33,6 +33,7 @@ def test_9_6_the_certificate_holds_between_the_points_it_was_taken_at(alpha, dam
         assert abs(found - exact) <= 1.01 * table.error * reference
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(st.floats(0.1, 1.95), st.floats(-3, 0).map(lambda x: 10.0**x))
 def test_9_6_poles_and_weights_are_positive_and_the_fewest(alpha, damping):

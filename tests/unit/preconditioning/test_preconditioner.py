@@ -272,6 +272,7 @@ def test_rms_is_that_of_adamw(alpha, damping, seed):
     assert np.sqrt(np.mean(found**2)) == pytest.approx(0.2, rel=1e-10)
 
 
+@pytest.mark.long
 @given(st.floats(0.05, 1.95), dampings, seeds, st.sampled_from([3e-2, 1e-2, 1e-3]))
 def test_9_6_shifts_reach_their_tolerance(alpha, damping, seed, tolerance):
     g = np.random.default_rng(seed).normal(size=(7, 5))
