@@ -52,7 +52,7 @@ def compiled_programs_are_forgotten() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector of garbage what lives to the end: JAX traces a tenth faster."""
+    """Spare the collector of garbage what lives to the end, and let it run seldom: JAX traces much."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
