@@ -1,0 +1,19 @@
+"""What of a measurement is the network's, and what is the sample's (Theory 11)."""
+
+from spectral_core.sampling.jackknife import Jackknife as Jackknife
+from spectral_core.sampling.jackknife import jackknife as jackknife
+from spectral_core.sampling.signal import cross_fitted as cross_fitted
+from spectral_core.sampling.signal import direction_noise as direction_noise
+from spectral_core.sampling.signal import gradient_noise as gradient_noise
+from spectral_core.sampling.signal import signal_share as signal_share
+from spectral_core.sampling.signal import without_group as without_group
+
+__all__ = [
+    "Jackknife",
+    "cross_fitted",
+    "direction_noise",
+    "gradient_noise",
+    "jackknife",
+    "signal_share",
+    "without_group",
+]
