@@ -23,6 +23,12 @@ PROCESSES = os.environ.get("SPECTRAL_PROCESSES", "auto")
 TOGETHER = ["-n", PROCESSES, "--maxprocesses=4", "--dist=loadfile"]
 TOGETHER += ["--timeout=900", "--timeout-method=thread"]  # what hangs is named
 TOGETHER += ["--durations=20", "--durations-min=5"]
+# Small arrays take longer to compile for than to compute: XLA skips what only makes programs fast.
+# The same programs are run as users compile them in `together`, `properties` and `versions`.
+COMPILED_FAST = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+}
 OLDEST = ["numpy==2.3.0", "array-api-compat==1.12.0", "array-api-extra==0.8.0"]
 # curvlinops asks for torchvision (through backpack) without using it here, and torchvision would
 # replace torch; so these come without their dependencies.
@@ -134,7 +140,7 @@ def tests(session: nox.Session, backend: str) -> None:
         suites += [*arrays, "tests/networks", "tests/robustness/soak"]
     namespace = "numpy" if backend == "oldest" else backend
     # The arrays are small: threads only wait for each other, on shared cores for long.
-    env = {"OMP_NUM_THREADS": "1"}
+    env = {"OMP_NUM_THREADS": "1"} | (COMPILED_FAST if backend == "jax" else {})
     for part in (suites, *apart):
         session.run(
             "pytest", f"--namespaces={namespace}", *TOGETHER, *part, *session.posargs, env=env,
