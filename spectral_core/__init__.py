@@ -55,9 +55,11 @@ from spectral_core.preconditioning import precondition_method as precondition_me
 from spectral_core.preconditioning import transfer as transfer
 from spectral_core.preconditioning import transfer_bound as transfer_bound
 from spectral_core.reporting import Explanation as Explanation
+from spectral_core.reporting import LayerSampling as LayerSampling
 from spectral_core.reporting import LayerSpectrum as LayerSpectrum
 from spectral_core.reporting import ParticipationSummary as ParticipationSummary
 from spectral_core.reporting import Provenance as Provenance
+from spectral_core.reporting import SampledNumber as SampledNumber
 from spectral_core.reporting import SpectralReport as SpectralReport
 from spectral_core.reporting import explain as explain
 
@@ -73,6 +75,7 @@ __all__ = [
     "LayerCurvature",
     "LayerError",
     "LayerInfo",
+    "LayerSampling",
     "LayerSpectrum",
     "MatrixLayout",
     "MatrixSpec",
@@ -86,6 +89,7 @@ __all__ = [
     "RankProfileFits",
     "ReportError",
     "ResidualPrediction",
+    "SampledNumber",
     "SpectralAlignment",
     "SpectralError",
     "SpectralReport",

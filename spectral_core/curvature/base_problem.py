@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Generic
 
 from spectral_core._renamed import renamed_arguments
@@ -147,6 +148,7 @@ class BaseProblem(ABC, Generic[LayerT]):
         mc_samples: int = 64,
         done: Collection[str] = (),
         progress_callback: Callable[[str], None] | None = None,
+        more_directions: Mapping[str, tuple[Any, Any]] = MappingProxyType({}),
     ) -> Iterator[LayerCurvature | LayerError]:
         """Yield the curvatures of many layers, computed together.
 
@@ -165,6 +167,9 @@ class BaseProblem(ABC, Generic[LayerT]):
             The layers that are not wanted. Skipping them leaves the others bit-identical.
         progress_callback : callable, optional
             A function that is told, in a few words, what is being computed.
+        more_directions : mapping of str to (u, v)
+            Further directions of some layers. Their curvatures are in `LayerCurvature.more` where
+            the engine of the layer gets them for little, as ``"columns"`` does.
 
         Yields
         ------
@@ -179,9 +184,12 @@ class BaseProblem(ABC, Generic[LayerT]):
         check_kind(kind)
         self._check_engine(engine)
         check_mc_samples(mc_samples)
-        given = {name: self._directions(self._find(name), *d) for name, d in directions.items()}
+        given, more = (
+            {name: self._directions(self._find(name), *d) for name, d in these.items()}
+            for these in (directions, more_directions)
+        )
         options = {"mc_samples": int(mc_samples)}
-        request = CurvatureRequest(given, kind, engine, options, done)
+        request = CurvatureRequest(given, kind, engine, options, done, more_directions=more)
         if progress_callback is not None:
             request = replace(request, progress_callback=progress_callback)
         wanted = [layer for name, layer in self._layers.items() if name in given]

@@ -98,6 +98,11 @@ class LayerCurvature:
         The curvatures ``h_k^GGN``, if the engine computed them as well.
     derivative : array of shape (K,), or None
         The derivatives ``<∂L, D_k>`` as the engine computed them.
+    more, more_ggn : array of shape (M,), or None
+        The values and the ``h_k^GGN`` along further directions that were offered, if the engine
+        computed them.
+    parts : tuple of LayerCurvature
+        The same quantities of each group of samples, if they were put together from groups.
 
     Examples
     --------
@@ -113,6 +118,9 @@ class LayerCurvature:
     certificate: Certificate
     ggn: Any = None
     derivative: Any = None
+    more: Any = None
+    more_ggn: Any = None
+    parts: tuple["LayerCurvature", ...] = ()
 
 
 def way_of(problem: Any) -> str:

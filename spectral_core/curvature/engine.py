@@ -62,6 +62,10 @@ class CurvatureRequest:
         The layers that are not wanted. Skipping them leaves the others bit-identical.
     progress_callback : callable
         A function that is told, in a few words, what is being computed.
+    more_directions : mapping of str to (u, v)
+        Further directions of some layers, of shapes ``(m, M)`` and ``(n, M)``. Engines to which a
+        direction costs little compute them as well (`all_directions`); others leave them alone, and
+        no price counts them.
     """
 
     directions: Mapping[str, tuple[Any, Any]]
@@ -70,10 +74,22 @@ class CurvatureRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     done: Collection[str] = ()
     progress_callback: Callable[[str], None] = _silent
+    more_directions: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def n_directions(self, layers: Iterable[HasInfo]) -> int:
         """Return the number of directions of some layers, all together."""
         return sum(int(self.directions[layer.info.name][0].shape[1]) for layer in layers)
+
+    def all_directions(self) -> dict[str, tuple[Any, Any]]:
+        """Return the directions of each layer with its further ones behind them."""
+        return {name: self._joined(name, u, v) for name, (u, v) in self.directions.items()}
+
+    def _joined(self, name: str, u: Any, v: Any) -> tuple[Any, Any]:
+        if name not in self.more_directions:
+            return u, v
+        more_u, more_v = self.more_directions[name]
+        xp = array_api_compat.array_namespace(u)
+        return xp.concat([u, more_u], axis=1), xp.concat([v, more_v], axis=1)
 
     def todo(self, layers: Iterable[LayerT]) -> list[LayerT]:
         """Return those of the layers that are not done."""
@@ -92,6 +108,9 @@ class LayerFinding:
         The curvatures that were asked for.
     ggn, derivative : array of shape (K,), or None
         The values of the same names in `LayerCurvature`, if the engine computed them as well.
+    more, more_ggn : array of shape (M,), or None
+        The curvatures along the further directions of the request, and their ``h^GGN``, if the
+        engine computed them.
     standard_error : ndarray of shape (K,), or None
         The error of the curvatures, if they are estimates.
     reason, piecewise_linear, second_order, tolerance, predicted_cost, cost
@@ -102,6 +121,8 @@ class LayerFinding:
     values: Any
     ggn: Any = None
     derivative: Any = None
+    more: Any = None
+    more_ggn: Any = None
     standard_error: npt.NDArray[np.float64] | None = None
     reason: str = ""
     piecewise_linear: bool = False
@@ -133,8 +154,10 @@ class LayerFinding:
             cost=self.cost,
             standard_error=self.standard_error,
         )
-        ggn = self.values if kind == "ggn" else self.ggn
-        return LayerCurvature(self.name, self.values, certificate, ggn, self.derivative)
+        ggn, more_ggn = (self.values, self.more) if kind == "ggn" else (self.ggn, self.more_ggn)
+        return LayerCurvature(
+            self.name, self.values, certificate, ggn, self.derivative, self.more, more_ggn
+        )
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ __all__ = [
     "FisherType",
     "KfacApprox",
     "KnowsRounding",
+    "KnowsSamples",
     "KroneckerFactors",
     "LayerInfo",
     "ManyLayers",
+    "SampleGroup",
 ]
 
 CurvatureKind = Literal["hessian", "ggn"]
@@ -215,5 +217,36 @@ class KnowsRounding(Protocol):
 
         Both are gradients of the same terms: of all data, or of at most about `samples` of them
         that carry the gradient. A layer of which nothing is known is left out.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """A part of a problem's samples, as a problem of its own.
+
+    Parameters
+    ----------
+    problem : CurvatureProblem
+        The mean loss over the group's samples, of the same layers.
+    share : float
+        The group's share of all terms: the mean loss of all is the mean of the groups' losses with
+        the shares as weights, and so are gradients and curvatures.
+    """
+
+    problem: CurvatureProblem
+    share: float
+
+
+@runtime_checkable
+class KnowsSamples(Protocol):
+    """An optional part of a `CurvatureProblem`: its samples can be divided into groups."""
+
+    def sample_groups(self, count: int) -> Sequence[SampleGroup]:
+        """Return `count` disjoint groups of whole samples, as equal as the data allow.
+
+        Which samples a group holds depends on them alone, neither on the batches nor on their
+        order. The problems of the groups compute curvatures of many layers together
+        (`ManyLayers`). The method raises `InputError` if the samples cannot be told apart.
         """
         ...

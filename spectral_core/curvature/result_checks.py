@@ -83,7 +83,7 @@ def checked_gradient(layer: LayerInfo, gradient: Any) -> Any:
 
 
 def check_values(
-    problem: CurvatureProblem, name: str, values: Any, directions: Mapping[str, tuple[Any, Any]]
+    problem: Any, name: str, values: Any, directions: Mapping[str, tuple[Any, Any]]
 ) -> None:
     """Raise `InputError` unless there is one real curvature for each direction of the layer."""
     count = int(directions[name][0].shape[1])

@@ -72,6 +72,13 @@ class SampleAxis:
         axis, each = self.axes[array], self.each[array][0]
         return None if axis is None else (axis, slice(start * each, stop * each))
 
+    def indices(self, array: int, samples: Sequence[int]) -> tuple[int, list[int]] | None:
+        """Return axis and indices of an array that hold some samples; None if it is not cut."""
+        axis, each = self.axes[array], self.each[array][0]
+        if axis is None:
+            return None
+        return axis, [each * sample + i for sample in samples for i in range(each)]
+
 
 @dataclass(frozen=True)
 class Cutter(Generic[Data]):

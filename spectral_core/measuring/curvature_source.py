@@ -16,6 +16,7 @@ from spectral_core.curvature.problem import CurvatureProblem, ManyLayers
 from spectral_core.curvature.result_checks import check_values
 from spectral_core.errors import InputError, LayerError
 from spectral_core.measuring.directions import Window
+from spectral_core.measuring.grouped_problem import GroupedProblem
 
 __all__ = ["curvatures_of", "why_not_finite"]
 
@@ -23,7 +24,7 @@ _EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def curvatures_of(
-    problem: CurvatureProblem,
+    problem: CurvatureProblem | GroupedProblem,
     request: CurvatureRequest,
     windows: Mapping[str, Window],
     precision: str | None = None,
@@ -98,7 +99,10 @@ def _tolerance(window: Window, precision: str | None) -> float:
 
 
 def _by_itself(
-    problem: CurvatureProblem, name: str, request: CurvatureRequest, reason: str = ""
+    problem: CurvatureProblem | GroupedProblem,
+    name: str,
+    request: CurvatureRequest,
+    reason: str = "",
 ) -> LayerCurvature | LayerError:
     """Ask the problem for one layer, by its method for single layers."""
     try:

@@ -1,8 +1,8 @@
 """Kronecker factors of many layers, a few at a time, and the alignment of directions in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import array_api_compat
 import numpy as np
@@ -12,18 +12,26 @@ from spectral_core.alignment.alignment import SpectralAlignment, spectral_alignm
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.products import exact_products
 from spectral_core.curvature.problem import (
-    CurvatureProblem,
     FisherType,
     KfacApprox,
     KroneckerFactors,
     LayerInfo,
 )
 from spectral_core.errors import LayerError
+from spectral_core.measuring.grouped_problem import GroupedFactors
+from spectral_core.measuring.resampling import Resampling
 
 __all__ = ["Aligned", "FactorSource"]
 
 MAX_ELEMENTS = 2**27
 """Of all factors held together: 1 GiB in float64."""
+
+
+class HasFactors(Protocol):
+    """Whatever computes Kronecker factors."""
+
+    def kronecker_factors(self, layers: Sequence[str]) -> Mapping[str, KroneckerFactors]:
+        """Return the factors, as `CurvatureProblem.kronecker_factors` does."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,13 @@ class Aligned:
         The alignment, with NumPy arrays.
     notes : tuple of str
         The remarks on the factors.
+    of_subsamples : tuple of SpectralAlignment
+        The alignment of each subsample's directions in its own factors, if there are subsamples.
     """
 
     alignment: SpectralAlignment
     notes: tuple[str, ...]
+    of_subsamples: tuple[SpectralAlignment, ...] = ()
 
 
 class FactorSource:
@@ -55,19 +66,24 @@ class FactorSource:
         The directions of each layer, of shapes (m, K) and (n, K).
     fisher_type, kfac_approx
         The options of `CurvatureProblem.kronecker_factors`.
+    resampling : Resampling or None
+        The groups of samples of which `problem` gives the factors as well.
     """
 
     def __init__(
         self,
-        problem: CurvatureProblem,
+        problem: HasFactors,
         layers: Sequence[LayerInfo],
         directions: Mapping[str, tuple[Any, Any]],
         fisher_type: FisherType,
         kfac_approx: KfacApprox,
+        resampling: Resampling | None = None,
     ) -> None:
+        self._resampling = resampling
         self._problem, self._fisher_type, self._kfac_approx = problem, fisher_type, kfac_approx
         self._directions = directions
-        self._groups = _groups(layers)
+        held = 1 if resampling is None else 1 + len(resampling.subsamples.shares)
+        self._groups = _groups(layers, MAX_ELEMENTS // held)
         self._found: dict[str, Aligned | LayerError] = {}
 
     def take(self, layer: LayerInfo) -> "Aligned":
@@ -115,19 +131,41 @@ class FactorSource:
         # The factors are sums of squares: below the square of the gradients' rounding they are
         # noise, however wide the sums are.
         precision = max(float(xp.finfo(c_delta.dtype).eps), float(xp.finfo(u.dtype).eps) ** 2)
-        u, v = (xp.astype(d, c_delta.dtype) for d in (u, v))
-        found = spectral_alignment(u, v, c_delta, c_a, rtol=max(layer.shape) * precision)
-        return Aligned(found.to_floats(), factors.notes + _notes(xp, factors, u, found))
+        rtol = max(layer.shape) * precision
+
+        def aligned(u: Any, v: Any, c_delta: Any, c_a: Any) -> SpectralAlignment:
+            u, v = (xp.astype(d, c_delta.dtype) for d in (u, v))
+            return spectral_alignment(u, v, c_delta, c_a, rtol=rtol)
+
+        found = aligned(u, v, c_delta, c_a)
+        notes = factors.notes + _notes(xp, factors, xp.astype(u, c_delta.dtype), found)
+        return Aligned(found.to_floats(), notes, self._of_subsamples(layer.name, factors, aligned))
+
+    def _of_subsamples(
+        self, name: str, factors: KroneckerFactors, aligned: Callable[..., SpectralAlignment]
+    ) -> tuple[SpectralAlignment, ...]:
+        """Return the alignment of each subsample, if the factors come by groups."""
+        if self._resampling is None or not isinstance(factors, GroupedFactors):
+            return ()
+        subsamples = self._resampling.subsamples
+        sides = [
+            [p.output_covariance for p in factors.parts],
+            [p.input_covariance for p in factors.parts],
+        ]
+        return tuple(
+            aligned(u, v, *(subsamples.mean(s, side) for side in sides)).to_floats()
+            for s, (u, v) in zip(subsamples, self._resampling.directions(name), strict=False)
+        )
 
 
-def _groups(layers: Sequence[LayerInfo]) -> list[list[LayerInfo]]:
+def _groups(layers: Sequence[LayerInfo], most: int) -> list[list[LayerInfo]]:
     groups: list[list[LayerInfo]] = []
     room = 0
     for layer in layers:
         size = layer.shape[0] ** 2 + layer.shape[1] ** 2
         if size > room:
             groups.append([])
-            room = MAX_ELEMENTS
+            room = most
         groups[-1].append(layer)
         room -= size
     return groups

@@ -15,6 +15,7 @@ from spectral_core.exponents.transfer_identity import exponent_triangle
 from spectral_core.measuring.curvature_source import why_not_finite
 from spectral_core.measuring.directions import Window
 from spectral_core.measuring.factor_source import Aligned, FactorSource
+from spectral_core.measuring.resampling import Resampling
 from spectral_core.participation.participation import (
     certified_exponent,
     entropy_rank,
@@ -24,7 +25,7 @@ from spectral_core.participation.participation import (
 )
 from spectral_core.reporting.spectrum import LayerSpectrum, ParticipationSummary, Provenance
 
-__all__ = ["measured_spectrum", "spectrum_from_values"]
+__all__ = ["measured_spectrum", "spectrum_from_values", "with_note"]
 
 
 def measured_spectrum(
@@ -34,6 +35,7 @@ def measured_spectrum(
     found: LayerCurvature,
     provenance: Provenance,
     source: FactorSource | None,
+    resampling: Resampling | None = None,
 ) -> LayerSpectrum:
     """Return the spectrum of a layer from its directions, curvatures and, if wanted, factors.
 
@@ -51,6 +53,8 @@ def measured_spectrum(
         The description of the measurement, with the options that were requested.
     source : FactorSource or None
         The source of Kronecker factors, or None without a decomposition.
+    resampling : Resampling or None
+        The groups of samples for sampling errors, or None without them.
     """
     aligned, reason = _aligned(source, layer)
     notes = window.notes + reason
@@ -63,17 +67,43 @@ def measured_spectrum(
         layer, window.sigma, found.values, confidence=provenance.confidence, notes=notes
     )
     spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
-    if aligned is None:
+    if aligned is not None:
+        try:
+            found = _with_ggn(problem, found, window, resampling)
+        except LayerError as error:
+            spectrum = with_note(spectrum, f"no decomposition: {error.reason}")
+        else:
+            ggn = found.ggn.astype(np.float64)
+            spectrum = _decomposed(spectrum, ggn, aligned, provenance.confidence)
+    if resampling is None:
         return spectrum
     try:
-        ggn = found.ggn
-        if ggn is None:
-            ggn = to_numpy(problem.curvatures(layer.name, window.u, window.v, "ggn"))
-        if told := why_not_finite(ggn):
-            raise LayerError(layer.name, told)
+        alignments = () if aligned is None else aligned.of_subsamples
+        return replace(spectrum, sampling=resampling.sampling_of(spectrum, found, alignments))
     except LayerError as error:
-        return replace(spectrum, notes=(*spectrum.notes, f"no decomposition: {error.reason}"))
-    return _decomposed(spectrum, ggn.astype(np.float64), aligned, provenance.confidence)
+        return with_note(spectrum, f"no sampling errors: {error.reason}")
+
+
+def with_note(spectrum: LayerSpectrum, note: str) -> LayerSpectrum:
+    """Return a spectrum with one more note, if it is not empty."""
+    return replace(spectrum, notes=(*spectrum.notes, note)) if note else spectrum
+
+
+def _with_ggn(
+    problem: CurvatureProblem,
+    found: LayerCurvature,
+    window: Window,
+    resampling: Resampling | None,
+) -> LayerCurvature:
+    """Return curvatures with their Gauss-Newton part; the problem is asked if it is not known."""
+    if resampling is not None:
+        found = resampling.problem.with_ggn(found, window.u, window.v)
+    if found.ggn is None:
+        ggn = to_numpy(problem.curvatures(found.name, window.u, window.v, "ggn"))
+        found = replace(found, ggn=ggn)
+    if told := why_not_finite(found.ggn):
+        raise LayerError(found.name, told)
+    return found
 
 
 def spectrum_from_values(

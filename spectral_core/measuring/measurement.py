@@ -32,12 +32,15 @@ from spectral_core.measuring.curvature_source import curvatures_of
 from spectral_core.measuring.directions import Decomposition, Window, top_directions
 from spectral_core.measuring.factor_source import FactorSource
 from spectral_core.measuring.gradient_rounding import with_rounding, without_rounding
+from spectral_core.measuring.grouped_problem import DirectionsOfGroups
 from spectral_core.measuring.journal import Journal
 from spectral_core.measuring.layer_selection import LayerSelection, select_layers
-from spectral_core.measuring.layer_spectrum import measured_spectrum
+from spectral_core.measuring.layer_spectrum import measured_spectrum, with_note
 from spectral_core.measuring.progress import ProgressCallback, reporting
+from spectral_core.measuring.resampling import resampling_of
 from spectral_core.reporting.report import SpectralReport
 from spectral_core.reporting.spectrum import Provenance
+from spectral_core.sampling.sample_groups import check_group_count
 
 __all__ = ["measure"]
 
@@ -56,6 +59,8 @@ def measure(
     fisher_type: FisherType = "ggn",
     kfac_approx: KfacApprox = "expand",
     confidence: float = 0.95,
+    sampling: int | None = None,
+    sampling_directions: DirectionsOfGroups = "auto",
     progress: ProgressCallback | bool | None = None,
     resume: str | Path | None = None,
 ) -> SpectralReport:
@@ -97,6 +102,15 @@ def measure(
         The treatment of positions that share a weight in the factors (Theory 4.3).
     confidence : float
         The confidence level of every interval, in (0, 1).
+    sampling : int or None
+        The number of groups of samples, 4 or more, from which the sampling errors in
+        `LayerSpectrum.sampling` are estimated (Theory 11). A layer of which they cannot be had says
+        why in its notes. None estimates none.
+    sampling_directions : {"auto", "own", "fixed"}
+        The directions along which parts of the data are measured: ``"own"`` are those of each
+        part's own gradient, as if it were all the data; ``"fixed"`` are those of all data, which
+        costs no more directions and leaves out a part of the error. ``"auto"`` takes their own
+        where the engine gets further directions for little.
     progress : callable, bool or None
         A function that is called as ``progress(done, total, name)``. True shows a bar and False
         shows nothing. None shows a bar on a terminal and nothing in a pipe.
@@ -142,6 +156,9 @@ def measure(
     _check_choice("svd", svd, get_args(Decomposition))
     _check_choice("fisher_type", fisher_type, get_args(FisherType))
     _check_choice("kfac_approx", kfac_approx, get_args(KfacApprox))
+    _check_choice("sampling_directions", sampling_directions, get_args(DirectionsOfGroups))
+    if sampling is not None:
+        check_group_count(sampling)
     mc_samples = int(mc_samples)
     out = dict(problem.skipped())
     selected = select_layers(checked_layers(problem), layers, skipped=out)
@@ -158,6 +175,8 @@ def measure(
         factors={"delta": fisher_type, "sharing": kfac_approx} if decompose else None,
         engine=engine if engine != "monte-carlo" else f"{engine}, {mc_samples} draws",
         svd=svd,
+        sampling=sampling,
+        sampling_directions=sampling_directions if sampling else None,
     )
     with (
         Journal(resume, provenance, {layer.name: layer.shape for layer in selected}) as journal,
@@ -174,22 +193,36 @@ def measure(
             windows = _windows(problem, selected, top_k, svd, precision, skipped)
             layers = {layer.name: layer for layer in selected if layer.name in windows}
             directions = {name: (window.u, window.v) for name, window in windows.items()}
+            todo = [layer for name, layer in layers.items() if name not in journal]
+            resampling, reason = None, ""
+            if sampling is not None:
+                tell("groups of samples")
+                options = windows, sampling, svd, sampling_directions
+                try:
+                    resampling = resampling_of(problem, list(layers.values()), *options)
+                except InputError as error:
+                    reason = f"no sampling errors: {str(error).removeprefix('sampling: ')}"
+            measured = problem if resampling is None else resampling.problem
             source = None
             if decompose:
-                todo = [layer for name, layer in layers.items() if name not in journal]
-                source = FactorSource(problem, todo, directions, fisher_type, kfac_approx)
+                source = FactorSource(
+                    measured, todo, directions, fisher_type, kfac_approx, resampling
+                )
                 source.prepare()
             done = set(journal.spectra)
             request = CurvatureRequest(
                 directions, curvature, engine, {"mc_samples": mc_samples}, done, tell
             )
-            for found in curvatures_of(problem, request, windows, precision):
+            for found in curvatures_of(measured, request, windows, precision):
                 if isinstance(found, LayerError):
                     skipped[found.layer] = found.reason
                     continue
                 layer, window = layers[found.name], windows[found.name]
                 tell(layer.name)
-                journal.add(measured_spectrum(problem, layer, window, found, provenance, source))
+                spectrum = measured_spectrum(
+                    problem, layer, window, found, provenance, source, resampling
+                )
+                journal.add(with_note(spectrum, reason))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
         raise _nothing_measured(len(selected), skipped)

@@ -4,15 +4,19 @@ from spectral_core.reporting.explanation import Explanation as Explanation
 from spectral_core.reporting.explanation import Term as Term
 from spectral_core.reporting.explanation import explain as explain
 from spectral_core.reporting.report import SpectralReport as SpectralReport
+from spectral_core.reporting.sampling import LayerSampling as LayerSampling
+from spectral_core.reporting.sampling import SampledNumber as SampledNumber
 from spectral_core.reporting.spectrum import LayerSpectrum as LayerSpectrum
 from spectral_core.reporting.spectrum import ParticipationSummary as ParticipationSummary
 from spectral_core.reporting.spectrum import Provenance as Provenance
 
 __all__ = [
     "Explanation",
+    "LayerSampling",
     "LayerSpectrum",
     "ParticipationSummary",
     "Provenance",
+    "SampledNumber",
     "SpectralReport",
     "Term",
     "explain",

@@ -13,6 +13,7 @@ from spectral_core.curvature.certificate import Certificate
 from spectral_core.exponents.power_law import PowerLawFit
 from spectral_core.exponents.rank_profile import RankProfileFits
 from spectral_core.exponents.transfer_identity import ExponentTriangle
+from spectral_core.reporting.sampling import LayerSampling
 from spectral_core.storage.json_values import decode, encode
 
 __all__ = ["LayerSpectrum", "ParticipationSummary", "Provenance"]
@@ -102,6 +103,9 @@ class LayerSpectrum:
         caused by the gradient's own rounding (Theory 11.6): at most a tenth of σ_k. It is estimated
         from a few samples if they raise no doubt. None means that it is not known, as in float64
         itself.
+    sampling : LayerSampling or None
+        The sampling errors of the exponents, and how much of the gradient is signal (Theory 11),
+        with ``sampling=``.
 
     Examples
     --------
@@ -131,6 +135,7 @@ class LayerSpectrum:
     decomposition: ExponentDecomposition | None = None
     certificate: Certificate | None = None
     rounding: npt.NDArray[np.float64] | None = None
+    sampling: LayerSampling | None = None
 
     @property
     def alpha(self) -> PowerLawFit:
@@ -207,6 +212,10 @@ class Provenance:
         The engine that was asked for.
     svd : str
         The algorithm that found the directions.
+    sampling : int or None
+        The number of groups of samples behind the sampling errors; None without.
+    sampling_directions : str or None
+        The directions along which parts of the data were to be measured; None without.
 
     Examples
     --------
@@ -224,3 +233,5 @@ class Provenance:
     factors: Mapping[str, str] | None = None
     engine: str = "auto"
     svd: str = "exact"
+    sampling: int | None = None
+    sampling_directions: str | None = None

@@ -40,8 +40,12 @@ class DataPass:
     ) -> None:
         if batches is not None:
             check_reiterable(batches)
-        self._batches = [NO_BATCH] if batches is None else batches
+        self.batches = [NO_BATCH] if batches is None else batches
         self._weight = weight
+
+    def on_batches(self, batches: Iterable[Any]) -> "DataPass":
+        """Return other batches, weighted in the same way."""
+        return DataPass(batches, self._weight)
 
     @property
     def weighted(self) -> bool:
@@ -63,7 +67,7 @@ class DataPass:
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         """Yield the batches with terms, and their number."""
         several = False
-        for batch in self._batches:
+        for batch in self.batches:
             if several and self._weight is None:
                 raise InputError(
                     "weight: there are several batches, and how many terms each one's mean runs "

@@ -1,7 +1,9 @@
 """A problem of one library for code of another: its arrays go across by DLPack, without a copy."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import array_api_compat
@@ -16,9 +18,11 @@ from spectral_core.curvature.problem import (
     FisherType,
     KfacApprox,
     KnowsRounding,
+    KnowsSamples,
     KroneckerFactors,
     LayerInfo,
     ManyLayers,
+    SampleGroup,
 )
 from spectral_core.errors import InputError, LayerError
 
@@ -113,6 +117,19 @@ class _ThroughDLPack:
         found = self._problem.gradient_errors(layers, samples=samples)
         return {name: self._out(error) for name, error in found.items()}
 
+    def sample_groups(self, count: int) -> list[SampleGroup]:
+        """Return the groups of the problem's samples, if it divides them."""
+        if not isinstance(self._problem, KnowsSamples):
+            raise InputError("sampling: the problem does not divide its samples into groups.")
+        groups = self._problem.sample_groups(count)
+        return [replace(group, problem=self._like(group.problem)) for group in groups]
+
+    def _like(self, problem: CurvatureProblem) -> "_ThroughDLPack":
+        """Return another problem of the same libraries and devices."""
+        found = copy.copy(self)
+        found._problem = problem
+        return found
+
     def curvatures(self, layer: str, u: Array, v: Array, kind: CurvatureKind = "hessian") -> Array:
         """Return ``<D_k, H[D_k]>`` along ``u_k v_kᵀ``, shape (K,), for u (m, K) and v (n, K)."""
         return self._out(self._problem.curvatures(layer, self._in(u), self._in(v), kind))
@@ -179,15 +196,20 @@ class _ManyThroughDLPack(_ThroughDLPack):
         mc_samples: int = 64,
         done: Collection[str] = (),
         progress_callback: Callable[[str], None] | None = None,
+        more_directions: Mapping[str, tuple[Array, Array]] = MappingProxyType({}),
     ) -> Iterator[LayerCurvature | LayerError]:
         """Yield the curvatures of each layer, by the problem's own engines if it has some.
 
         Parameters
         ----------
-        directions, kind, engine, mc_samples, done, progress_callback
+        directions, kind, engine, mc_samples, done, progress_callback, more_directions
             The same arguments as those of `ManyLayers.layer_curvatures`.
         """
-        own = {name: (self._in(u), self._in(v)) for name, (u, v) in directions.items()}
+        own, more = (
+            {name: (self._in(u), self._in(v)) for name, (u, v) in these.items()}
+            for these in (directions, more_directions)
+        )
+        options = {"more_directions": more} if more else {}
         for found in by_new_names(self._problem.layer_curvatures)(
             own,
             kind,
@@ -195,6 +217,7 @@ class _ManyThroughDLPack(_ThroughDLPack):
             mc_samples=mc_samples,
             done=done,
             progress_callback=progress_callback,
+            **options,
         ):
             if isinstance(found, LayerError):
                 yield found
@@ -204,4 +227,6 @@ class _ManyThroughDLPack(_ThroughDLPack):
                 values=self._out(found.values),
                 ggn=self._out(found.ggn),
                 derivative=self._out(found.derivative),
+                more=self._out(found.more),
+                more_ggn=self._out(found.more_ggn),
             )

@@ -1,5 +1,6 @@
 """`CurvatureProblem` for arrays: a gradient function, its parameters and its data."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -34,12 +35,15 @@ from spectral_backends.arrays.layer_slices import LayerSlice, Matrices, find_sli
 from spectral_backends.arrays.libraries import library_of, version_of
 from spectral_backends.arrays.rows import Rows, RowSums
 from spectral_backends.arrays.rule_engine import RuleEngine
+from spectral_backends.arrays.sample_groups import batches_of_groups, n_terms, ways_of
 from spectral_core.arrays.namespace import Array, floating
 from spectral_core.curvature.argument_checks import check_direction_shapes
 from spectral_core.curvature.base_problem import BaseProblem
 from spectral_core.curvature.factor_options import FactorOptions
-from spectral_core.curvature.problem import CurvatureKind, KroneckerFactors
+from spectral_core.curvature.problem import CurvatureKind, KroneckerFactors, SampleGroup
 from spectral_core.errors import InputError, LayerError
+from spectral_core.losses.sample_cuts import SampleAxis
+from spectral_core.sampling.sample_groups import check_group_count, groups_of
 
 __all__ = ["CurvatureProblem"]
 
@@ -171,6 +175,52 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
             "n_batches": self._n_batches,
             "curvature": self._given.name if self._given else self._method,
         }
+
+    def sample_groups(self, count: int) -> list[SampleGroup]:
+        """Return disjoint groups of whole samples, as equal as the data allow.
+
+        A group takes samples in the order of a checksum of what they hold, so that neither batches
+        nor their order matter. Where samples cannot be told apart, whole batches are dealt out.
+
+        Parameters
+        ----------
+        count : int
+            The number of groups, 4 or more.
+
+        Raises
+        ------
+        InputError
+            If there are too few samples, the functions hold the data themselves, or the mean
+            gradient over the groups is not that over all data.
+        """
+        check_group_count(count)
+
+        def made(way: SampleAxis | None) -> list[tuple["CurvatureProblem", float, float]]:
+            dealt = batches_of_groups(self._data, way, count)
+            found = [self._on_data(self._data.on_batches(each)) for each in dealt]
+            return [(each, n_terms(each._data), each._along_gradient(self)) for each in found]
+
+        ways = [partial(made, way) for way in ways_of(self._data)]
+        eps = float(self._xp.finfo(next(iter(self._params.values())).dtype).eps)
+        return groups_of(self._along_gradient(self), ways, eps)
+
+    def _on_data(self, data: DataPass) -> "CurvatureProblem":
+        """Return the problem of the same functions and other data."""
+        found = copy.copy(self)
+        found._data = data
+        found._means, found._n_terms, found._n_batches = gradient_totals(
+            self._gradient, self._params, data, check=False
+        )
+        found._by_kind = {
+            kind: [engine.on_data(data, found._means) for engine in engines]
+            for kind, engines in self._by_kind.items()
+        }
+        return found
+
+    def _along_gradient(self, other: "CurvatureProblem") -> float:
+        """Return the product of the gradient with that of another problem of these parameters."""
+        products = (self._xp.sum(g * other._means[name]) for name, g in self._means.items())
+        return float(sum(map(float, products)))
 
     def _gradients(self, layers: Sequence[LayerSlice]) -> list[Array]:
         return [layer.matrix(self._means[layer.parameter]) for layer in layers]

@@ -1,5 +1,6 @@
 """The engine of a curvature rule: summed over the data, held against the gradient."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,6 +49,12 @@ class RuleEngine(CurvatureEngine[LayerSlice]):
         self._rule, self._data, self._gradients = rule, data, gradients
         self._why_not, self._better = why_not, better
         self._known: dict[str, str] = {}
+
+    def on_data(self, data: DataPass, gradients: Params) -> "RuleEngine":
+        """Return the engine for other data, with what is known of the rule already."""
+        found = copy.copy(self)
+        found._data, found._gradients = data, gradients
+        return found
 
     def declines(self, layer: LayerSlice, request: CurvatureRequest) -> str:
         """Return the reason why the rule does not serve for the layer."""

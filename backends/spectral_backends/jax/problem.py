@@ -1,7 +1,9 @@
 """`CurvatureProblem` for JAX: a pure function, its parameters and its data."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,11 @@ from spectral_backends.jax.objective.gradient_errors import gradient_errors
 from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.parameters import Parameters
 from spectral_backends.jax.objective.program import Loss
+from spectral_backends.jax.objective.sample_groups import (
+    batches_of_groups,
+    terms_and_loss,
+    ways_of,
+)
 from spectral_core.arrays.plain import plain
 from spectral_core.curvature.argument_checks import (
     check_chunk_size,
@@ -31,10 +38,12 @@ from spectral_core.curvature.argument_checks import (
 from spectral_core.curvature.base_problem import BaseProblem
 from spectral_core.curvature.engine import CurvatureEngine
 from spectral_core.curvature.factor_options import FactorOptions
-from spectral_core.curvature.problem import CurvatureKind, KroneckerFactors
+from spectral_core.curvature.problem import CurvatureKind, KroneckerFactors, SampleGroup
 from spectral_core.curvature.processes import OtherData
 from spectral_core.errors import InputError
+from spectral_core.losses.sample_cuts import SampleAxis
 from spectral_core.losses.terms import Reduction
+from spectral_core.sampling.sample_groups import check_group_count, groups_of
 
 __all__ = ["CurvatureProblem"]
 
@@ -140,7 +149,7 @@ class CurvatureProblem(BaseProblem[Layer]):
             told = narrowed(str(self._parameters.dtype), str(self._objective.precision))
             warnings.warn(told, RuntimeWarning, stacklevel=2)
         self._layers, self._skipped = first.program.found
-        self._setting = Setting(self._objective, first.program, chunk_size, budget)
+        self._setting = Setting(self._objective, first.program, chunk_size, budget, self._objective)
         self._engines = [engine(self._setting) for engine in ENGINES]
         self._others = OtherData(
             find_board(),
@@ -208,6 +217,43 @@ class CurvatureProblem(BaseProblem[Layer]):
         if errors is None:
             return {}
         return dict(zip(layers, self._matrices(located, errors, 1.0), strict=True))
+
+    def sample_groups(self, count: int) -> list[SampleGroup]:
+        """Return disjoint groups of whole samples, as equal as the data allow.
+
+        A group takes samples in the order of a checksum of what they hold, so that neither batches
+        nor their order matter. Where samples cannot be told apart, whole batches are dealt out.
+
+        Parameters
+        ----------
+        count : int
+            The number of groups, 4 or more.
+
+        Raises
+        ------
+        InputError
+            If there are too few samples, the mean loss over the groups is not that over all data,
+            or the data lie on several devices.
+        """
+        check_group_count(count)
+
+        def made(way: SampleAxis | None) -> list[tuple["CurvatureProblem", float, float]]:
+            dealt = batches_of_groups(self._objective, way, count)
+            found = [self._on_objective(self._objective.on_batches(each)) for each in dealt]
+            return [(each, *terms_and_loss(each._objective)) for each in found]
+
+        ways = [partial(made, way) for way in ways_of(self._objective)]
+        return groups_of(self._objective.loss, ways, self._objective.eps)
+
+    def _on_objective(self, objective: Objective) -> "CurvatureProblem":
+        """Return the problem of the same model and other data."""
+        found, program = copy.copy(self), objective.first().program
+        if list(program.layers) != list(self._layers):
+            raise InputError("sampling: the model has other layers for batches of another size.")
+        found._objective, (found._layers, _) = objective, program.found
+        found._setting = replace(self._setting, objective=objective, program=program)
+        found._engines = [engine(found._setting) for engine in ENGINES]
+        return found
 
     def _gradients(self, layers: Sequence[Layer]) -> list[jax.Array]:
         self._others.look()  # slower processes may have left their notes by now

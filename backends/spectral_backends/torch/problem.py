@@ -1,5 +1,6 @@
 """`CurvatureProblem` for PyTorch: a model, its loss and its data, as the core measures them."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from spectral_backends.torch.distributed.ranks import find_board, identity_of, warn_of_sampler
 from spectral_backends.torch.distributed.shards import WHOLE_COPY, flat_shards
+from spectral_backends.torch.engines.linearity_probe import LinearityProbe
 from spectral_backends.torch.engines.registry import ENGINES
 from spectral_backends.torch.engines.setting import MemoryBudget, Setting
 from spectral_backends.torch.engines.structure import examine
@@ -21,6 +23,11 @@ from spectral_backends.torch.objective.evaluation import evaluate
 from spectral_backends.torch.objective.functional_model import FunctionalModel
 from spectral_backends.torch.objective.mean_gradients import MeanGradients, gradient_errors
 from spectral_backends.torch.objective.objective import Objective
+from spectral_backends.torch.objective.sample_groups import (
+    batches_of_groups,
+    terms_and_loss,
+    ways_of,
+)
 from spectral_core.arrays.plain import plain
 from spectral_core.curvature.argument_checks import (
     check_chunk_size,
@@ -32,9 +39,11 @@ from spectral_core.curvature.argument_checks import (
 )
 from spectral_core.curvature.base_problem import BaseProblem
 from spectral_core.curvature.factor_options import FactorOptions
-from spectral_core.curvature.problem import KroneckerFactors
+from spectral_core.curvature.problem import KroneckerFactors, SampleGroup
 from spectral_core.curvature.processes import OtherData
 from spectral_core.errors import InputError
+from spectral_core.losses.sample_cuts import SampleAxis
+from spectral_core.sampling.sample_groups import check_group_count, groups_of
 
 __all__ = ["CurvatureProblem"]
 
@@ -167,13 +176,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         self._structure = examine(self._objective, seed)
         self._objective.work_of_operation = self._structure.work_of_operation
         self._layers, self._skipped = self._structure.layers, self._structure.skipped
-        setting = Setting(
-            self._objective,
-            self._structure,
-            seed,
-            self._budget.together,
-            self._evaluation.narrowing.precision,
-        )
+        self._second_order = LinearityProbe(self._objective, seed)
+        setting = self._setting_of(self._objective)
         self._engines = [engine(setting) for engine in ENGINES]
         self._others = self._other_data(batches)
         self._others.look()
@@ -238,6 +242,51 @@ class CurvatureProblem(BaseProblem[Layer]):
             for layer in located
             if layer.parameter in errors
         }
+
+    def sample_groups(self, count: int) -> list[SampleGroup]:
+        """Return disjoint groups of whole samples, as equal as the data allow.
+
+        A group takes samples in the order of a checksum of what they hold, so that neither batches
+        nor their order matter. Where samples cannot be told apart, whole batches are dealt out.
+
+        Parameters
+        ----------
+        count : int
+            The number of groups, 4 or more.
+
+        Raises
+        ------
+        InputError
+            If there are too few samples, or the mean loss over the groups is not that over all
+            data.
+        """
+        check_group_count(count)
+        objective, seed = self._objective, self._seed
+
+        def made(way: SampleAxis | None) -> list[tuple["CurvatureProblem", float, float]]:
+            found = [self._on_batches(b) for b in batches_of_groups(objective, seed, way, count)]
+            return [(p, *terms_and_loss(p._objective, seed)) for p in found]
+
+        ways = [partial(made, way) for way in ways_of(objective, seed)]
+        eps = torch.finfo(self._evaluation.narrowing.precision).eps
+        return groups_of(self._evaluation.loss, ways, eps)
+
+    def _on_batches(self, batches: Iterable[Any]) -> "CurvatureProblem":
+        """Return the problem of other batches of the same model, as its structure is known."""
+        found = copy.copy(self)
+        found._objective = self._objective.on_batches(batches)
+        found._engines = [engine(self._setting_of(found._objective)) for engine in ENGINES]
+        return found
+
+    def _setting_of(self, objective: Objective) -> Setting:
+        return Setting(
+            objective,
+            self._structure,
+            self._seed,
+            self._budget.together,
+            self._evaluation.narrowing.precision,
+            self._second_order,
+        )
 
     def _gradients(self, layers: Sequence[Layer]) -> list[Tensor]:
         self._others.look()  # slower ranks may have left their notes by now

@@ -37,12 +37,15 @@ class Setting:
         The number of directions that go together; None for as many as fit.
     memory_budget : int
         The bytes that what goes together may take, on all devices.
+    whole : Objective
+        The mean loss over all data, where `objective` is that of a group of samples.
     """
 
     objective: Objective
     program: Program
     chunk_size: int | None
     memory_budget: int
+    whole: Objective
 
     @property
     def layers(self) -> Mapping[str, Layer]:

@@ -1,6 +1,7 @@
 """The mean loss of a model over its batches, as a function of its parameters."""
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -39,6 +40,8 @@ class Objective:
 
     Attributes
     ----------
+    raw_batches : iterable
+        The batches as the user gave them.
     cache : CompileCache
         The place for what is compiled for the batches.
     loss : float
@@ -65,7 +68,7 @@ class Objective:
         seed: int,
     ) -> None:
         self.loss_fn, self.parameters, self.seed = loss_fn, parameters, seed
-        self._batches, self._placed = batches, Placed(parameters.values)
+        self.raw_batches, self._placed = batches, Placed(parameters.values)
         self.cache = CompileCache()
         self._reader = TermReader(loss_fn, parameters, weight, reduction, self.cache)
         self.terms: list[LossTerms] = []
@@ -84,12 +87,19 @@ class Objective:
         """Return the placement of all batches on devices, once `evaluate` has seen them."""
         return self._placed.placement
 
+    def on_batches(self, batches: Iterable[Any]) -> "Objective":
+        """Return the same mean over other batches, weighted by the same rule."""
+        found = copy.copy(self)
+        found.raw_batches, found.terms = batches, []
+        found._take([found._read_finite(batch) for batch in found.one_pass()])
+        return found
+
     # Passes over the data
 
     def one_pass(self) -> Iterator[Batch]:
         """Yield the batches, on the device."""
         count, placed = 0, self._placed
-        for index, raw in enumerate(self._batches):
+        for index, raw in enumerate(self.raw_batches):
             leaves, structure = flat_batch(index, raw, self.parameters.dtype)
             placed = placed.beside(leaves)
             leaves = placed.batch(leaves)
@@ -183,14 +193,19 @@ class Objective:
         if not any(map(counts, found)):
             raise InputError("batches: no term counts, their weights are zero; check the targets.")
         losses = _losses(found)
-        if check and not isinstance(self._batches, list | tuple):
+        if check and not isinstance(self.raw_batches, list | tuple):
             again = [self._reader.read(batch) for batch in self.one_pass()]
             _compare(losses, _losses(again), self.eps)
-        self.terms = self._reader.weighted(found, self._at, self.placement, self.eps)
+        self._reader.settle(found, self._at, self.placement, self.eps)
+        self._take(found)
+
+    def _take(self, found: Sequence[BatchLoss]) -> None:
+        """Take terms and loss from what was read of all batches."""
+        self.terms = self._reader.terms(found)
         self.n_terms = sum(each.count for each in self.terms)
         self.known = all(each.known for each in self.terms)
-        total = sum(t.scale * loss for t, loss in zip(self.terms, losses, strict=True))
-        self.loss = total / self.n_terms
+        parts = zip(self.terms, _losses(found), strict=True)
+        self.loss = sum(t.scale * loss for t, loss in parts) / (self.n_terms or 1.0)
 
     def _read_finite(self, batch: Batch) -> BatchLoss:
         read = self._reader.read(batch)
@@ -212,7 +227,7 @@ def _gradient(program: Program) -> Compiled:
     return run
 
 
-def _losses(found: list[BatchLoss]) -> list[float]:
+def _losses(found: Sequence[BatchLoss]) -> list[float]:
     """Return the losses of batches, zero where no term counts."""
     return [read.loss if counts(read) else 0.0 for read in found]
 

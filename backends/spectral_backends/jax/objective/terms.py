@@ -25,7 +25,7 @@ from spectral_backends.jax.objective.program import Loss, trace, trace_loss
 from spectral_backends.jax.objective.term_check import LossData, cutter_of
 from spectral_core.curvature.argument_checks import checked_count
 from spectral_core.errors import InputError
-from spectral_core.losses.batch_weighting import settled
+from spectral_core.losses.batch_weighting import Weighting, settled
 from spectral_core.losses.sample_cuts import cut_batches
 from spectral_core.losses.terms import BatchLoss, LossTerms, Reduction
 
@@ -58,6 +58,7 @@ class TermReader:
         self._loss_fn, self._parameters = loss_fn, parameters
         self._weight, self._reduction = weight, reduction
         self._cache = cache
+        self._weighting = Weighting(reduction=reduction)
 
     def read(self, batch: Batch) -> BatchLoss:
         """Return the loss of a batch, and what is read off it of its terms."""
@@ -76,14 +77,14 @@ class TermReader:
         weight = None if self._weight is None else checked_count(self._weight(batch.raw))
         return BatchLoss(float(loss), terms_of(found, numbers), weight, data.shapes)
 
-    def weighted(
+    def settle(
         self,
         found: Sequence[BatchLoss],
         batch_at: Callable[[int], Batch],
         placement: Placement | None,
         eps: float,
-    ) -> list[LossTerms]:
-        """Return the terms of each batch, after trying what was read on parts of a batch.
+    ) -> None:
+        """Settle how batches are weighted, by trying what was read on parts of a batch.
 
         Parameters
         ----------
@@ -103,8 +104,17 @@ class TermReader:
         """
         cutter = cutter_of(lambda index: self._data(batch_at(index)), self._loss_of, placement)
         cuts = cut_batches(found, cutter)
-        weighting = settled(found, cuts, eps, reduction=self._reduction)
-        terms = [weighting.terms(read) for read in found]
+        self._weighting = settled(found, cuts, eps, reduction=self._reduction)
+
+    def terms(self, found: Sequence[BatchLoss]) -> list[LossTerms]:
+        """Return the terms of batches, by the rule that was settled.
+
+        Raises
+        ------
+        InputError
+            If one is divided by what is no number of terms.
+        """
+        terms = [self._weighting.terms(read) for read in found]
         _check_counts(terms)
         return terms
 

@@ -16,13 +16,36 @@ from spectral_backends.torch.layers.discovery import Layer, parameters_of
 from spectral_backends.torch.objective.loss_terms import LossTerms
 from spectral_backends.torch.objective.objective import Objective
 
-__all__ = ["N_DIRECTIONS", "probe_second_order"]
+__all__ = ["N_DIRECTIONS", "LinearityProbe", "probe_second_order"]
 
 N_DIRECTIONS = 2
 """The number of random directions of each layer."""
 
 N_SAMPLES = 2
 """The number of samples of the first batch, if it can be cut."""
+
+
+class LinearityProbe:
+    """Measures second-order parts of some layers, once for all groups of samples.
+
+    Parameters
+    ----------
+    objective : Objective
+        The mean loss over all data.
+    seed : int
+        The seed of the pass and of the directions.
+    """
+
+    def __init__(self, objective: Objective, seed: int) -> None:
+        self._objective, self._seed = objective, seed
+        self._known: dict[tuple[str, ...], dict[str, float]] = {}
+
+    def __call__(self, layers: Sequence[Layer]) -> dict[str, float]:
+        """Return what `probe_second_order` does."""
+        names = tuple(layer.info.name for layer in layers)
+        if names not in self._known:
+            self._known[names] = probe_second_order(self._objective, layers, self._seed)
+        return self._known[names]
 
 
 def probe_second_order(

@@ -1,6 +1,6 @@
 """The state that the engines of one problem share: loss, structure of the model, memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.engines.structure import Structure
+from spectral_backends.torch.layers.discovery import Layer
 from spectral_backends.torch.objective.objective import Objective
 from spectral_core.errors import InputError
 
@@ -60,6 +61,9 @@ class Setting:
         ``together(bytes_of_one)`` returns the number of columns or directions that go together.
     precision : torch.dtype
         The narrowest type on the way from the parameters to the loss.
+    second_order : callable
+        ``second_order(layers)`` returns the second-order part of each layer on random directions,
+        see `probe_second_order`.
     """
 
     objective: Objective
@@ -67,6 +71,7 @@ class Setting:
     seed: int
     together: Callable[[int], int]
     precision: torch.dtype
+    second_order: Callable[[Sequence[Layer]], dict[str, float]]
 
     @property
     def tolerance(self) -> float:

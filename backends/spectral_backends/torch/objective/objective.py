@@ -59,7 +59,7 @@ class Objective:
         self.model = model
         self._given = loss_fn, batches, forward, weight, reduction
         self._loss_fn = _with_tensors_cast(loss_fn, model)
-        self._batches, self._forward = batches, forward
+        self.batches, self._forward = batches, forward
         self._weight, self._reduction = weight, reduction
         self.weighting = Weighting(reduction=reduction)
         self.work_of_operation = float("inf")
@@ -69,6 +69,13 @@ class Objective:
         other = Objective(self.model.in_type(dtype), *self._given)
         other.weighting = self.weighting
         return other
+
+    def on_batches(self, batches: Iterable[Any]) -> "Objective":
+        """Return the same mean over other batches, weighted by the same rule."""
+        loss_fn, _, forward, weight, reduction = self._given
+        found = Objective(self.model, loss_fn, batches, forward, weight, reduction)
+        found.weighting, found.work_of_operation = self.weighting, self.work_of_operation
+        return found
 
     @contextmanager
     def one_pass(self, seed: int) -> Iterator[Iterator[Any]]:
@@ -81,14 +88,14 @@ class Objective:
             exclusively(),
             modes_put_back(),
             threads_for(self.work_of_operation) if on_cpu else nullcontext(),
-            seeded(seed, self.model.device, self._batches),
+            seeded(seed, self.model.device, self.batches),
             differentiable_operations(self.model.device),
             saved_tensors_kept(),
             torch.inference_mode(False),
             torch.enable_grad(),
             self.model.unchanged(),
         ):
-            yield (map_tensors(self.model.cast_input, batch) for batch in self._batches)
+            yield (map_tensors(self.model.cast_input, batch) for batch in self.batches)
 
     def settle_terms(
         self, batches: Sequence[BatchLoss], seed: int, precision: torch.dtype, *, strict: bool

@@ -81,12 +81,15 @@ class GGNColumns(CurvatureEngine[Layer]):
             if reason := self._why_not(layer, total, share, request):
                 yield Declined(name, reason, only_gauss_newton(self.name, request.kind, reason))
                 continue
-            values = self._setting.mean(total.ggn)
+            own = slice(0, request.n_directions([layer]))
+            values, derivative = map(self._setting.mean, (total.ggn, total.derivative))
             yield LayerFinding(
                 name,
-                values,
-                ggn=values,
-                derivative=self._setting.mean(total.derivative),
+                values[own],
+                ggn=values[own],
+                derivative=derivative[own],
+                more=(more := values[own.stop :] if name in request.more_directions else None),
+                more_ggn=more,
                 piecewise_linear=share is not None,
                 second_order=float("nan") if share is None else share,
                 tolerance=self._setting.tolerance,
@@ -99,7 +102,9 @@ class GGNColumns(CurvatureEngine[Layer]):
 
     def _made(self, layers: Sequence[Layer], request: CurvatureRequest) -> ColumnPass:
         setting = self._setting
-        made = ColumnPass(setting.objective, layers, request.directions, setting.memory_budget)
+        made = ColumnPass(
+            setting.objective, layers, request.all_directions(), setting.memory_budget
+        )
         made.run(lambda n: request.progress_callback(f"{len(layers)} layers, batch {n}"))
         return made
 
@@ -113,7 +118,8 @@ class GGNColumns(CurvatureEngine[Layer]):
         ]
         if not flat or request.kind == "ggn":
             return {}
-        return probe_second_order(self._setting.objective, flat)
+        whole = self._setting.whole
+        return whole.cache.once(("second order", *flat), lambda: probe_second_order(whole, flat))
 
     def _why_not(
         self, layer: Layer, total: ColumnTotals, share: float | None, request: CurvatureRequest

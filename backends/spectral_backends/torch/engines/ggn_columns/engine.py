@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spectral_backends.torch.engines.ggn_columns.column_pass import ColumnPass, ColumnTotals
-from spectral_backends.torch.engines.linearity_probe import N_DIRECTIONS, probe_second_order
+from spectral_backends.torch.engines.linearity_probe import N_DIRECTIONS
 from spectral_backends.torch.engines.setting import Setting
 from spectral_backends.torch.layers.discovery import Layer
 from spectral_core.curvature.engine import (
@@ -78,13 +78,17 @@ class GGNColumns(CurvatureEngine[Layer]):
                 refusal = only_gauss_newton(self.name, request.kind, reason)
                 yield Declined(name, reason, refusal)
                 continue
+            own = slice(0, request.n_directions([layer]))
             values = self._setting.cast(total.ggn / made.count)
+            derivative = self._setting.cast(total.derivative / made.count)
             yield LayerFinding(
                 name,
-                values,
-                ggn=values,
-                derivative=self._setting.cast(total.derivative / made.count),
-                standard_error=self._standard_error(total, made.count),
+                values[own],
+                ggn=values[own],
+                derivative=derivative[own],
+                more=(more := values[own.stop :] if name in request.more_directions else None),
+                more_ggn=more,
+                standard_error=self._standard_error(total, made.count, own),
                 piecewise_linear=share is not None,
                 second_order=float("nan") if share is None else share,
                 tolerance=self._setting.tolerance,
@@ -107,7 +111,7 @@ class GGNColumns(CurvatureEngine[Layer]):
     def _made(self, layers: Sequence[Layer], request: CurvatureRequest) -> ColumnPass:
         def make(channels_last: bool) -> ColumnPass:
             return ColumnPass(
-                self._setting.objective, layers, request.directions, self._setting.seed,
+                self._setting.objective, layers, request.all_directions(), self._setting.seed,
                 self._setting.together, mc_samples=self._mc_samples(request),
                 max_outputs=MAX_OUTPUTS, channels_last=channels_last,
             )  # fmt: skip
@@ -122,7 +126,7 @@ class GGNColumns(CurvatureEngine[Layer]):
         if not flat or request.kind == "ggn":
             return {}
         try:
-            return probe_second_order(self._setting.objective, flat, self._setting.seed)
+            return self._setting.second_order(flat)
         except Exception:
             return {}
 
@@ -142,7 +146,9 @@ class GGNColumns(CurvatureEngine[Layer]):
             f"{tolerance:.2g}"
         )
 
-    def _standard_error(self, total: ColumnTotals, count: float) -> npt.NDArray[np.float64] | None:
+    def _standard_error(
+        self, total: ColumnTotals, count: float, own: slice
+    ) -> npt.NDArray[np.float64] | None:
         return None  # every column was sent
 
 
@@ -155,5 +161,7 @@ class MonteCarlo(GGNColumns):
     def _mc_samples(self, request: CurvatureRequest) -> int:
         return int(request.options["mc_samples"])
 
-    def _standard_error(self, total: ColumnTotals, count: float) -> npt.NDArray[np.float64]:
-        return (total.variance.sqrt() / count).cpu().double().numpy()
+    def _standard_error(
+        self, total: ColumnTotals, count: float, own: slice
+    ) -> npt.NDArray[np.float64]:
+        return (total.variance[own].sqrt() / count).cpu().double().numpy()
