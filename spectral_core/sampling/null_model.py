@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_core.alignment import SpectralAlignment, decompose_exponent, spectral_alignment
 from spectral_core.arrays.namespace import Array, floating, to_numpy
 from spectral_core.arrays.numbers import check_confidence, is_real
 from spectral_core.curvature import KroneckerFactors
 from spectral_core.errors import InputError
-from spectral_core.exponents import exponent_triangle
+from spectral_core.exponents import exponent_triangle, fit_power_law
 
 __all__ = ["NoiseNull", "noise_null"]
 
@@ -39,10 +38,10 @@ class NoiseNull:
     --------
     >>> import numpy as np
     >>> import spectral_core as sc
-    >>> factor = np.diag(1 / np.arange(1.0, 33.0))
+    >>> factor = np.diag(1 / np.arange(1.0, 65.0))
     >>> null = sc.noise_null(factor, factor, n_terms=1024)
     >>> low, high = null.interval("alpha")
-    >>> 2 < low < high < 3, null.p_value("alpha", 1.2) < 0.05, null.contains("alpha", 2.6)
+    >>> 2 < low < high < 3, null.p_value("alpha", 1.2) < 0.05, null.contains("alpha", 2.5)
     (True, True, True)
     """
 
@@ -135,7 +134,8 @@ def noise_null(
         The number of directions of a draw, as in the measurement. There are no more than the ranks
         of the factors.
     n_draws : int
-        The number of draws. Each takes a product and an eigendecomposition of the smaller side.
+        The number of draws. Each takes a product and an eigendecomposition of the smaller side;
+        the eigenvalues of the factors are computed once.
     seed : int
         The seed of the draws, which are NumPy's in float64, whatever the library of the factors.
 
@@ -176,21 +176,25 @@ def noise_null(
     scale = np.sqrt(output.eigenvalues)[:, None] * np.sqrt(inputs.eigenvalues)
     count = min(top_k, output.rank, inputs.rank)
     sigma, u, v = _draws(scale, count, n_draws, np.random.default_rng(seed))
-    alignment = spectral_alignment(
-        u, v, output.basis.T @ curvature.matrix @ output.basis, np.diag(inputs.eigenvalues)
-    )
-    return NoiseNull(_exponents(sigma, alignment), sigma / np.sqrt(n_terms), int(n_terms))
+    if c_delta is None:
+        along_u = output.eigenvalues @ u**2
+    else:
+        basis = np.linalg.eigh(output.matrix)[1]
+        along_u = np.sum(u * ((basis.T @ curvature.matrix @ basis) @ u), axis=-2)
+    h = along_u * (inputs.eigenvalues @ v**2)
+    paired = curvature.descending(count) * inputs.descending(count)
+    return NoiseNull(_exponents(sigma, h, paired), sigma / np.sqrt(n_terms), int(n_terms))
 
 
-def _exponents(sigma: Float64, alignment: SpectralAlignment) -> dict[str, Float64]:
-    triangle = exponent_triangle(sigma, alignment.kron)
-    terms = decompose_exponent(sigma, alignment.kron, alignment.kron, alignment)
+def _exponents(sigma: Float64, h: Float64, paired: Float64) -> dict[str, Float64]:
+    """Return α, γ, s, β and φ of each draw, with ``Λ_k`` the same in all (Theory 5.5)."""
+    triangle = exponent_triangle(sigma, h)
     return {
         "alpha": triangle.alpha.exponent,
         "gamma": triangle.gamma.exponent,
         "s": triangle.s.exponent,
-        "beta": terms.beta.exponent,
-        "phi": terms.phi.exponent,
+        "beta": fit_power_law(sigma, paired).exponent,
+        "phi": fit_power_law(sigma, h / paired).exponent,
         "transfer_error": triangle.relative_error,
     }
 
@@ -223,12 +227,16 @@ def _top_directions(matrix: Float64, count: int) -> tuple[Float64, Float64, Floa
 
 @dataclass(frozen=True)
 class _Factor:
-    """A factor in float64 on the host: ``Q diag(λ) Qᵀ``, and how many λ are above rounding."""
+    """A factor in float64 on the host, its eigenvalues, and how many are above rounding."""
 
     matrix: Float64
-    eigenvalues: Float64
-    basis: Float64
+    eigenvalues: Float64  # ascending
     rank: int
+
+    def descending(self, count: int) -> Float64:
+        """Return the largest eigenvalues, NaN where they are rounding."""
+        largest = self.eigenvalues[::-1][:count]
+        return np.where(np.arange(count) < self.rank, largest, np.nan)
 
 
 def _factor(name: str, value: Array | KroneckerFactors, side: str) -> _Factor:
@@ -243,7 +251,7 @@ def _factor(name: str, value: Array | KroneckerFactors, side: str) -> _Factor:
         raise InputError(f"{name}: has entries that are not finite; look at the layer's gradients.")
     matrix = np.asarray(given, dtype=np.float64)
     matrix = matrix / 2 + matrix.T / 2
-    values, basis = np.linalg.eigh(matrix)
+    values = np.linalg.eigvalsh(matrix)
     low, high, size = float(values[0]), float(values[-1]), len(values)
     if low < -_EPS * size * max(high, 0.0):
         raise InputError(
@@ -256,7 +264,7 @@ def _factor(name: str, value: Array | KroneckerFactors, side: str) -> _Factor:
         )
     # Negative eigenvalues show the size of rounding, if the factor came from a narrower type.
     rounding = max(float(np.finfo(given.dtype).eps) * size * high, -4 * low)
-    return _Factor(matrix, np.maximum(values, 0), basis, int(np.sum(values > rounding)))
+    return _Factor(matrix, np.maximum(values, 0), int(np.sum(values > rounding)))
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
