@@ -58,6 +58,11 @@ class NoiseNull:
             One of the names in `exponents`.
         confidence : float
             The share of the draws in the interval, in (0, 1).
+
+        Raises
+        ------
+        InputError
+            If there is no exponent of that name, or the confidence is outside (0, 1).
         """
         check_confidence(confidence)
         values = self._values(name)
@@ -79,6 +84,11 @@ class NoiseNull:
             One of the names in `exponents`.
         value : float
             The exponent as measured, with the same number of directions.
+
+        Raises
+        ------
+        InputError
+            If there is no exponent of that name.
         """
         values = self._values(name)
         if not values.size or not np.isfinite(value):
@@ -94,7 +104,9 @@ class NoiseNull:
     def _values(self, name: str) -> Float64:
         """Return the draws in which the exponent has a value."""
         if name not in self.exponents:
-            raise InputError(f"name: {name!r} is none of {', '.join(self.exponents)}.")
+            raise InputError(
+                f"name: {name!r} is unknown; choose one of {', '.join(self.exponents)}."
+            )
         values = self.exponents[name]
         return values[np.isfinite(values)]
 
@@ -183,7 +195,8 @@ def noise_null(
         along_u = np.sum(u * ((basis.T @ curvature.matrix @ basis) @ u), axis=-2)
     h = along_u * (inputs.eigenvalues @ v**2)
     paired = curvature.descending(count) * inputs.descending(count)
-    return NoiseNull(_exponents(sigma, h, paired), sigma / np.sqrt(n_terms), int(n_terms))
+    unit = np.sqrt(output.unit) * np.sqrt(inputs.unit) / np.sqrt(n_terms)
+    return NoiseNull(_exponents(sigma, h, paired), unit * sigma, int(n_terms))
 
 
 def _exponents(sigma: Float64, h: Float64, paired: Float64) -> dict[str, Float64]:
@@ -227,8 +240,12 @@ def _top_directions(matrix: Float64, count: int) -> tuple[Float64, Float64, Floa
 
 @dataclass(frozen=True)
 class _Factor:
-    """A factor in float64 on the host, its eigenvalues, and how many are above rounding."""
+    """A factor in float64 on the host, its eigenvalues, and how many are above rounding.
 
+    Both are in units of the largest entry, so that no product leaves the range of float64.
+    """
+
+    unit: float
     matrix: Float64
     eigenvalues: Float64  # ascending
     rank: int
@@ -249,22 +266,24 @@ def _factor(name: str, value: Array | KroneckerFactors, side: str) -> _Factor:
         raise InputError(f"{name}: has shape {given.shape}; pass a square matrix.")
     if not np.all(np.isfinite(given)):
         raise InputError(f"{name}: has entries that are not finite; look at the layer's gradients.")
-    matrix = np.asarray(given, dtype=np.float64)
+    unit = float(np.max(np.abs(given)))
+    if unit == 0:
+        raise InputError(
+            f"{name}: is zero; a layer without gradients or inputs has no directions to draw."
+        )
+    matrix = np.asarray(given, dtype=np.float64) / unit
     matrix = matrix / 2 + matrix.T / 2
     values = np.linalg.eigvalsh(matrix)
     low, high, size = float(values[0]), float(values[-1]), len(values)
     if low < -_EPS * size * max(high, 0.0):
         raise InputError(
-            f"{name}: has the eigenvalue {low:.3g} beside a largest one of {high:.3g}; a "
-            "covariance has none below 0. Pass a factor as kronecker_factors returns it."
-        )
-    if high == 0:
-        raise InputError(
-            f"{name}: is zero; a layer without gradients or inputs has no directions to draw."
+            f"{name}: has the eigenvalue {low * unit:.3g} beside a largest one of "
+            f"{high * unit:.3g}; a covariance has none below 0. Pass a factor as "
+            "kronecker_factors returns it."
         )
     # Negative eigenvalues show the size of rounding, if the factor came from a narrower type.
     rounding = max(float(np.finfo(given.dtype).eps) * size * high, -4 * low)
-    return _Factor(matrix, np.maximum(values, 0), int(np.sum(values > rounding)))
+    return _Factor(unit, matrix, np.maximum(values, 0), int(np.sum(values > rounding)))
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

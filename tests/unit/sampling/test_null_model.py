@@ -233,7 +233,10 @@ EYE = np.eye(4)
         (lambda: sc.noise_null(EYE, EYE, 10, top_k=2.5), "top_k: 2.5"),
         (lambda: sc.noise_null(EYE, EYE, 10, n_draws=True), "n_draws: True"),
         (lambda: sc.noise_null(EYE, EYE, 10, seed=-1), "seed: -1 is not a whole number of 0"),
-        (lambda: sc.noise_null(EYE, EYE, 10).interval("kappa"), "name: 'kappa' is none of alpha"),
+        (
+            lambda: sc.noise_null(EYE, EYE, 10).interval("kappa"),
+            "name: 'kappa' is unknown; choose one of alpha",
+        ),
         (lambda: sc.noise_null(EYE, EYE, 10).interval("alpha", 95), "confidence: 95"),
     ],
 )
