@@ -55,6 +55,10 @@ STATEMENTS = {
     "9.5": "The maximum of T, where it lies, and steps divided by it.",
     "9.6": "Each method keeps the error that it states.",
     "9.9": "A step is bounded, sees no scale of gradients, and is without T where there are none.",
+    "11.1": "The spread of groups of terms is the noise of their mean, without bias.",
+    "11.2": "A group's gradient along directions of the others shows the population's derivative.",
+    "11.3": "Exponents of noise alone have known values, and uniform p-values.",
+    "11.4": "The jackknife over groups gives a mean its textbook error.",
     "11.6": "A σ of a rounded gradient lies within its residual of an exact one.",
 }
 """One sentence for each statement of theory.md that has a property."""
@@ -64,6 +68,7 @@ WITHOUT = {
     "6.4": "a prediction about trained networks: see [the ablations](results/ablations.md)",
     "9.7": "not implemented",
     "9.8": "a reason, not a result",
+    "11.5": "a definition",
 }
 """Why the others have none."""
 
@@ -72,6 +77,7 @@ EVERYWHERE = [
     "5.2", "5.3", "5.4", "5.5", "5.6", "5.7", "5.8",
     "7.1", "7.2", "7.3", "7.4", "7.5", "8",
     "9.1", "9.2", "9.3", "9.4", "9.5", "9.6",
+    "11.1", "11.2", "11.4",
 ]  # fmt: skip
 """Those with a property that draws its data, in every library, in float32 and float64."""
 

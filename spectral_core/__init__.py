@@ -62,6 +62,8 @@ from spectral_core.reporting import Provenance as Provenance
 from spectral_core.reporting import SampledNumber as SampledNumber
 from spectral_core.reporting import SpectralReport as SpectralReport
 from spectral_core.reporting import explain as explain
+from spectral_core.sampling import NoiseNull as NoiseNull
+from spectral_core.sampling import noise_null as noise_null
 
 __all__ = [
     "Certificate",
@@ -81,6 +83,7 @@ __all__ = [
     "MatrixSpec",
     "MethodChoice",
     "MissingExtraError",
+    "NoiseNull",
     "NonDeterministicError",
     "ParticipationSummary",
     "PowerLawFit",
@@ -107,6 +110,7 @@ __all__ = [
     "layernorm_band",
     "log_normal_participation",
     "measure",
+    "noise_null",
     "participation_ratio",
     "precondition",
     "precondition_method",

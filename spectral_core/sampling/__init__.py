@@ -2,6 +2,8 @@
 
 from spectral_core.sampling.jackknife import Jackknife as Jackknife
 from spectral_core.sampling.jackknife import jackknife as jackknife
+from spectral_core.sampling.null_model import NoiseNull as NoiseNull
+from spectral_core.sampling.null_model import noise_null as noise_null
 from spectral_core.sampling.signal import cross_fitted as cross_fitted
 from spectral_core.sampling.signal import direction_noise as direction_noise
 from spectral_core.sampling.signal import gradient_noise as gradient_noise
@@ -10,10 +12,12 @@ from spectral_core.sampling.signal import without_group as without_group
 
 __all__ = [
     "Jackknife",
+    "NoiseNull",
     "cross_fitted",
     "direction_noise",
     "gradient_noise",
     "jackknife",
+    "noise_null",
     "signal_share",
     "without_group",
 ]

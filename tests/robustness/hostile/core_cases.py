@@ -279,6 +279,26 @@ CASES = [
     gives("spectral_alignment", "NaN in a factor", lambda: sc.spectral_alignment(U, U, EYE * NAN, EYE), lambda a: nan(a.phi) and not nan(a.rho_a)),
     gives("spectral_alignment", "zero factor", lambda: sc.spectral_alignment(U, U, 0 * EYE, EYE), lambda a: nan(a.rho_delta) and a.delta.rank == 0),
     *(
+        refused("noise_null", what, lambda a=arguments, o=options: sc.noise_null(*a, **o), *words)
+        for what, arguments, options, words in (
+            ("not square", (np.ones((2, 3)), EYE, 9), {}, ("c_delta_gradient", "(2, 3)", "pass a square matrix")),
+            ("negative", (EYE, -EYE, 9), {}, ("c_a", "eigenvalue -1", "Pass a factor as")),
+            ("NaN", (EYE, EYE * NAN, 9), {}, ("c_a", "not finite", "look at")),
+            ("zeros", (0 * EYE, EYE, 9), {}, ("c_delta_gradient", "is zero", "a layer without")),
+            ("ints", (EYE, np.eye(3, dtype=int), 9), {}, ("c_a", "int64", "convert")),
+            ("of another layer", (EYE, EYE, 9), {"c_delta": np.eye(2)}, ("c_delta", "(2, 2)", "of one layer")),
+            ("no terms", (EYE, EYE, 0), {}, ("n_terms", "0", "whole number of 1")),
+            ("half a direction", (EYE, EYE, 9), {"top_k": 0.5}, ("top_k", "0.5", "whole number of 1")),
+            ("a str of draws", (EYE, EYE, 9), {"n_draws": "5"}, ("n_draws", "'5'", "whole number of 1")),
+            ("negative seed", (EYE, EYE, 9), {"seed": -1}, ("seed", "-1", "whole number of 0")),
+        )
+    ),
+    gives("noise_null", "two directions", lambda: sc.noise_null(EYE, EYE, 9, top_k=2, n_draws=3), lambda r: nan(r.exponents["alpha"]) and nan(r.p_value("alpha", 2.0))),
+    gives("noise_null", "the largest floats", lambda: sc.noise_null(1.7e308 * EYE, 1.7e308 * EYE, 9, n_draws=3), lambda r: np.isfinite(r.sigma).all()),
+    gives("noise_null", "tiny factors", lambda: sc.noise_null(1e-300 * EYE, 1e-300 * EYE, 9, n_draws=3), lambda r: (r.sigma > 0).all()),
+    refused("NoiseNull.interval", "an unknown name", lambda: sc.noise_null(EYE, EYE, 9, n_draws=3).interval("kappa"), "name", "'kappa'", "choose one of"),
+    refused("NoiseNull.p_value", "an unknown name", lambda: sc.noise_null(EYE, EYE, 9, n_draws=3).p_value(5, 2.0), "name", "5", "choose one of"),
+    *(
         refused("layernorm_band", f"{pair!r}", lambda p=pair: sc.layernorm_band(*p), "n and batch", repr(pair[0]), "positive")
         for pair in ((0, 5), (5, -1), (NAN, 5), (3, NAN), ("3", 5), (None, 5), (INF, 5))
     ),
