@@ -10,8 +10,10 @@ __all__ = ["find_tilt", "tilted"]
 # Of 33,000 drawn problems, mild and wild, none needed more than 14.
 ITERATIONS = 20
 
-# A bracket beyond this would overflow float32.
-_FARTHEST = 1e30
+# Logarithm of the farthest end of a bracket, and slopes below which a step is too long: 1e30 is
+# still a number of float32.
+_FARTHEST = 69.0
+_FLATTEST = 1e-30
 
 
 def tilted(xp: Any, beta: Array, z: Array, w: Array) -> Array:
@@ -65,16 +67,21 @@ def _log_odds_and_slope(xp: Any, beta: Array, z: Array, w: Array) -> tuple[Array
     mean = above / total
     spread = xp.sum(e * (z - mean[..., None]) ** 2, axis=-1)
     slope = (spread / above) * (total / below)
-    return xp.log(above) - xp.log(below), at_least(xp, slope, tiny)
+    return xp.log(above) - xp.log(below), at_least(xp, slope, _FLATTEST)
 
 
 def _bracket(xp: Any, z: Array, w: Array, log_odds: Array) -> tuple[Array, Array]:
     """Return ends between which β lies: ``1 − m ≤ (Σw/w_1) max_u u e^{−βu}``, w_1 at z = 1."""
-    total = xp.sum(w, axis=-1) / math.e
+    log_total = xp.log(_positive_or_one(xp, xp.sum(w, axis=-1))) - 1
 
     def reach(end: float, log_odds: Array) -> Array:
         weight = xp.sum(xp.where(z == end, w, xp.zeros_like(w)), axis=-1)
-        found = total / xp.where(weight > 0, weight, xp.ones_like(weight)) * (1 + xp.exp(log_odds))
-        return xp.where(found < _FARTHEST, found, xp.full_like(found, _FARTHEST))
+        log_inverse = math.log(2) + at_least(xp, log_odds, 0.0)  # of 1 − m, or more
+        found = log_total - xp.log(_positive_or_one(xp, weight)) + log_inverse
+        return xp.exp(xp.where(found < _FARTHEST, found, xp.full_like(found, _FARTHEST)))
 
     return -reach(0.0, -log_odds), reach(1.0, log_odds)
+
+
+def _positive_or_one(xp: Any, values: Array) -> Array:
+    return xp.where(values > 0, values, xp.ones_like(values))

@@ -153,7 +153,8 @@ def _squared_correlation(xp: Any, fit: _Solution) -> Array:
     varies = (yy > 0) & (ff > 0)
     product = _positive_or_one(xp, yy) ** 0.5 * _positive_or_one(xp, ff) ** 0.5
     correlation = xp.sum(fit.w * y * fitted, axis=-1) / product
-    return xp.where(varies, correlation**2, xp.full_like(correlation, float("nan")))
+    square = xp.where(correlation**2 < 1, correlation**2, xp.ones_like(correlation))
+    return xp.where(varies, square, xp.full_like(square, float("nan")))
 
 
 def _sum(xp: Any, terms: Array) -> Array:
