@@ -104,9 +104,9 @@ def _solve(xp: Any, x: Array, y: Array, w: Array, usable: Array) -> _Solution:
 
 def _on_unit_interval(xp: Any, x: Array, usable: Array) -> tuple[Array, Array, Array]:
     """Return the least x, how far the largest is from it, and all x on that scale."""
-    largest = float(xp.finfo(x.dtype).max)
-    start = xp.min(xp.where(usable, x, xp.full_like(x, largest)), axis=-1)
-    end = xp.max(xp.where(usable, x, xp.full_like(x, -largest)), axis=-1)
+    beyond = xp.full_like(x, 1e4)  # the logarithm of no number
+    start = xp.min(xp.where(usable, x, beyond), axis=-1)
+    end = xp.max(xp.where(usable, x, -beyond), axis=-1)
     rounding = 8 * float(xp.finfo(x.dtype).eps) * xp.maximum(xp.abs(start), xp.abs(end))
     varies = end - start > rounding
     start = xp.where(varies, start, xp.zeros_like(start))
