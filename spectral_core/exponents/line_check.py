@@ -152,7 +152,8 @@ def check_line(
     rss_of_line = xp.maximum(parabola.rss_of_line, floor)
     points = xp.astype(xp.where(n > 0, n, xp.ones_like(n)), log_y.dtype)
     dof = xp.where(n > 3, n - 3, xp.ones_like(n))
-    stderr = xp.sqrt(rss / xp.astype(dof, log_y.dtype) / parabola.norm)
+    # Roots first: JAX takes a subnormal quotient for 0.
+    stderr = xp.sqrt(rss) / xp.sqrt(xp.astype(dof, log_y.dtype) * parabola.norm)
     half = stderr * quantiles(xp, dof, x.shape[-1], (1 + confidence) / 2, stderr)
     status = xp.where(parabola.bends, xp.full_like(n, OK), xp.full_like(n, TOO_FEW_VALUES))
     status = xp.where(n < 4, xp.full_like(n, TOO_FEW_POINTS), status)
