@@ -55,7 +55,9 @@ STATEMENTS = {
     "9.5": "The maximum of T, where it lies, and steps divided by it.",
     "9.6": "Each method keeps the error that it states.",
     "9.9": "A step is bounded, sees no scale of gradients, and is without T where there are none.",
-    "11.6": "A σ of a rounded gradient lies within its residual of an exact one.",
+    "11.6": "Leverage and the exponent without a point; σ lies within its residual of an exact one.",
+    "11.7": "Poisson pseudo maximum likelihood solves its score equations, also with h ≤ 0.",
+    "11.8": "A parabola against the line: the quadratic term, its t and ΔBIC; α over the window.",
 }
 """One sentence for each statement of theory.md that has a property."""
 

@@ -69,7 +69,7 @@ class PowerLawFit:
     >>> round(fit.exponent, 3), [round(end, 3) for end in fit.interval], fit.n, fit.reason
     (1.995, [1.953, 2.037], 5, None)
     >>> fit.leverage.round(2).tolist(), fit.without_each.round(2).tolist()
-    ([0.74, 0.25, 0.22, 0.34, 0.45], [1.96, 2.0, 1.99, 1.98, 2.02])
+    ([0.77, 0.24, 0.21, 0.31, 0.46], [1.97, 2.0, 2.0, 1.99, 2.0])
     """
 
     exponent: Array
