@@ -29,9 +29,12 @@ from spectral_core.errors import NonDeterministicError as NonDeterministicError
 from spectral_core.errors import ReportError as ReportError
 from spectral_core.errors import SpectralError as SpectralError
 from spectral_core.exponents import ExponentTriangle as ExponentTriangle
+from spectral_core.exponents import LineCheck as LineCheck
 from spectral_core.exponents import PowerLawFit as PowerLawFit
 from spectral_core.exponents import RankProfile as RankProfile
 from spectral_core.exponents import RankProfileFits as RankProfileFits
+from spectral_core.exponents import check_line as check_line
+from spectral_core.exponents import exponent_over_window as exponent_over_window
 from spectral_core.exponents import exponent_triangle as exponent_triangle
 from spectral_core.exponents import fit_power_law as fit_power_law
 from spectral_core.exponents import fit_rank_profiles as fit_rank_profiles
@@ -79,6 +82,7 @@ __all__ = [
     "LayerInfo",
     "LayerSampling",
     "LayerSpectrum",
+    "LineCheck",
     "MatrixLayout",
     "MatrixSpec",
     "MethodChoice",
@@ -99,10 +103,12 @@ __all__ = [
     "__version__",
     "as_matrices",
     "certified_exponent",
+    "check_line",
     "decompose_exponent",
     "effective_rank",
     "entropy_rank",
     "explain",
+    "exponent_over_window",
     "exponent_triangle",
     "exponential_participation",
     "fit_power_law",

@@ -9,7 +9,7 @@ from spectral_core.arrays.numbers import is_real
 from spectral_core.arrays.products import exact_products
 from spectral_core.arrays.working_precision import in_working_precision
 from spectral_core.errors import InputError
-from spectral_core.exponents.power_law import to_floats
+from spectral_core.exponents.power_law_fit import to_floats
 from spectral_core.participation.participation import entropy_rank
 
 __all__ = ["FactorSpectrum", "SpectralAlignment", "effective_rank", "spectral_alignment"]

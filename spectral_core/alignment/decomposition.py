@@ -8,7 +8,8 @@ from spectral_core.arrays.namespace import Array, ArrayLike, finite_log, positiv
 from spectral_core.arrays.numbers import check_confidence
 from spectral_core.arrays.working_precision import in_working_precision
 from spectral_core.errors import InputError
-from spectral_core.exponents.power_law import PowerLawFit, fit_line, to_floats
+from spectral_core.exponents.least_squares import fit_line
+from spectral_core.exponents.power_law_fit import PowerLawFit, to_floats
 
 __all__ = ["ExponentDecomposition", "decompose_exponent"]
 

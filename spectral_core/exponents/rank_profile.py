@@ -16,7 +16,8 @@ from spectral_core.arrays.namespace import (
     to_numpy,
 )
 from spectral_core.arrays.working_precision import in_working_precision
-from spectral_core.exponents.power_law import centre, to_floats
+from spectral_core.exponents.line import centre
+from spectral_core.exponents.power_law_fit import to_floats
 
 __all__ = ["RankProfile", "RankProfileFits", "fit_rank_profiles"]
 

@@ -3,8 +3,11 @@
 import math
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
-__all__ = ["EXACT_DOF", "normal_expansion", "student_t_quantile"]
+from spectral_core.arrays.namespace import Array
+
+__all__ = ["EXACT_DOF", "normal_expansion", "quantiles", "student_t_quantile"]
 
 EXACT_DOF = 200
 """Degrees of freedom up to which a quantile is a root; its cost goes with their number."""
@@ -61,6 +64,20 @@ def normal_expansion(probability: float) -> tuple[float, ...]:
         x * (((3 * y + 19) * y + 17) * y - 15) / 384,
         x * ((((79 * y + 776) * y + 1482) * y - 1920) * y - 945) / 92160,
     )
+
+
+def quantiles(xp: Any, dof: Array, n_max: int, probability: float, like: Array) -> Array:
+    """Return the Student t quantile: small degrees of freedom from a table, safe under jit."""
+    largest = max(n_max - 2, 1)
+    quantile = xp.zeros_like(like)
+    if largest > EXACT_DOF:
+        inverse = 1 / xp.astype(dof, like.dtype)
+        for coefficient in reversed(normal_expansion(probability)):
+            quantile = quantile * inverse + coefficient
+    table = [student_t_quantile(probability, d) for d in range(1, min(largest, EXACT_DOF) + 1)]
+    for d, value in enumerate(table, start=1):
+        quantile = xp.where(dof == d, xp.full_like(like, value), quantile)
+    return quantile
 
 
 def _central_mass(t: float, dof: int) -> float:

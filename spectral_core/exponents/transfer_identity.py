@@ -1,13 +1,15 @@
 """The three exponents and the exact identity between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from spectral_core.arrays.namespace import Array, ArrayLike, finite_log, positive, ranks, spectra
 from spectral_core.arrays.numbers import check_confidence
 from spectral_core.arrays.working_precision import in_working_precision
 from spectral_core.errors import InputError
-from spectral_core.exponents.power_law import PowerLawFit, centre, fit_line, to_floats
+from spectral_core.exponents.least_squares import fit_line
+from spectral_core.exponents.line import centre
+from spectral_core.exponents.power_law_fit import PowerLawFit, to_floats
 
 __all__ = ["ExponentTriangle", "exponent_triangle"]
 
@@ -164,8 +166,8 @@ def exponent_triangle(
 def decay(fit: PowerLawFit) -> PowerLawFit:
     """Return the fit with the sign of its exponent turned: a decay as a positive number."""
     low, high = fit.interval
-    values = {**vars(fit), "exponent": -fit.exponent, "interval": (-high, -low)}
-    return PowerLawFit(**values)
+    without_each = None if fit.without_each is None else -fit.without_each
+    return replace(fit, exponent=-fit.exponent, interval=(-high, -low), without_each=without_each)
 
 
 def _relative(xp: Array, difference: Array, reference: Array) -> Array:

@@ -10,7 +10,10 @@ import numpy.typing as npt
 from spectral_core.alignment.alignment import SpectralAlignment
 from spectral_core.alignment.decomposition import ExponentDecomposition
 from spectral_core.curvature.certificate import Certificate
-from spectral_core.exponents.power_law import PowerLawFit
+from spectral_core.exponents.exponent_curve import exponent_over_window
+from spectral_core.exponents.influence import carrying_points
+from spectral_core.exponents.line_check import LineCheck, check_line
+from spectral_core.exponents.power_law import PowerLawFit, fit_power_law
 from spectral_core.exponents.rank_profile import RankProfileFits
 from spectral_core.exponents.transfer_identity import ExponentTriangle
 from spectral_core.reporting.sampling import LayerSampling
@@ -152,6 +155,28 @@ class LayerSpectrum:
         """Fit of ``h ∝ k^−s`` (Theory 2.3)."""
         return self.triangle.s
 
+    @property
+    def line_check(self) -> LineCheck:
+        """Check of whether log h is straight over log σ, as α takes it to be (Theory 11.8)."""
+        confidence = self.alpha.confidence
+        return check_line(self.sigma, self.curvature, confidence=confidence).to_floats()
+
+    @property
+    def alpha_over_k(self) -> PowerLawFit:
+        """α of the first 1, 2, …, K directions, in arrays of shape ``(K,)`` (Theory 11.8)."""
+        confidence = self.alpha.confidence
+        return exponent_over_window(self.sigma, self.curvature, confidence=confidence)
+
+    @property
+    def carried_by(self) -> tuple[int, ...]:
+        """The ranks k, from 1, of the directions that carry α (Theory 11.6).
+
+        A direction of leverage above 1/2 does, and one without which α lies farther away than half
+        of the width of its interval.
+        """
+        confidence = self.alpha.confidence
+        return carrying_points(fit_power_law(self.sigma, self.curvature, confidence=confidence))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spectrum as JSON values."""
         return dict(encode(self))
@@ -175,8 +200,14 @@ class LayerSpectrum:
         arrays = [array for array in vars(self).values() if isinstance(array, np.ndarray)]
         if self.decomposition is not None:
             arrays.append(self.decomposition.chi)
+        arrays += [array for fit in self._fits() for array in _of_each_point(fit)]
         if self.sigma.ndim != 1 or len({len(array) for array in arrays}) > 1:
             raise ValueError(f"layer {self.name!r} has unequal numbers of σ and h")
+
+    def _fits(self) -> list[PowerLawFit]:
+        """Return the power laws of the triangle and of the decomposition."""
+        results = [vars(each) for each in (self.triangle, self.decomposition) if each is not None]
+        return [fit for each in results for fit in each.values() if isinstance(fit, PowerLawFit)]
 
     def _check_fits(self) -> None:
         """Raise unless all fits are of single numbers, not batches, with a valid status."""
@@ -186,6 +217,12 @@ class LayerSpectrum:
         for fit in (self.alpha, self.gamma, self.s):
             fit.reason  # noqa: B018
         self.rank_profile.winner  # noqa: B018
+
+
+def _of_each_point(fit: PowerLawFit) -> list[npt.NDArray[np.float64]]:
+    """Return the arrays of a fit that have a number for each direction, if it has them."""
+    arrays = (fit.leverage, fit.without_each)
+    return [np.atleast_1d(array) for array in arrays if array is not None]
 
 
 @dataclass(frozen=True)
