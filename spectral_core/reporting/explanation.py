@@ -1,6 +1,6 @@
 """One sentence on the term that carries a layer's deviation from α = 2, which claims no more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,9 @@ def explain(layer: LayerSpectrum) -> Explanation:
 
     All terms are slopes on the same log σ, so their joint covariance is that of their residuals
     over ``Σ(x − x̄)²``; intervals of shares and leads come from it. Residuals along a spectrum are
-    seldom independent, so the intervals are rather too narrow than too wide.
+    seldom independent, so the intervals are rather too narrow than too wide. If the layer has
+    sampling errors of its terms, the intervals of α and of each term are the wider of both, and a
+    term carries the deviation only if it stands against sampling too (Theory 11.4).
 
     Parameters
     ----------
@@ -132,15 +134,18 @@ def explain(layer: LayerSpectrum) -> Explanation:
         )
     values, covariance, dof = _joint_slopes(layer)
     confidence = fits.alpha.confidence
-    terms = _terms(values, covariance, student_t_quantile((1 + confidence) / 2, dof))
-    low, high = fits.alpha.interval
+    sampled = _sampling_half_widths(layer)
+    terms = _terms(values, covariance, student_t_quantile((1 + confidence) / 2, dof), sampled[1:])
     alpha = float(fits.alpha.exponent)
-    head = f"{layer.name}: α = {alpha:.2f} ± {half_width(fits.alpha):.2f}"
-    if low <= 2 <= high:
+    half = max(half_width(fits.alpha), sampled[0])
+    head = f"{layer.name}: α = {alpha:.2f} ± {half:.2f}"
+    if abs(alpha - 2) <= half:
         return Explanation(f"{head} is compatible with 2{_cancelling(terms)}.", alpha, None, terms)
     side = "below" if alpha < 2 else "above"
     corrected = student_t_quantile(1 - (1 - confidence) / 6, dof)
     dominating = _dominating(alpha - 2, values, covariance, corrected)
+    if dominating is not None and abs(terms[dominating].value) <= _half(terms[dominating]):
+        dominating = None  # it does not stand against sampling
     if dominating is None:
         largest = max(terms, key=lambda name: terms[name].share)
         return Explanation(
@@ -153,6 +158,17 @@ def explain(layer: LayerSpectrum) -> Explanation:
         f"{head} lies {side} 2 mostly by {NAMES[dominating]} ({_amount(term)}).",
         alpha, dominating, terms,
     )  # fmt: skip
+
+
+def _sampling_half_widths(layer: LayerSpectrum) -> list[float]:
+    """Return half of the sampling intervals of α and of its terms; 0 where there is none."""
+    found = [getattr(layer.sampling, name, None) for name in ("alpha", *NAMES)]
+    halves = [0.0 if number is None else number.half_width for number in found]
+    return [half if half == half else 0.0 for half in halves]  # NaN tells nothing
+
+
+def _half(term: Term) -> float:
+    return (term.interval[1] - term.interval[0]) / 2
 
 
 def _joint_slopes(
@@ -173,12 +189,15 @@ def _joint_slopes(
 
 
 def _terms(
-    values: npt.NDArray[np.float64], covariance: npt.NDArray[np.float64], quantile: float
+    values: npt.NDArray[np.float64],
+    covariance: npt.NDArray[np.float64],
+    quantile: float,
+    sampled: Sequence[float],
 ) -> dict[str, Term]:
     total = np.abs(values).sum()
     terms = {}
     for index, name in enumerate(NAMES):
-        half = quantile * np.sqrt(covariance[index, index])
+        half = max(quantile * np.sqrt(covariance[index, index]), sampled[index])
         share = abs(values[index]) / total if total else np.nan
         # d share = (d|t_i| − share Σ_j d|t_j|) / Σ|t|
         slope = (np.eye(4)[index] - share) * np.sign(values) / (total or np.nan)
@@ -227,9 +246,8 @@ def _cancelling(terms: Mapping[str, Term]) -> str:
 
 
 def _amount(term: Term) -> str:
-    half = (term.interval[1] - term.interval[0]) / 2
     low, high = term.share_interval
     return (
-        f"{term.value:+.2f} ± {half:.2f}, {term.share:.0%} of the terms' absolute sum, "
+        f"{term.value:+.2f} ± {_half(term):.2f}, {term.share:.0%} of the terms' absolute sum, "
         f"{low:.0%} to {high:.0%}"
     )

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from spectral_core.errors import ReportError
-from spectral_core.reporting.rows import LAYER_COLUMNS, TERM_COLUMNS, row, table
+from spectral_core.reporting.rows import (
+    LAYER_COLUMNS,
+    OF_SAMPLE,
+    SAMPLING_COLUMNS,
+    TERM_COLUMNS,
+    Column,
+    row,
+    table,
+)
 from spectral_core.reporting.spectrum import LayerSpectrum, Provenance
 from spectral_core.reporting.text_table import printable, text_table
 from spectral_core.storage.files import as_path, read_text, write_atomically
@@ -15,7 +23,7 @@ from spectral_core.storage.json_values import UNREADABLE, decode, encode, parse
 
 __all__ = ["SCHEMA_VERSION", "SpectralReport"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -68,18 +76,30 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat dict per layer, from which tables and data frames are made.
 
-        Columns of the decomposition are there if any layer has one.
+        Columns of sampling errors and of the decomposition are there if any layer has them.
         """
-        columns = LAYER_COLUMNS + (TERM_COLUMNS if self.decomposed() else ())
+        columns: tuple[Column, ...] = LAYER_COLUMNS
+        columns += SAMPLING_COLUMNS if self.sampled() else ()
+        columns += TERM_COLUMNS if self.decomposed() else ()
         return [row(columns, spectrum) for spectrum in self.spectra]
 
     def summary(self) -> str:
         """Return the report as a table for a terminal, with its provenance and what was skipped."""
-        parts = [self._heading(), text_table(*self.table())]
+        parts = [self._heading(), text_table(*self.table()), self._meaning()]
+        if self.sampled():
+            parts.append(
+                f"sampling errors from {self.provenance.sampling} groups of samples; drift: what "
+                "half of the data would add"
+            )
+            parts.append(text_table(*self.sampling_table()))
         if self.decomposed():
             parts.append("α = β + φ + κ + ν, slopes on log σ; χ = κν")
             parts.append(text_table(*self.decomposition_table()))
-        notes = [f"  {s.name}: {note}" for s in self.spectra for note in s.notes]
+        notes = [
+            f"  {s.name}: {note}"
+            for s in self.spectra
+            for note in (*s.flag_reasons.values(), *s.notes)
+        ]
         if notes:
             parts.append("notes\n" + "\n".join(notes))
         if self.skipped:
@@ -101,9 +121,25 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
             f"{problem.get('device', '?')}"
         )
 
+    def _meaning(self) -> str:
+        """Return what is meant by ±."""
+        line = f"± line: how well a line fits these K points ({self.provenance.confidence:.0%})"
+        if self.sampled():
+            return f"{line}; ± sample: how far α moves with another sample as large as this one"
+        return f"{line}, not how far α would move with other data: measure with sampling=8 for that"
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the formatted cells of the summary's table."""
-        return table(LAYER_COLUMNS, self.spectra)
+        columns = [c for c in LAYER_COLUMNS if self.sampled() or c is not OF_SAMPLE]
+        return table(columns, self.spectra)
+
+    def sampled(self) -> list[LayerSpectrum]:
+        """Return the layers that have sampling errors."""
+        return [spectrum for spectrum in self.spectra if spectrum.sampling is not None]
+
+    def sampling_table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and formatted cells of the sampling errors."""
+        return table(SAMPLING_COLUMNS, self.sampled())
 
     def decomposed(self) -> list[LayerSpectrum]:
         """Return the layers that have a decomposition."""

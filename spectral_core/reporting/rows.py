@@ -14,7 +14,16 @@ from spectral_core.alignment.decomposition import ExponentDecomposition
 from spectral_core.exponents.power_law import PowerLawFit
 from spectral_core.reporting.spectrum import LayerSpectrum
 
-__all__ = ["LAYER_COLUMNS", "TERM_COLUMNS", "Column", "half_width", "row", "table"]
+__all__ = [
+    "LAYER_COLUMNS",
+    "OF_SAMPLE",
+    "SAMPLING_COLUMNS",
+    "TERM_COLUMNS",
+    "Column",
+    "half_width",
+    "row",
+    "table",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,11 @@ def _fit(name: str, fit: PowerLawFit) -> dict[str, Any]:
 
 _NAME = Column("layer", lambda s: s.name, lambda s: {"layer": s.name})
 
+OF_SAMPLE = Column(
+    "± sample", lambda s: "" if s.sampling is None else f"{s.sampling.alpha.half_width:.3f}"
+)
+"""The column that a table has only if a layer has sampling errors."""
+
 LAYER_COLUMNS = (
     _NAME,
     Column("kind", lambda s: s.kind, lambda s: {"kind": s.kind}),
@@ -81,7 +95,9 @@ LAYER_COLUMNS = (
         lambda s: {"m": s.shape[0], "n": s.shape[1]},
     ),
     Column("α", lambda s: f"{s.alpha.exponent:.3f}", lambda s: _fit("alpha", s.alpha)),
-    Column("±", lambda s: f"{half_width(s.alpha):.3f}"),
+    Column("± line", lambda s: f"{half_width(s.alpha):.3f}"),
+    OF_SAMPLE,
+    Column("mark", lambda s: ", ".join(s.flags) or "ok", lambda s: {"flags": " ".join(s.flags)}),
     Column("R²", lambda s: f"{s.alpha.r_squared:.3f}"),
     Column("γ", lambda s: f"{s.gamma.exponent:.3f}", lambda s: _fit("gamma", s.gamma)),
     Column("s", lambda s: f"{s.s.exponent:.3f}", lambda s: _fit("s", s.s)),
@@ -127,6 +143,51 @@ LAYER_COLUMNS = (
     ),
 )
 """The columns of every layer."""
+
+
+def _sampled(header: str, name: str) -> Column:
+    """Return the column of the sampling error and the drift of a number."""
+
+    def cell(spectrum: LayerSpectrum) -> str:
+        number = getattr(spectrum.sampling, name)
+        drift = "" if math.isnan(number.drift) else f", drift {number.drift:+.2f}"
+        return f"{number.half_width:.2f}{drift}"
+
+    def figures(spectrum: LayerSpectrum) -> dict[str, Any]:
+        number = getattr(spectrum.sampling, name, None)
+        names = (f"{name}_sampling_stderr", f"{name}_drift")
+        values = (number.stderr, number.drift) if number else (math.nan, math.nan)
+        return dict(zip(names, values, strict=True))
+
+    return Column(header, cell, figures)
+
+
+def _median_share(spectrum: LayerSpectrum) -> float:
+    if spectrum.sampling is None:
+        return math.nan
+    shares = spectrum.sampling.signal_shares
+    return float(np.median(shares[np.isfinite(shares)])) if np.isfinite(shares).any() else math.nan
+
+
+SAMPLING_COLUMNS = (
+    _NAME,
+    Column(
+        "signal of ‖G‖²",
+        lambda s: f"{s.sampling.signal_share:.2f}" if s.sampling else "",
+        lambda s: {"signal_share": s.sampling.signal_share if s.sampling else math.nan},
+    ),
+    Column(
+        "of σ_k, median",
+        lambda s: f"{_median_share(s):.2f}",
+        lambda s: {"signal_share_median": _median_share(s)},
+    ),
+    _sampled("± α", "alpha"),
+    _sampled("± γ", "gamma"),
+    _sampled("± s", "s"),
+    _sampled("± PR", "participation"),
+    Column("directions", lambda s: s.sampling.directions if s.sampling else ""),
+)
+"""The columns of the sampling errors; rows of layers without hold NaN."""
 
 
 def _terms(spectrum: LayerSpectrum) -> ExponentDecomposition:

@@ -16,6 +16,7 @@ from spectral_core.exponents.line_check import LineCheck, check_line
 from spectral_core.exponents.power_law import PowerLawFit, fit_power_law
 from spectral_core.exponents.rank_profile import RankProfileFits
 from spectral_core.exponents.transfer_identity import ExponentTriangle
+from spectral_core.reporting.flags import flags_of
 from spectral_core.reporting.sampling import LayerSampling
 from spectral_core.storage.json_values import decode, encode
 
@@ -176,6 +177,18 @@ class LayerSpectrum:
         """
         confidence = self.alpha.confidence
         return carrying_points(fit_power_law(self.sigma, self.curvature, confidence=confidence))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The marks ``"noise"``, ``"moving"``, ``"one point"`` and ``"curved"`` that apply."""
+        return tuple(self.flag_reasons)
+
+    @property
+    def flag_reasons(self) -> dict[str, str]:
+        """The marks that apply, each with a sentence on why; see `flags_of`."""
+        confidence = self.alpha.confidence
+        fit = fit_power_law(self.sigma, self.curvature, confidence=confidence).to_floats()
+        return flags_of(fit, self.carried_by, self.line_check, self.sampling)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spectrum as JSON values."""

@@ -105,6 +105,9 @@ def demo(output: str, seed: int, debug: bool) -> None:
 @click.option("--kfac-approx", "--sharing", "kfac_approx", default="expand",
               type=click.Choice(["expand", "reduce"]),
               show_default=True, help="How shared positions enter the factors.")  # fmt: skip
+@click.option(
+    "--sampling", type=click.IntRange(min=4), help="Groups of samples for sampling errors."
+)
 @click.option("--output", default="report.json", show_default=True, help="Report to write.")
 @click.option("--plots", help="Folder for the figures.")
 @click.option("--fresh", is_flag=True, help="Forget an interrupted measurement.")
@@ -120,6 +123,7 @@ def measure(
     decompose: bool,
     fisher_type: str,
     kfac_approx: str,
+    sampling: int | None,
     output: str,
     plots: str | None,
     fresh: bool,
@@ -145,6 +149,7 @@ def measure(
             decompose=decompose,
             fisher_type=fisher_type,  # type: ignore[arg-type]
             kfac_approx=kfac_approx,  # type: ignore[arg-type]
+            sampling=sampling,
             progress=progress,
             resume=journal,
         )

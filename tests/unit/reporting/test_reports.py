@@ -6,75 +6,27 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from written_layers import decomposition, layer, report
 
 import spectral_core as sc
-from spectral_core.reporting.spectrum import ParticipationSummary, Provenance
+from spectral_core.reporting.spectrum import Provenance
 from spectral_core.storage import files
 
 NAN = math.nan
 TERMS = ("beta", "phi", "phi_delta", "phi_a", "kappa", "nu")
 
 
-def fit(exponent, half=0.25, r_squared=0.5, n=3, dropped=1):
-    """A fit whose interval is symmetric; all numbers are told apart."""
-    interval = (exponent - half, exponent + half)
-    return sc.PowerLawFit(exponent, 0.0, r_squared, half / 2, interval, n, dropped, 0, 0.95)
-
-
-def layer(name="body", **changes):
-    """A layer of numbers written by hand, no two of them alike."""
-    triangle = sc.ExponentTriangle(
-        alpha=fit(1.7654, 0.1236, 0.9876),
-        gamma=fit(0.8123, 0.0456, 0.9321, 4, 0),
-        s=fit(1.4321, 0.2345, 0.9135),
-        order="sorted",
-        predicted_s=1.4342,
-        s_index=1.43,
-        s_sorted=1.4321,
-        gamma_window=0.81,
-        defect=-0.0123,
-        ordering_term=0.0,
-        window_term=0.0,
-        defect_bound=0.0457,
-        relative_error=0.0147,
-    )
-    profiles = [sc.RankProfile({"gamma": 0.8}, 0.1 + i, -9.0 + i, -8.0 + i, 4) for i in range(3)]
-    spectrum = sc.LayerSpectrum(
-        name=name,
-        kind="conv2d",
-        shape=(64, 27),
-        sigma=np.asarray([4.0, 3.0, 2.0, 1.0]),
-        curvature=np.asarray([9.0, 5.0, -1.0, 1.0]),
-        triangle=triangle,
-        participation=ParticipationSummary(2.3456, 2.4, 3, 2.6, math.inf, 1.1, 2.7891),
-        rank_profile=sc.RankProfileFits(*profiles, winner_code=2, delta_bic=1.0),
-    )
-    return replace(spectrum, **changes)
-
-
-def decomposition(chi=(2.0, 8.0, NAN, 30.0)):
-    return sc.ExponentDecomposition(
-        alpha=fit(1.7654, 0.1236), beta=fit(2.1, 0.11), phi=fit(-0.6, 0.22), kappa=fit(0.25, 0.33),
-        nu=fit(-0.001, 0.44), phi_delta=fit(-0.4, 0.55), phi_a=fit(-0.2, 0.66),
-        full_alignment=fit(-0.2346), chi=np.asarray(chi), closure=-3.2e-16,
-    )  # fmt: skip
-
-
-def report(*spectra, **changes):
-    problem = {"loss": 2.3025850929, "n_terms": 2048, "backend": "torch", "dtype": "float32",
-               "device": "cpu"}  # fmt: skip
-    provenance = Provenance(problem, {}, 20, "hessian", 0.95)
-    return replace(sc.SpectralReport(provenance, spectra), **changes)
-
-
 SUMMARY = """\
 hessian curvature along the top 20 gradient singular directions of 2 layers; \
 loss 2.30259 over 2048 terms; torch float32 on cpu
 
-layer         kind    shape      α      ±     R²      γ      s     αγ  |s−αγ|/s    |τ| ≤ bound    PR  ≤ cert.  ζ(s)²/ζ(2s)  profile     dropped
-────────────  ──────  ─────  ─────  ─────  ─────  ─────  ─────  ─────  ────────  ─────────────  ────  ───────  ───────────  ──────────  ───────
-body          conv2d  64×27  1.765  0.124  0.988  0.812  1.432  1.434     1.5 %  0.012 ≤ 0.046  2.35     2.79          inf  log-normal  1/4
-a longer one  linear  64×27  1.765  0.124  0.988  0.812  1.432  1.434     1.5 %  0.012 ≤ 0.046  2.35     2.79          inf  log-normal  1/4
+layer         kind    shape      α  ± line  mark          R²      γ      s     αγ  |s−αγ|/s    |τ| ≤ bound    PR  ≤ cert.  ζ(s)²/ζ(2s)  profile     dropped
+────────────  ──────  ─────  ─────  ──────  ─────────  ─────  ─────  ─────  ─────  ────────  ─────────────  ────  ───────  ───────────  ──────────  ───────
+body          conv2d  64×27  1.765   0.124  one point  0.988  0.812  1.432  1.434     1.5 %  0.012 ≤ 0.046  2.35     2.79          inf  log-normal  1/4
+a longer one  linear  64×27  1.765   0.124  one point  0.988  0.812  1.432  1.434     1.5 %  0.012 ≤ 0.046  2.35     2.79          inf  log-normal  1/4
+
+± line: how well a line fits these K points (95%), not how far α would move with other data: \
+measure with sampling=8 for that
 
 α = β + φ + κ + ν, slopes on log σ; χ = κν
 
@@ -83,8 +35,11 @@ layer                   α            β             φ      of it φδ         
 a longer one  1.77 ± 0.12  2.10 ± 0.11  -0.60 ± 0.22  -0.40 ± 0.55  -0.20 ± 0.66  0.25 ± 0.33  0.00 ± 0.44    3e-16         8  2–30     3/4
 
 notes
+  body: one point: α = 1.55 would be nothing without direction 1 and nothing without direction 4
   body: cut
   body: tied
+  a longer one: one point: α = 1.55 would be nothing without direction 1 and nothing without \
+direction 4
   a longer one: far
 
 skipped
@@ -107,9 +62,13 @@ def test_the_summary_word_by_word():
     assert str(found) == found.summary() == SUMMARY
 
 
-def test_a_summary_without_notes_terms_and_skipped_layers_is_heading_and_table():
-    heading, table = str(report(layer())).split("\n\n")
+def test_a_summary_without_notes_terms_and_skipped_layers_is_heading_table_and_its_meaning():
+    sigma = np.geomspace(1, 0.01, 12)
+    plain = layer(sigma=sigma, curvature=sigma**2 * np.exp(0.3 * np.sin(3 * np.arange(12))))
+    assert plain.flags == ()
+    heading, table, meaning = str(report(plain)).split("\n\n")
     assert heading.startswith("hessian curvature") and table.startswith("layer")
+    assert "  ok  " in table and meaning.startswith("± line: ")
 
 
 def test_what_a_problem_does_not_say_is_unknown():
@@ -132,6 +91,7 @@ def test_a_row_of_every_figure():
     (row,) = report(layer()).rows()
     assert row == {
         "layer": "body", "kind": "conv2d", "m": 64, "n": 27,
+        "flags": "one point",
         "alpha": 1.7654, "alpha_low": 1.7654 - 0.1236, "alpha_high": 1.7654 + 0.1236,
         "alpha_r_squared": 0.9876, "alpha_n": 3,
         "gamma": 0.8123, "gamma_low": 0.8123 - 0.0456, "gamma_high": 0.8123 + 0.0456,
@@ -179,7 +139,7 @@ def test_a_saved_report_is_json_with_every_field(tmp_path):
     data = json.loads(text)
     assert text == json.dumps(data, indent=1) + "\n"
     assert list(data) == ["schema_version", "provenance", "spectra", "skipped"]
-    assert data["schema_version"] == 1 and data["skipped"] == {"frozen": "needs no gradient"}
+    assert data["schema_version"] == 2 and data["skipped"] == {"frozen": "needs no gradient"}
     assert data["provenance"] == asdict(found.provenance)
     (spectrum,) = data["spectra"]
     assert spectrum["sigma"] == [4.0, 3.0, 2.0, 1.0] and spectrum["notes"] == ["cut"]
