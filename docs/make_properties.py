@@ -55,7 +55,7 @@ STATEMENTS = {
     "9.5": "The maximum of T, where it lies, and steps divided by it.",
     "9.6": "Each method keeps the error that it states.",
     "9.9": "A step is bounded, sees no scale of gradients, and is without T where there are none.",
-    "11.6": "Leverage and the exponent without a point; σ lies within its residual of an exact one.",
+    "11.6": "Leverage, the exponent without a point; a σ lies within its residual of an exact one.",
     "11.7": "Poisson pseudo maximum likelihood solves its score equations, also with h ≤ 0.",
     "11.8": "A parabola against the line: the quadratic term, its t and ΔBIC; α over the window.",
 }
@@ -73,7 +73,7 @@ EVERYWHERE = [
     "2.5", "3.1", "3.2", "3.3", "4.1", "4.2", "4.3", "4.4", "4.5", "4.6",
     "5.2", "5.3", "5.4", "5.5", "5.6", "5.7", "5.8",
     "7.1", "7.2", "7.3", "7.4", "7.5", "8",
-    "9.1", "9.2", "9.3", "9.4", "9.5", "9.6",
+    "9.1", "9.2", "9.3", "9.4", "9.5", "9.6", "11.6", "11.7", "11.8",
 ]  # fmt: skip
 """Those with a property that draws its data, in every library, in float32 and float64."""
 
