@@ -59,7 +59,7 @@ STATEMENTS = {
     "11.2": "A group's gradient along directions of the others shows the population's derivative.",
     "11.3": "Exponents of noise alone have known values, and uniform p-values.",
     "11.4": "The jackknife over groups gives a mean its textbook error.",
-    "11.6": "Leverage, and the exponent without a point; σ within its residual of an exact one.",
+    "11.6": "Leverage, the exponent without a point; a σ lies within its residual of an exact one.",
     "11.7": "Poisson pseudo maximum likelihood solves its score equations, also with h ≤ 0.",
     "11.8": "A parabola against the line: the quadratic term, its t and ΔBIC; α over the window.",
 }
@@ -78,8 +78,7 @@ EVERYWHERE = [
     "2.5", "3.1", "3.2", "3.3", "4.1", "4.2", "4.3", "4.4", "4.5", "4.6",
     "5.2", "5.3", "5.4", "5.5", "5.6", "5.7", "5.8",
     "7.1", "7.2", "7.3", "7.4", "7.5", "8",
-    "9.1", "9.2", "9.3", "9.4", "9.5", "9.6",
-    "11.1", "11.2", "11.4",
+    "9.1", "9.2", "9.3", "9.4", "9.5", "9.6", "11.1", "11.2", "11.4", "11.6", "11.7", "11.8",
 ]  # fmt: skip
 """Those with a property that draws its data, in every library, in float32 and float64."""
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from spectral_core.arrays.namespace import Array, ArrayLike, device_of, mask_like, spectra
+from spectral_core.arrays.namespace import Array, ArrayLike, mask_like, ranks, spectra
 from spectral_core.arrays.working_precision import in_working_precision
 from spectral_core.exponents.power_law import fit_power_law
 from spectral_core.exponents.power_law_fit import PowerLawFit
@@ -59,8 +59,8 @@ def exponent_over_window(
     """
     given = {"x": x, "y": y} | ({} if weights is None else {"weights": weights})
     xp, arrays = spectra(**given)
-    index = xp.arange(arrays[0].shape[-1], device=device_of(arrays[0]))
-    windows = index <= index[:, None]
+    k = ranks(xp, arrays[0])
+    windows = k <= k[:, None]
     if where is not None:
         like = xp.ones_like(arrays[0], dtype=xp.bool)
         windows = windows & _for_each(like & mask_like(xp, where, like))

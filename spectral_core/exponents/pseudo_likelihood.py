@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from spectral_core.arrays.namespace import Array, at_least, count, device_of
+from spectral_core.arrays.namespace import Array, at_least, count, ranks
 from spectral_core.exponents.exponential_tilt import find_tilt, tilted
 from spectral_core.exponents.power_law_fit import (
     CONSTANT_X,
@@ -24,9 +24,9 @@ def fit_poisson(
 
     x is a logarithm already, y is not. The fit, and those without each point, are solved together.
     """
-    index = xp.arange(x.shape[-1], device=device_of(x))
+    k = ranks(xp, x)
     all_of_them = usable[..., None, :]
-    masks = xp.concat([all_of_them, all_of_them & (index[:, None] != index)], axis=-2)
+    masks = xp.concat([all_of_them, all_of_them & (k[:, None] != k)], axis=-2)
     w = xp.ones_like(y) if weights is None else weights
     many = _solve(xp, x[..., None, :], y[..., None, :], w[..., None, :], masks)
     fit = _Solution(*(each[..., 0, :] for each in many[:4]), *(each[..., 0] for each in many[4:]))

@@ -105,20 +105,20 @@ def groups_of(
     InputError
         If none is borne out: the mean over the groups is not the loss.
     """
-    reason = "the batches hold no arrays with an axis of samples"
+    reasons = []  # the likeliest way has the first word
     for way in ways:
         try:
             found = way()
         except InputError as error:
-            reason = str(error).removeprefix("sampling: ").rstrip(".")
+            reasons.append(str(error).removeprefix("sampling: ").rstrip("."))
             continue
         except Exception as error:  # the user's code may take whole batches only
-            reason = f"a part of the data raises {first_line(error)}"
+            reasons.append(f"a part of the data raises {first_line(error)}")
             continue
         total = sum(terms for _, terms, _ in found)
         shares = [terms / total if total else 0.0 for _, terms, _ in found]
         if not all(shares):
-            reason = "a group has no term that counts"
+            reasons.append("a group has no term that counts")
             continue
         parts = [share * of_one for share, (*_, of_one) in zip(shares, found, strict=True)]
         off, size = abs(sum(parts) - loss), sum(map(abs, parts))
@@ -127,10 +127,10 @@ def groups_of(
                 SampleGroup(problem, share)
                 for share, (problem, *_) in zip(shares, found, strict=True)
             ]
-        reason = (
-            f"the mean loss of groups of samples, {sum(parts):.6g}, is not that of all, {loss:.6g}"
+        reasons.append(
+            f"the mean over groups of samples, {sum(parts):.6g}, is not that of all, {loss:.6g}"
         )
     raise InputError(
-        f"sampling: the samples cannot be divided into groups: {reason}. Pass batches of arrays "
+        f"sampling: the samples cannot be divided into groups: {reasons[0]}. Pass batches of arrays "
         "with one axis of samples, or sampling=None."
     )

@@ -39,6 +39,8 @@ def read_only(values):
 # One spectrum as the first argument: the same is said by all that take one.
 SPECTRUM = {
     "fit_power_law": (lambda x: sc.fit_power_law(x, A), "x"),
+    "exponent_over_window": (lambda x: sc.exponent_over_window(x, A), "x"),
+    "check_line": (lambda x: sc.check_line(x, A), "x"),
     "exponent_triangle": (lambda x: sc.exponent_triangle(x, A), "sigma"),
     "fit_rank_profiles": (sc.fit_rank_profiles, "sigma"),
     "participation_ratio": (sc.participation_ratio, "h"),
@@ -184,6 +186,8 @@ CASES = [
         refused(of, f"confidence {value!r}", lambda call=call, v=value: call(v), "confidence", repr(value), "for instance 0.95")
         for of, call in {
             "fit_power_law": lambda c: sc.fit_power_law(A, A, confidence=c),
+            "exponent_over_window": lambda c: sc.exponent_over_window(A, A, confidence=c),
+            "check_line": lambda c: sc.check_line(A, A, confidence=c),
             "exponent_triangle": lambda c: sc.exponent_triangle(A, A, confidence=c),
             "decompose_exponent": lambda c: sc.decompose_exponent(A, A, A, alignment(), confidence=c),
         }.items()
@@ -193,6 +197,8 @@ CASES = [
         refused(of, f"where {what}", lambda call=call, v=value: call(v), "where", seen, remedy)
         for of, call in {
             "fit_power_law": lambda w: sc.fit_power_law(A, A, where=w),
+            "exponent_over_window": lambda w: sc.exponent_over_window(A, A, where=w),
+            "check_line": lambda w: sc.check_line(A, A, where=w),
             "fit_rank_profiles": lambda w: sc.fit_rank_profiles(A, where=w),
         }.items()
         for what, value, seen, remedy in (
@@ -212,6 +218,7 @@ CASES = [
     gives("fit_power_law", "read-only and not contiguous", lambda: sc.fit_power_law(read_only(A), np.repeat(A, 2)[::2]), lambda f: abs(f.exponent - 1) < 1e-12),
     gives("fit_power_law", "a million points", lambda: sc.fit_power_law(np.arange(1.0, 1e6), np.arange(1.0, 1e6) ** -1.5), lambda f: abs(f.exponent + 1.5) < 1e-9),
     gives("fit_power_law", "denormal and huge", lambda: sc.fit_power_law([1e-310, 1.0, 1e308], [1e-310, 1.0, 1e308]), lambda f: abs(f.exponent - 1) < 1e-9),
+    refused("fit_power_law", "unknown estimator", lambda: sc.fit_power_law(A, A, estimator="poisson"), "estimator", "'poisson'", "choose"),
     refused("exponent_triangle", "unknown order", lambda: sc.exponent_triangle(A, A, order="rank"), "order", "'rank'", "choose"),
     refused("exponent_triangle", "order None", lambda: sc.exponent_triangle(A, A, order=None), "order", "None", "choose"),
     refused("exponent_triangle", "libraries differ", lambda: sc.exponent_triangle(A, STRICT), "sigma: numpy", "curvature: torch", "convert them"),
@@ -454,6 +461,7 @@ CASES = [
     *(refused("explain", what, lambda v=value: sc.explain(v), "layer", seen, "pass one of a report") for what, value, seen in (("a number", 5, "a int"), ("None", None, "a NoneType"))),
     *(refused(of, "plain numbers of a batch", call, name, "(2,)", "index it first") for of, name, call in (
         ("PowerLawFit", "exponent", lambda: sc.fit_power_law(np.stack([A, A]), A).to_floats()),
+        ("LineCheck", "quadratic", lambda: sc.check_line(np.stack([A, A]), A).to_floats()),
         ("ExponentTriangle", "exponent", lambda: sc.exponent_triangle(np.stack([A, A]), np.stack([A, A])).to_floats()),
         ("RankProfileFits", "gamma", lambda: sc.fit_rank_profiles(np.stack([A, A])).to_floats()),
         ("RankProfile", "gamma", lambda: sc.fit_rank_profiles(np.stack([A, A])).power_law.to_floats()),

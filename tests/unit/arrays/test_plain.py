@@ -17,6 +17,8 @@ STEP = {"lr": 0.1, "alpha": 1.0}
 
 CALLS = {
     "fit_power_law": [(X, Y), (X, Y, {"weights": X, "where": HERE})],
+    "exponent_over_window": [(X, Y, {"weights": X, "where": HERE})],
+    "check_line": [(X, Y, {"where": HERE})],
     "fit_rank_profiles": [(X, {"where": HERE})],
     "exponent_triangle": [(X, Y)],
     "decompose_exponent": [(X[:5], X[:5], X[:5], ALIGNMENT)],

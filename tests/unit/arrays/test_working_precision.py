@@ -21,6 +21,9 @@ S = np.asarray([1.01, 1.5, 2.0, 7.0])
 
 CALLS = {
     "fit_power_law": (lambda w, x, y: sc.fit_power_law(x, y, weights=w), WEIGHTS, SIGMA, H),
+    "fit_power_law, ppml": (lambda x, y: sc.fit_power_law(x, y, estimator="ppml"), SIGMA, H),
+    "exponent_over_window": (sc.exponent_over_window, SIGMA, H),
+    "check_line": (sc.check_line, SIGMA, H),
     "exponent_triangle": (sc.exponent_triangle, SIGMA, H),
     "fit_rank_profiles": (sc.fit_rank_profiles, SIGMA),
     "participation_ratio": (sc.participation_ratio, H),
