@@ -63,7 +63,7 @@ def test_sampling_changes_nothing_else():
 
 
 @pytest.mark.parametrize("decompose", [False, True])
-def test_11_4_errors_are_those_of_the_parts_measured_by_themselves(decompose):
+def test_errors_are_those_of_the_parts_measured_by_themselves(decompose):
     options = {"decompose": decompose, "sampling_directions": "own", "sampling": B}
     found = measured(batches(), **options)
     parts = parts_of(batches())
@@ -100,7 +100,7 @@ def test_11_4_errors_are_those_of_the_parts_measured_by_themselves(decompose):
             assert number.quarters == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
-def test_11_1_and_11_2_signal_shares_from_the_parts():
+def test_signal_shares_from_the_parts():
     found = measured(batches(), sampling=B)
     parts = parts_of(batches())
     shares = np.array([len(labels) for _, labels in parts]) / 73
