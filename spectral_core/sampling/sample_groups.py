@@ -131,6 +131,6 @@ def groups_of(
             f"the mean over groups of samples, {sum(parts):.6g}, is not that of all, {loss:.6g}"
         )
     raise InputError(
-        f"sampling: the samples cannot be divided into groups: {reasons[0]}. Pass batches of arrays "
-        "with one axis of samples, or sampling=None."
+        f"sampling: the samples cannot be divided into groups: {reasons[0]}. Pass batches of "
+        "arrays with one axis of samples, or sampling=None."
     )

@@ -222,7 +222,8 @@ class CurvatureProblem(BaseProblem[Layer]):
         """Return disjoint groups of whole samples, as equal as the data allow.
 
         A group takes samples in the order of a checksum of what they hold, so that neither batches
-        nor their order matter. Where samples cannot be told apart, whole batches are dealt out.
+        nor their order matter. Samples lie along the first axis where shapes leave a choice. Where
+        they cannot be told apart, whole batches are dealt out.
 
         Parameters
         ----------
