@@ -89,7 +89,7 @@ def test_a_cut_falls_between_the_tokens_of_its_own_batch():
     recorder = Recorder()
     shapes = ((18, 7), (2, 9)), ((20, 7), (4, 5))
     recorder.cuts(*shapes)
-    (data, way, *ends), (_, _, *others) = recorder.cut
+    (data, _, *ends), (_, _, *others) = recorder.cut
     assert data == 1 and [ends, others] == [[0, 2], [2, 4]]
     recorder = Recorder(parts=[ValueError("whole")] * 2)  # the next way cuts flattened tokens
     recorder.cuts(*shapes)

@@ -8,6 +8,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_core.newton import StepOptions
+from spectral_core.preconditioning.gram import smallest_shift
 
 DOUBLE = 2.0**-52
 
@@ -52,6 +53,7 @@ def test_what_a_step_takes_passes_the_door():
         (1.0, {"damping": 0.0}),
         (np.asarray(1.0), {"method": "eigh"}),
         (0.5, {"lr": np.asarray(0.1)}),
+        (2.0, {"method": "closed", "damping": 1.01 * smallest_shift(2, DOUBLE)}),
     ]:
         options = replace(StepOptions(0.1), **given)
         step(alpha, options)
