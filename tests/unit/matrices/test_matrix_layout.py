@@ -171,7 +171,15 @@ def test_other_shapes_are_refused_by_split_and_merge():
         layout.merge({})
 
 
-def test_masks_and_units_are_refused_by_the_name_of_the_argument():
+def test_what_is_no_array_is_refused_by_its_kind():
+    layout = sc.as_matrices((2, 3))
+    with pytest.raises(sc.InputError, match=r"^array: a str is no array; pass an array\.$"):
+        layout.split("ab")
+    with pytest.raises(sc.InputError, match=r"^matrices: a dict is no array; pass an array\.$"):
+        layout.merge([{}])
+
+
+def test_masks_are_refused_by_the_name_of_the_argument():
     layout, masked = sc.as_matrices((2, 3)), np.ma.masked_equal(np.eye(2, 3), 1.0)
     with pytest.raises(sc.InputError, match=r"^array: a numpy\.MaskedArray has masked values"):
         layout.split(masked)

@@ -141,6 +141,7 @@ def test_numbers_are_blocks_only_where_no_parameter_has_them():
     ]  # fmt: skip
     assert of(["0", "1"], ["0", "1", "2"]) == [[("0", None)], [("1", None)]]
     assert of(["0"], ["0.0"], [(3,)]) == [[("0.0", 0)]]
+    assert of([""], ["1"], [(3,)]) == [[]], "a number alone is no block of a tree that is one array"
 
 
 @pytest.mark.parametrize(
