@@ -110,19 +110,19 @@ class _Evidence:
 
     Parameters
     ----------
-    certain : list of (int, int)
-        The readings that are certain, by index and that of the variant, the likeliest first.
-    borne_out : list of (int, int)
-        These readings, and other variants that add up just as well.
     problem : str
         The reason that speaks against the likeliest.
+    certain : sequence of (int, int)
+        The readings that are certain, by index and that of the variant, the likeliest first.
+    borne_out : sequence of (int, int)
+        These readings, and other variants that add up just as well.
     example : BatchLoss or None
         A batch, if there is one.
     """
 
-    certain: list[Place]
-    borne_out: list[Place]
     problem: str
+    certain: Sequence[Place] = ()
+    borne_out: Sequence[Place] = ()
     example: BatchLoss | None = None
 
     def reduction(self, place: Place) -> Reduction:
@@ -134,13 +134,13 @@ def _examined(batches: Sequence[BatchLoss], cuts: Sequence[Cut], eps: float) -> 
     """Examine how batches that have terms reduce them."""
     made = [cut for cut in cuts if cut.pieces is not None]
     if not batches or not batches[0].readings:
-        return _Evidence([], [], f"{_UNTOLD}, as it ends in no reduction that is known")
+        return _Evidence(f"{_UNTOLD}, as it ends in no reduction that is known")
     if not all(batch.alike(batches[0]) for batch in batches):
-        return _Evidence([], [], f"{_UNTOLD}, as it ends in other reductions from batch to batch")
+        return _Evidence(f"{_UNTOLD}, as it ends in other reductions from batch to batch")
     if not made or (cuts[0].pieces is None and cuts[0].varies):
-        return _Evidence([], [], f"{_UNTOLD}: {cuts[0].failure if cuts else _NO_AXIS}")
+        return _Evidence(f"{_UNTOLD}: {cuts[0].failure if cuts else _NO_AXIS}")
     varies = any(cut.varies for cut in made)
-    certain, borne_out = [], []
+    certain, borne_out = list[Place](), list[Place]()
     for index, reading in enumerate(batches[0].readings):
         places = [(index, variant) for variant in range(len(reading.variants()))]
         found = [place for place in places if _is_borne_out(place, batches, made, eps)]
@@ -148,7 +148,7 @@ def _examined(batches: Sequence[BatchLoss], cuts: Sequence[Cut], eps: float) -> 
         certain += [] if chosen is None else [chosen]
         borne_out += found
     problem = _NESTED if borne_out else f"{_NOT_ADDITIVE}: {_shown(made, batches[0])}"
-    return _Evidence(certain, borne_out, problem, batches[0])
+    return _Evidence(problem, certain, borne_out, batches[0])
 
 
 def _chosen(readings: Sequence[LossTerms], found: Sequence[Place], *, varies: bool) -> Place | None:
@@ -263,8 +263,7 @@ def _check_weights(
 
 
 def _in_proportion(weights: Sequence[float], counts: Sequence[float], eps: float) -> bool:
-    best = max(range(len(counts)), key=lambda i: counts[i])
-    weight, count = weights[best], counts[best]
+    weight, count = weights[0], counts[0]
     return weight > 0 and all(
         abs(w * count - weight * c) <= eps**0.5 * weight * c
         for w, c in zip(weights, counts, strict=True)

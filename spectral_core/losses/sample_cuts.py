@@ -189,7 +189,7 @@ def _cut(
 ) -> Cut:
     """Cut the first batch that is large enough; batches of one sample each may be joined."""
     sizes, varies = ways[0].sizes, ways[0].varies
-    largest = sorted(range(len(indices)), key=lambda i: -min(sizes[i], 4))[:2]
+    largest = sorted(range(len(indices)), key=lambda i: -min(sizes[i], 4))
     alone = sizes[largest[0]] > 1
     if not alone and (not join or len(largest) < 2):
         return Cut(varies, None, "no batch has two samples to be told apart")

@@ -1,7 +1,7 @@
 """The method that `precondition` would take, told without computing anything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ def _why_not(name: str, taken: str, request: Request) -> str:
     method = METHODS[name]
     if request.low and not method.multiplies_low(request):
         return "does not multiply in bfloat16."
-    if reason := method.refuses(replace(request, method=name)):
+    if reason := method.refuses(request):
         return reason
     if request.method != "auto":
         return f"serves too; method={taken!r} was asked for."

@@ -5,7 +5,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_backends.numpy import DenseNetwork, through_dlpack
-from spectral_core._renamed import FORMER_NAMES
+from spectral_core._renamed import FORMER_NAMES, by_new_names, renamed_arguments
 from spectral_core.testing import closed_forms
 
 
@@ -87,3 +87,19 @@ def test_a_closed_form_takes_former_names():
     with pytest.warns(DeprecationWarning, match="delta is now called fisher_type"):
         former = form.factors(0, delta="empirical")
     assert all(map(np.array_equal, former, form.factors(0, fisher_type="empirical")))
+
+
+def test_a_former_name_is_only_that_of_an_argument_that_a_function_takes():
+    @renamed_arguments
+    def measured(mc_samples, tell=None):
+        return mc_samples, tell
+
+    with pytest.warns(DeprecationWarning, match="draws is now called mc_samples"):
+        assert measured(draws=3, tell="aloud") == (3, "aloud")
+
+
+def test_a_method_of_new_names_is_taken_as_it_is():
+    def curvatures(directions, mc_samples=64, progress_callback=None):
+        return directions
+
+    assert by_new_names(curvatures) is curvatures

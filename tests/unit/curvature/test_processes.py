@@ -40,6 +40,7 @@ def said(others):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         others.look()
+    assert all(warning.filename == __file__ for warning in caught), "the line that looks is named"
     return [str(warning.message) for warning in caught]
 
 
@@ -69,6 +70,14 @@ def test_the_first_is_told_when_it_looks_again(pair):
 def test_what_is_no_other_data(pair, other):
     found = [pair[0].problem(0.5), pair[1].problem(**other)]
     assert [said(one) for one in found] == [[], []]
+
+
+def test_a_number_of_terms_that_is_not_known_is_not_told(pair):
+    first, second = pair[0].problem(0.5, None), pair[1].problem(0.625, 37)
+    for others, seen in ((first, "loss 0.5 here, 0.625 of 37 terms there"),
+                         (second, "loss 0.625 of 37 terms here, 0.5 there")):  # fmt: skip
+        (told,) = said(others)
+        assert f"({seen})" in told
 
 
 @pytest.mark.parametrize("other", [(0.5, 101), (0.5 * (1 + 2e-5), 100), (0.5, None)])

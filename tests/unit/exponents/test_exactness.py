@@ -53,6 +53,14 @@ def test_paper_rank_profiles(triangles, shared):
                 assert ours.parameters[named[key]] == pytest.approx(theirs[key], rel=1e-6)
 
 
+def test_8_data_of_a_form_leave_the_rounding_of_their_logarithms():
+    sigma = 5.0 * np.arange(1.0, 13) ** -1.5
+    level = 8 * 2.0**-52 * np.max(np.abs(np.log(sigma)))
+    found = sc.fit_rank_profiles(sigma).to_floats()
+    assert found.winner == "power_law"
+    assert found.power_law.rss == pytest.approx(12 * level**2, rel=1e-12)
+
+
 def test_7_5_zeta_against_mpmath():
     s = np.concatenate([np.linspace(1.0001, 60, 400), 1 + np.logspace(-4, 0, 100)])
     found = sc.zeta(s)

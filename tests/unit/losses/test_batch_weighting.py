@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from spectral_core.errors import InputError
-from spectral_core.losses.batch_weighting import settled
-from spectral_core.losses.sample_cuts import Cutter, cut_batches, find_axes
+from spectral_core.losses.batch_weighting import Weighting, settled
+from spectral_core.losses.sample_cuts import Cut, Cutter, cut_batches, find_axes
 from spectral_core.losses.terms import BatchLoss, LossTerms
 
 EPS = 2.0**-52
@@ -180,3 +180,193 @@ def test_batches_without_terms_tell_nothing():
 
     loss = Loss(value, mean_of(lambda x: 0 if len(x) == 2 else x.size))
     assert counts(loss.settled(data((2, 4), (6, 4), (3, 4)))) == [0, 24, 12]
+
+
+def read(count, reduction="mean", inside=None):
+    return LossTerms(count, reduction, inside)
+
+
+def batch(loss, *readings, weight=None):
+    return BatchLoss(loss, readings, weight)
+
+
+def cut_of(whole, one, other, varies=True):
+    return [Cut(varies, (whole, one, other))]
+
+
+def halved(whole):
+    """Return the cut of a mean over an even number of terms, all of which are equal."""
+    half = tuple(read(r.count / 2, r.reduction, r.inside) for r in whole.readings)
+    loss = whole.loss / 2 if whole.readings[0].reduction == "sum" else whole.loss
+    return cut_of(whole, batch(loss, *half), batch(loss, *half))
+
+
+def test_the_terms_of_a_batch_by_a_rule_and_by_the_user():
+    silent, told = batch(0.5), batch(0.5, read(5.0))
+    assert Weighting().terms(silent) == LossTerms(1.0, "mean", known=False)
+    assert Weighting().terms(batch(0.5, weight=3.0)) == read(3.0)
+    assert Weighting().terms(told) == read(5.0)
+    assert Weighting((0, 0), "sum").terms(told) == read(5.0, "sum")
+    weighted = batch(0.5, read(5.0), weight=3.0)
+    assert Weighting().terms(weighted) == read(3.0)
+    assert Weighting((0, 0), "sum").terms(weighted) == read(3.0, "sum")
+
+
+@pytest.mark.parametrize(
+    ("stated", "found", "counts", "weights", "refused"),
+    [
+        ("sum", "mean", [6.0], [None], True),
+        ("mean", "sum", [6.0], [None], False),
+        ("mean", "sum", [6.0, 6.0], [None, None], True),
+        ("mean", "sum", [6.0, 6.0], [2.0, 2.0], False),
+        ("mean", "sum", [6.0, 3.0], [2.0, 1.0], True),
+        ("mean", "sum", [6.0, 0.0], [2.0, 2.0], False),
+    ],
+)
+def test_a_factor_that_all_batches_share_is_the_users_own_affair(
+    stated, found, counts, weights, refused
+):
+    pairs = zip(counts, weights, strict=True)
+    batches = [batch(1.5, read(count, found), weight=weight) for count, weight in pairs]
+    cuts = halved(batches[0])
+    if refused:
+        with pytest.raises(InputError, match=f"it is '{stated}', .* the loss is a {found} of its"):
+            settled(batches, cuts, EPS, reduction=stated)
+    else:
+        assert settled(batches, cuts, EPS, reduction=stated).reduction == stated
+
+
+def test_why_nothing_is_certain():
+    told, empty = batch(1.0, read(6.0)), batch(0.0, read(0.0))
+    with pytest.raises(InputError, match="cannot be read off it, and 2 batches must be weighted"):
+        settled([batch(1.0), told], [], EPS)
+    with pytest.raises(InputError, match="as it ends in no reduction that is known"):
+        settled([empty, batch(1.0)], [], EPS)
+    with pytest.raises(InputError, match="as it ends in other reductions from batch to batch"):
+        settled([told, batch(1.0, read(6.0, "sum"))], halved(told), EPS)
+    with pytest.raises(InputError, match="as it ends in no reduction that is known"):
+        settled([empty, empty], [], EPS)
+    squared = Loss(lambda x: float(x.sum() ** 2), lambda x: [read(x.size, "sum")])
+    with pytest.raises(InputError, match="not a mean over independent terms .* a batch has 12 te"):
+        squared.settled(data((3, 4)))
+    silent = Loss(np.mean, mean_of(lambda x: np.nan))
+    with pytest.raises(InputError, match="a batch has nan terms"):
+        silent.settled(data((4, 3), (2, 3)))
+
+
+def test_the_axis_that_varies_is_enough():
+    batches = [batch(1.0, read(6.0)), batch(2.0, read(3.0))]
+    cuts = [Cut(False, None, "no samples"), *halved(batches[0])]
+    assert settled(batches, cuts, EPS) == Weighting((0, 0), "mean")
+
+
+def test_a_second_reading_takes_nothing_from_the_first():
+    def readings(x):
+        return [read(x.size), read(7.0)]
+
+    assert counts(Loss(np.mean, readings).settled(data((4, 3), (2, 3)))) == [12, 6]
+    weighted = Loss(np.mean, readings, len)
+    assert counts(weighted.settled(data((4, 3), (2, 3)))) == [4, 2]
+
+
+def test_a_part_without_terms_counts_nothing_and_one_of_another_form_tells_nothing():
+    batches = [batch(1.5, read(6.0)), batch(2.5, read(3.0))]
+    masked = batch(np.nan, read(0.0, "sum"))
+    for parts in ((masked, batches[0]), (batches[0], masked)):
+        assert settled(batches, cut_of(batches[0], *parts, varies=False), EPS).reduction == "mean"
+    half = batch(1.5, read(3.0))
+    for other in (batch(4.5, read(3.0, "sum")), batch(1.5)):
+        with pytest.raises(InputError, match="not a mean over independent terms"):
+            settled(batches, cut_of(batches[0], half, other), EPS)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(("off", "adds_up"), [(1e-10, True), (1e-6, False)])
+def test_sums_hold_relative_to_their_size(size, off, adds_up):
+    """A count, or a total, that is off by so much of itself."""
+    whole, half = batch(1.0, read(6 * size)), batch(1.0, read(3 * size))
+    counted = cut_of(whole, half, batch(3 / (3 + off), read((3 + off) * size)))
+    whole, half = batch(size, read(6.0)), batch(size, read(3.0))
+    totalled = cut_of(whole, half, batch(size * (1 + off), read(3.0)))
+    for cuts in (counted, totalled):
+        batches = [cuts[0].pieces[0]] * 2
+        if adds_up:
+            assert settled(batches, cuts, EPS).place == (0, 0)
+        else:
+            with pytest.raises(InputError, match="not a mean over independent terms"):
+                settled(batches, cuts, EPS)
+
+
+def test_a_loss_of_zero_adds_up():
+    batches = [batch(0.0, read(6.0)), batch(0.0, read(4.0))]
+    assert settled(batches, halved(batches[0]), EPS) == Weighting((0, 0), "mean")
+
+
+def test_the_likeliest_reading_where_nothing_is_certain():
+    def likeliest(*batches, **options):
+        return settled(batches, [], EPS, strict=False, **options)
+
+    either = batch(1.0, read(6.0), read(6.0, "sum"))
+    assert likeliest(either) == Weighting((0, 0), "mean")
+    assert likeliest(either, reduction="sum") == Weighting((1, 0), "sum")
+    second = batch(1.0, read(np.nan), read(6.0))
+    assert likeliest(second) == Weighting((1, 0), "mean")
+    assert likeliest(second, reduction="sum") == Weighting((1, 0), "sum")
+    assert likeliest(batch(1.0, read(np.nan, "sum"))) == Weighting((0, 0), "sum")
+    assert likeliest(batch(1.0)) == Weighting((0, 0), "mean")
+    empty, told = batch(0.0, read(0.0, "sum")), batch(1.0, read(6.0, "sum"))
+    assert likeliest(empty, told) == Weighting((0, 0), "sum")
+    assert likeliest(empty, empty) == Weighting((0, 0), "mean")
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_weights_are_held_to_proportion_alone(size):
+    def weigh(*weights, counts=(6.0, 3.0)):
+        pairs = zip(weights, counts, strict=True)
+        batches = [batch(1.0, read(count), weight=weight) for weight, count in pairs]
+        return settled(batches, halved(batches[0]), EPS)
+
+    for weights, held in (((6, 3 * (1 + 1e-10)), True), ((6, 3 * (1 + 1e-6)), False)):
+        for call in (
+            lambda given=weights: weigh(*(size * weight for weight in given)),
+            lambda given=weights: weigh(*given, counts=(6 * size, 3 * size)),
+        ):
+            if held:
+                assert call().place == (0, 0)
+            else:
+                with pytest.raises(InputError, match="it returned"):
+                    call()
+    with pytest.raises(InputError, match="it returned 0 for batch 0"):
+        weigh(0.0, 0.0)
+
+
+def test_weights_that_contradict_are_shown_beside_the_largest_batch():
+    batches = [
+        batch(1.0, read(count), weight=weight)
+        for count, weight in ((6.0, 1.0), (24.0, 24.0), (8.0, 8.0))
+    ]
+    with pytest.raises(InputError) as caught:
+        settled(batches, halved(batches[1]), EPS)
+    assert str(caught.value) == (
+        "weight: it returned 1 for batch 0 and 24 for batch 1, of which the loss reduces 6 and 24 "
+        "terms (less those that are ignored, by their class weights): the weights of batches must "
+        "be in proportion to these. Leave weight= out, or return such numbers."
+    )
+
+
+def test_weights_of_sums_only_divide_them():
+    batches = [batch(1.0, read(count, "sum"), weight=7.0) for count in (6.0, 3.0)]
+    assert settled(batches, halved(batches[0]), EPS, reduction="sum").reduction == "sum"
+
+
+def test_weights_by_means_or_by_the_terms_inside():
+    """Eight means of five terms and three of nine."""
+
+    def weigh(*weights):
+        first, second = read(8.0, inside=5.0), read(3.0, inside=9.0)
+        batches = [batch(1.0, first, weight=weights[0]), batch(1.0, second, weight=weights[1])]
+        return settled(batches, halved(batches[0]), EPS)
+
+    assert weigh(8.0, 3.0) == weigh(40.0, 27.0) == Weighting((0, 1), "mean")
+    with pytest.raises(InputError, match="it returned 1 for batch 0 and 1 for batch 1, .* 8 and 3"):
+        weigh(1.0, 1.0)

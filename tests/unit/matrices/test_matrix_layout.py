@@ -169,3 +169,19 @@ def test_other_shapes_are_refused_by_split_and_merge():
         layout.merge([np.zeros((2, 3, 4))])
     with pytest.raises(sc.InputError, match=r"^matrices: a dict was passed; pass the list from sp"):
         layout.merge({})
+
+
+def test_what_is_no_array_is_refused_by_its_kind():
+    layout = sc.as_matrices((2, 3))
+    with pytest.raises(sc.InputError, match=r"^array: a str is no array; pass an array\.$"):
+        layout.split("ab")
+    with pytest.raises(sc.InputError, match=r"^matrices: a dict is no array; pass an array\.$"):
+        layout.merge([{}])
+
+
+def test_masks_are_refused_by_the_name_of_the_argument():
+    layout, masked = sc.as_matrices((2, 3)), np.ma.masked_equal(np.eye(2, 3), 1.0)
+    with pytest.raises(sc.InputError, match=r"^array: a numpy\.MaskedArray has masked values"):
+        layout.split(masked)
+    with pytest.raises(sc.InputError, match=r"^matrices: a numpy\.MaskedArray has masked values"):
+        layout.merge([masked[None]])

@@ -126,6 +126,7 @@ def test_blocks_of_a_stack():
     assert found == [[("blocks.0.up", 0), ("blocks.2.up", 2), ("blocks.1.up", 1)], [("stack.1", 1)]]
     assert of(["blocks.up.kernel"], layers) == [[]], "it is no stack"
     assert of(["blocks.up.kernel"], ["blocks_1.up"], [(3,)]) == [[("blocks_1.up", 1)]]
+    assert of(["blocks.up.kernel"], ["blocks.1_.up"], [(3,)]) == [[("blocks.1_.up", 1)]]
     assert of(["e"], ["e.group1", "e.group9"], [(3,)]) == [[("e.group1", 1), ("e.group9", None)]]
     nested = [f"e.{i}.group{j}" for i in range(2) for j in range(3)] + ["e.1"]
     assert [index for _, index in of(["e"], nested, [(2, 3)])[0]] == [0, 1, 2, 3, 4, 5, None]
@@ -140,6 +141,7 @@ def test_numbers_are_blocks_only_where_no_parameter_has_them():
     ]  # fmt: skip
     assert of(["0", "1"], ["0", "1", "2"]) == [[("0", None)], [("1", None)]]
     assert of(["0"], ["0.0"], [(3,)]) == [[("0.0", 0)]]
+    assert of([""], ["1"], [(3,)]) == [[]], "a number alone is no block of a tree that is one array"
 
 
 @pytest.mark.parametrize(

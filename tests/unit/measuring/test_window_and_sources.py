@@ -11,7 +11,7 @@ import spectral_core as sc
 from spectral_core.curvature.certificate import Certificate, LayerCurvature
 from spectral_core.curvature.engine import CurvatureRequest
 from spectral_core.curvature.problem import KroneckerFactors, LayerInfo
-from spectral_core.measuring.curvature_source import curvatures_of
+from spectral_core.measuring.curvature_source import _tolerance, curvatures_of
 from spectral_core.measuring.directions import _subspace_iteration, top_directions
 
 
@@ -211,6 +211,14 @@ def test_an_overlooked_use_is_noticed():
     right.off = 1.0
     assert sc.measure(right, top_k=5)["w"].certificate.engine == "tangents"
     assert sc.measure(right, top_k=5)["w"].certificate.derivative_error < 1e-12
+
+
+def test_passes_may_differ_by_twice_the_rounding_of_gradients():
+    window = top_directions(LayerInfo("w", "linear", (3, 3)), np.diag([4.0, 2.0, 1.0]), 3)
+    for rounding, tolerance in (([0.0, 0.1, 0.2], 0.1), ([1e-12] * 3, 2.0**-26), (None, 2.0**-26)):
+        given = None if rounding is None else np.asarray(rounding)
+        assert _tolerance(replace(window, rounding=given), None) == pytest.approx(tolerance)
+    assert _tolerance(window, "float32") == 2.0**-11.5
 
 
 @pytest.mark.parametrize(

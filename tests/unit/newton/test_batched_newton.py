@@ -67,7 +67,8 @@ def test_a_batch_is_cut_where_it_grows_too_large(calls, monkeypatch, elements, s
 
 @pytest.mark.parametrize(
     ("shape", "spec"),
-    [((3, 4, 5), "stack"), ((3, 4, 6), "matrix stack=1 rows=2"), ((3, 6, 2, 2), "conv stack=1"),
+    [((3, 4, 5), "stack"), ((3, 4, 6), "matrix stack=1 rows=2"), ((3, 4, 6), "matrix stack=1 rows=1,3"),
+     ((3, 6, 2, 2), "conv stack=1"),
      ((3, 4, 2, 2), "conv stack=1 groups=2"), ((3, 1, 4, 5), "stack")],
 )  # fmt: skip
 def test_slices_of_a_stack_have_each_their_own_alpha(calls, shape, spec):
@@ -88,6 +89,20 @@ def test_slices_of_a_stack_have_each_their_own_alpha(calls, shape, spec):
         )  # fmt: skip
         for many, one in zip(found, alone, strict=True):
             np.testing.assert_allclose(many[0][i], one[0], rtol=0, atol=1e-13)
+
+
+def test_a_tuple_of_one_alpha_is_that_of_a_stack_of_one_slice():
+    array, layout = (
+        np.random.default_rng(0).normal(size=(1, 2, 4)),
+        sc.as_matrices((1, 2, 4), "stack"),
+    )
+    of_tuple, of_number = (
+        spectral_newton_steps(
+            [array], [array], [array], layouts=[layout], alphas=[alpha], options=StepOptions(lr=0.1)
+        )
+        for alpha in ((1.0,), 1.0)
+    )  # fmt: skip
+    np.testing.assert_array_equal(of_tuple, of_number)
 
 
 def test_slices_of_one_alpha_are_one_call(calls):

@@ -8,6 +8,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_core.newton import StepOptions
+from spectral_core.preconditioning.gram import smallest_shift
 
 DOUBLE = 2.0**-52
 
@@ -46,12 +47,43 @@ def test_the_door_refuses_in_the_words_of_the_step(alpha, wrong):
     assert str(door.value) == str(inside.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"lr": None}, "lr: None is no number; pass one, or an array of the standard."),
+        ({"beta": np.ones(2)}, "beta: has shape (2,), the weight (2, 3); pass a number, or an array that "
+         "broadcasts against it."),
+        ({"weight_decay": np.ones((4, 2, 3))}, "weight_decay: has shape (4, 2, 3), the weight (2, 3); pass a "
+         "number, or an array that broadcasts against it."),
+        ({"lr": np.inf}, "lr: inf is not a learning rate of 0 or more; 1e-3 is usual."),
+        ({"weight_decay": np.inf}, "weight_decay: inf is not a number of 0 or more; 0.01 is usual."),
+        ({"beta": 1}, "beta: 1 is outside [0, 1); 0.95 is the default."),
+    ],
+)  # fmt: skip
+def test_each_option_is_refused_by_its_name(wrong, words):
+    with pytest.raises(sc.InputError) as caught:
+        replace(StepOptions(0.1), **wrong).check((2, 3))
+    assert str(caught.value) == words
+
+
+def test_the_door_knows_which_methods_multiply_in_bfloat16():
+    options = StepOptions(0.1, precision="bfloat16", method="eigh")
+    with pytest.raises(sc.InputError, match="'bfloat16' is for methods 'polynomial' and 'auto'"):
+        options.check_all(2.0, 2.0**-23)
+
+
+def test_options_that_broadcast_against_the_weight():
+    StepOptions(np.ones((2, 1)), beta=np.zeros(3), weight_decay=np.ones(())).check((2, 3))
+    StepOptions(0, beta=0, weight_decay=0).check((2, 3))
+
+
 def test_what_a_step_takes_passes_the_door():
     for alpha, given in [
         (2.0, {}),
         (1.0, {"damping": 0.0}),
         (np.asarray(1.0), {"method": "eigh"}),
         (0.5, {"lr": np.asarray(0.1)}),
+        (2.0, {"method": "closed", "damping": 1.01 * smallest_shift(2, DOUBLE)}),
     ]:
         options = replace(StepOptions(0.1), **given)
         step(alpha, options)

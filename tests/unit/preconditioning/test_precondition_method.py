@@ -85,6 +85,50 @@ def test_errors_that_depend_on_the_matrix_are_nan():
         assert "depends on the matrix" in str(choice)
 
 
+def test_a_choice_in_sentences():
+    reasons = {"eigh": "takes longer than 'svd'.", "closed": "is for other exponents."}
+    assert str(sc.MethodChoice("svd", 2e-6, reasons)) == (
+        "'svd' is taken, with an error of 2.0e-06 at most.\n"
+        "'eigh' takes longer than 'svd'.\n"
+        "'closed' is for other exponents."
+    )
+    assert str(sc.MethodChoice("svd", math.nan, {})) == (
+        "'svd' is taken, with an error that depends on the matrix."
+    )
+
+
+def test_why_auto_leaves_what_serves():
+    def reasons(alpha, damping=0.1, **options):
+        return sc.precondition_method((64, 64), "float32", alpha, damping, **options).reasons
+
+    nobody_knows = "has an error that nobody knows beforehand, as "
+    assert reasons(np.asarray(1.0))["eigh"] == nobody_knows + "alpha or damping is an array."
+    absolute = reasons(2.0, damping_mode="absolute")["eigh"]
+    assert absolute == nobody_knows + "the damping is absolute."
+    squared = r"loses \d\.\de-0\d by squaring, above the tolerance 0\.01\."
+    assert re.fullmatch(squared, reasons(2.0, 1e-5)["eigh"])
+    assert reasons(1.0, 0.0)["polar"] == "takes as long as 'svd' on a CPU."
+    assert reasons(1.0)["polynomial"] == "is taken with precision='bfloat16' alone."
+
+
+def test_a_decomposition_errs_by_the_slope_of_t():
+    """T(r) = r / (r + 0.1) rises by 10 at 0, to 1 / 1.1 at 1; σ errs by ε √rows."""
+    double = 2.0**-52
+    choice = sc.precondition_method((64, 100), "float64", 1.0, method="svd")
+    assert choice.error == pytest.approx((1 + 11) * 8 * double, rel=1e-6)
+    linear = sc.precondition_method((64, 100), "float64", 0.0, method="svd")
+    assert linear.error == 32 * double  # the least that any method promises
+
+
+def test_shapes():
+    empty = sc.precondition_method((0, 4, 5), "float32", 2.0)
+    assert empty == sc.precondition_method((4, 5), "float32", 2.0)
+    assert sc.precondition(np.zeros((0, 4, 5), np.float32), 2.0).shape == (0, 4, 5)
+    for shape in ((-1, 4), (4.0, 4), 4, "44"):
+        with pytest.raises(sc.InputError, match="shape: .* is no tuple of lengths; pass that of"):
+            sc.precondition_method(shape, "float32", 2.0)
+
+
 def test_half_precision_counts_as_float32_and_products_in_bfloat16_cost():
     full = sc.precondition_method((64, 64), "float32", 2.0)
     assert sc.precondition_method((64, 64), "bfloat16", 2.0) == full

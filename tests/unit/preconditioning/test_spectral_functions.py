@@ -123,6 +123,14 @@ def test_its_parameters_are_checked_and_its_rounding_is_found():
     assert SOFT.steepness() == pytest.approx(1 / 0.75, rel=1e-6)
 
 
+def test_a_square_of_the_gram_matrix_errs_once_more():
+    """With α = 4 an error η of B moves σ/(σ⁴ + d) by its slope in B, and one of B² by T/(B² + d)."""
+    b, d = np.linspace(0, 1, 20001), 0.1
+    below = b**2 + d
+    found = np.sqrt(b) * (2 * b + 1) / below**2 / np.max(np.sqrt(b) / below)
+    assert DampedPower(4.0, d).rounding(1e-7) == pytest.approx(1e-7 * np.max(found), rel=1e-3)
+
+
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 3.0])
 def test_what_any_function_gets_is_what_t_says_of_itself(alpha):
     function = DampedPower(alpha, 0.1)

@@ -122,6 +122,10 @@ def test_the_maximum_is_of_each_row(xp):
         (lambda: sc.transfer(1.0, 1.5), r"sigma: has shape \(\)"),
         (lambda: sc.transfer(np.arange(3), 1.5), "sigma: has dtype int64"),
         (lambda: sc.transfer_bound(1.5, sigma_max=0.0), "sigma_max: 0.0 is not positive"),
+        (lambda: sc.transfer_bound(1.5, sigma_max=np.inf), "sigma_max: inf is not positive"),
+        (lambda: sc.transfer_bound(np.asarray(1.5)), "alpha: a ndarray was passed; pass a number"),
+        (lambda: sc.transfer_bound(1.5, np.asarray(0.1)), "damping: a ndarray was passed; pass a"),
+        (lambda: sc.transfer_bound(1.5, sigma_max=np.asarray(2.0)), "sigma_max: a ndarray was"),
     ],
 )
 def test_errors(call, words):
