@@ -16,6 +16,10 @@ from spectral_core.measuring.progress import ProgressCallback
 __all__ = ["DemoRun", "find_sentences", "run_demo"]
 
 
+SAMPLING = 8
+"""The number of groups of samples behind the sampling errors."""
+
+
 @dataclass(frozen=True)
 class DemoRun:
     """One trained network and its report.
@@ -87,7 +91,7 @@ def run_demo(
         train, test = (networks.accuracy(model, part) for part in (digits.train, digits.test))
         progress_callback(f"{name}: {train:.1%} of training and {test:.1%} of test digits right")
         problem = networks.problem(model, digits.train, samples)
-        report = sc.measure(problem, top_k=top_k, progress=progress)
+        report = sc.measure(problem, top_k=top_k, sampling=SAMPLING, progress=progress)
         report.save(Path(output) / name / "report.json")
         figures = save_figures(report, Path(output) / name)
         files = (Path(output) / name / "report.json", *figures)
