@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "alpha_over_k_figure",
     "curvature_figure",
     "plot_alpha_by_depth",
+    "plot_alpha_over_k",
     "plot_curvature",
     "plot_decomposition",
     "plot_rank_profile",
@@ -49,7 +51,8 @@ _GREY = "#777777"
 def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
     """Draw h against σ on logarithmic axes, with the fit of α and its interval.
 
-    Directions dropped from the fit (h <= 0 or not finite) are crosses at the lower edge.
+    Directions dropped from the fit (h <= 0 or not finite) are crosses at the lower edge; one that
+    carries the fit has a ring. The number behind ± is the sampling error where there is one.
 
     Examples
     --------
@@ -73,6 +76,11 @@ def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
             sigma[~kept], np.full(int((~kept).sum()), 0.03), marker="x", s=18, color=_COLOURS[1],
             transform=ax.get_xaxis_transform(), clip_on=False, zorder=3,
         )  # fmt: skip
+    if carrying := [k - 1 for k in spectrum.carried_by]:
+        ax.scatter(
+            sigma[carrying], h[carrying], s=50, facecolors="none", edgecolors=_COLOURS[1],
+            linewidths=1, zorder=3,
+        )  # fmt: skip
     if not fit.reason:
         x = np.log(np.asarray([sigma[kept].min(), sigma[kept].max()]))
         x_mean, y_mean = np.log(sigma[kept]).mean(), np.log(h[kept]).mean()
@@ -81,7 +89,10 @@ def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
         xs = np.linspace(x[0], x[1], 50)
         low, high = (np.exp(y_mean + slope * (xs - x_mean)) for slope in fit.interval)
         ax.fill_between(np.exp(xs), low, high, color=_GREY, alpha=0.25, linewidth=0, zorder=1)
-        _annotate(ax, f"α = {fit.exponent:.2f} ± {half_width(fit):.2f}", "upper left")
+        sampling = spectrum.sampling
+        half = half_width(fit) if sampling is None else sampling.alpha.half_width
+        of = "" if sampling is None else " (sample)"
+        _annotate(ax, f"α = {fit.exponent:.2f} ± {half:.2f}{of}", "upper left")
     ax.set_xlabel("singular value σ")
     ax.set_ylabel("curvature h")
     return ax
@@ -170,7 +181,10 @@ def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
 
 
 def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
-    """Draw α of each layer in the order of the forward pass, with its interval.
+    """Draw α of each layer in the order of the forward pass, with its intervals.
+
+    The thin one says how well a line fits; the wide bar, with sampling errors, where α would lie
+    with other data. A hollow point is marked as noise.
 
     Examples
     --------
@@ -190,10 +204,21 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
         if fit.reason:
             continue
         low, high = fit.interval
+        colour = colours[spectrum.kind]
         ax.errorbar(
             position, fit.exponent, yerr=[[fit.exponent - low], [high - fit.exponent]], fmt="o",
-            markersize=4, color=colours[spectrum.kind], linewidth=1, capsize=2, zorder=2,
+            markersize=4, color=colour, linewidth=1, capsize=2, zorder=2,
+            markerfacecolor="white" if "noise" in spectrum.flags else colour,
         )  # fmt: skip
+        if spectrum.sampling is not None:
+            ax.vlines(
+                position, *spectrum.sampling.alpha.interval, color=colour, linewidth=6, alpha=0.25,
+                zorder=1,
+            )  # fmt: skip
+    if report.sampled():
+        ax.vlines([], [], [], color=_GREY, linewidth=1, label="± line")
+        ax.vlines([], [], [], color=_GREY, linewidth=6, alpha=0.25, label="± sample")
+        ax.scatter([], [], s=22, facecolors="white", edgecolors=_GREY, label="mostly noise")
     _kind_legend(ax, colours)
     ax.set_xticks(range(len(report)), [_short(name) for name in report], rotation=90, fontsize=7)
     ax.set_xlim(-0.7, len(report) - 0.3)
@@ -266,6 +291,57 @@ def curvature_figure(report: SpectralReport) -> Figure:
     return _small_multiples(report, plot_curvature)
 
 
+def plot_alpha_over_k(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
+    """Draw α of the first K directions against K, with its interval (Theory 11.8).
+
+    A curve that does not settle says that α depends on the window.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> plot_alpha_over_k(report["0"]).get_xlabel()
+    'directions K'
+    """
+    ax = ax or _new_axes()
+    fits = spectrum.alpha_over_k
+    k, alpha = np.arange(1, len(fits.exponent) + 1), np.asarray(fits.exponent)
+    low, high = map(np.asarray, fits.interval)
+    ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
+    ax.fill_between(k, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, zorder=1)
+    ax.plot(k, alpha, color=_COLOURS[0], linewidth=1.2, zorder=2)
+    settled = k >= min(6, len(k))  # intervals of three or four points fill any axis
+    if np.isfinite(alpha[settled]).any():
+        bottom, top = np.nanmin(alpha[settled]) - 1, np.nanmax(alpha[settled]) + 1
+        ax.set_ylim(min(bottom, 1.5), max(top, 2.5))
+    if spectrum.line_check.rejected:
+        _annotate(ax, "curved", "upper left")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel("directions K")
+    ax.set_ylabel("α")
+    return ax
+
+
+def alpha_over_k_figure(report: SpectralReport) -> Figure:
+    """Return one panel of `plot_alpha_over_k` per layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> from spectral_core import measure
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
+    >>> alpha_over_k_figure(report).savefig("alpha_over_k.png")
+    """
+    return _small_multiples(report, plot_alpha_over_k)
+
+
 def rank_profile_figure(report: SpectralReport) -> Figure:
     """Return one panel of `plot_rank_profile` per layer.
 
@@ -299,8 +375,8 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     Returns
     -------
     list of Path
-        ``curvature.png``, ``transfer.png``, ``alpha_by_depth.png``, ``rank_profiles.png``, and
-        ``decomposition.png`` if a layer has one.
+        ``curvature.png``, ``transfer.png``, ``alpha_by_depth.png``, ``rank_profiles.png``,
+        ``alpha_over_k.png``, and ``decomposition.png`` if a layer has one.
 
     Raises
     ------
@@ -324,6 +400,7 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
         "transfer.png": lambda: plot_transfer(report).figure,  # type: ignore[dict-item, return-value]
         "alpha_by_depth.png": lambda: plot_alpha_by_depth(report).figure,  # type: ignore[dict-item, return-value]
         "rank_profiles.png": lambda: rank_profile_figure(report),
+        "alpha_over_k.png": lambda: alpha_over_k_figure(report),
     }
     if report.decomposed():
         figures["decomposition.png"] = lambda: plot_decomposition(report).figure  # type: ignore[assignment, return-value]

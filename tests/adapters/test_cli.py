@@ -78,7 +78,13 @@ def test_measure_show_plot(folder, capsys):
     assert "αγ" in out and "report.json" in out and err == ""
     report = sc.SpectralReport.load("report.json")
     assert list(report) == ["0", "2", "4"] and not (folder / "report.json.journal").exists()
-    figures = ["alpha_by_depth.png", "curvature.png", "rank_profiles.png", "transfer.png"]
+    figures = [
+        "alpha_by_depth.png",
+        "alpha_over_k.png",
+        "curvature.png",
+        "rank_profiles.png",
+        "transfer.png",
+    ]
     assert sorted(p.name for p in (folder / "figures").iterdir()) == figures
 
     assert main(["show", "report.json"]) == 0
@@ -90,7 +96,7 @@ def test_measure_show_plot(folder, capsys):
     assert main(["show", "report.json", "--format", "markdown"]) == 0
     assert capsys.readouterr().out.startswith("| layer | kind |")
     assert main(["plot", "report.json", "--output", "again"]) == 0
-    assert len(list((folder / "again").iterdir())) == 4
+    assert len(list((folder / "again").iterdir())) == 5
 
 
 def test_decomposition(folder, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,11 +57,38 @@ def test_winner_is_the_solid_line(report):
     assert solid == [layer.rank_profile.winner.replace("_", "-")]
 
 
+def test_what_alpha_rests_on_is_drawn():
+    sigma = np.append(np.geomspace(1, 0.1, 11), 1e-6)
+    carried = spectrum_from_values(
+        sc.LayerInfo("a", "linear", (12, 12)), sigma, np.append(sigma[:-1] ** 2, 1e-9)
+    )
+    assert carried.carried_by == (12,)
+    ring = plots.plot_curvature(carried).collections[1]
+    assert ring.get_offsets().data.tolist() == [[1e-6, 1e-9]]
+    ax = plots.plot_alpha_over_k(carried)
+    drawn = ax.lines[1].get_ydata()
+    np.testing.assert_allclose(drawn, carried.alpha_over_k.exponent)
+    assert drawn[-2] == pytest.approx(2) and abs(drawn[-1] - 2) > 0.1
+
+
+def test_both_intervals_of_alpha_are_drawn():
+    number = sc.SampledNumber(0.1, (1.5, 2.5), 0.0, 2.0)
+    noisy = sc.LayerSampling(8, "own", 0.1, np.full(18, 0.1), number, number, number, number)
+    first = replace(spectrum(0, "conv2d"), sampling=noisy)
+    ax = plots.plot_alpha_by_depth(report_of(first, spectrum(1, "linear")))
+    ends = [path.vertices[:, 1].tolist() for c in ax.collections for path in c.get_paths()]
+    assert [1.5, 2.5] in ends
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["± line", "± sample", "mostly noise", "conv2d", "linear"]
+    assert "(sample)" in plots.plot_curvature(first).texts[0].get_text()
+
+
 def test_given_axes_are_used(report):
     figure = matplotlib.figure.Figure()
     for draw, what in (
         (plots.plot_curvature, next(iter(report.values()))),
         (plots.plot_rank_profile, next(iter(report.values()))),
+        (plots.plot_alpha_over_k, next(iter(report.values()))),
         (plots.plot_transfer, report),
         (plots.plot_alpha_by_depth, report),
     ):
@@ -73,7 +101,7 @@ def test_any_number_of_layers(tmp_path, count):
     before = dict(matplotlib.rcParams)
     report = report_of(*(spectrum(i, "conv2d") for i in range(count)))
     files = plots.save_figures(report, tmp_path / "deep" / "folder")
-    assert len(files) == 4 and all(f.stat().st_size > 5000 for f in files)
+    assert len(files) == 5 and all(f.stat().st_size > 5000 for f in files)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -81,7 +109,7 @@ def test_layers_without_a_fit_are_drawn_too(tmp_path):
     bad = spectrum_from_values(
         sc.LayerInfo("bad", "linear", (3, 3)), np.asarray([3.0, 2.0]), np.asarray([-1.0, np.nan])
     )
-    assert len(plots.save_figures(report_of(bad), tmp_path)) == 4
+    assert len(plots.save_figures(report_of(bad), tmp_path)) == 5
 
 
 def test_unwritable_folder(report, tmp_path):

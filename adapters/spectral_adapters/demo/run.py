@@ -108,12 +108,15 @@ def find_sentences(runs: Iterable[DemoRun]) -> list[str]:
 def _on_alpha(spectra: list[tuple[str, sc.LayerSpectrum]]) -> str:
     parts = []
     for network in dict.fromkeys(name for name, _ in spectra):
-        fits = [s.alpha for name, s in spectra if name == network]
-        values = [fit.exponent for fit in fits]
-        two = sum(fit.interval[0] <= 2 <= fit.interval[1] for fit in fits)
+        layers = [s for name, s in spectra if name == network]
+        values = [s.alpha.exponent for s in layers]
+        errors = [s.sampling.alpha for s in layers if s.sampling is not None]
+        two = sum(error.interval[0] <= 2 <= error.interval[1] for error in errors)
+        noise = sum("noise" in s.flags for s in layers)
         parts.append(
             f"{median(values):.2f} in the {network} ({min(values):.2f} to {max(values):.2f}; the "
-            f"95 % intervals of {two} of {len(fits)} layers contain 2)"
+            f"sampling intervals of {two} of {len(errors)} layers contain 2, and {noise} of "
+            f"{len(layers)} layers show mostly noise of the sample)"
         )
     return (
         f"Curvature follows the gradient's singular values with median α = {' and '.join(parts)}."
