@@ -320,7 +320,8 @@ def plot_alpha_over_k(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
         ax.set_ylim(min(bottom, 1.5), max(top, 2.5))
     if spectrum.line_check.rejected:
         _annotate(ax, "curved", "upper left")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ticks: Any = require("matplotlib.ticker", "plots", "A plot")
+    ax.xaxis.set_major_locator(ticks.MaxNLocator(integer=True))
     ax.set_xlabel("directions K")
     ax.set_ylabel("α")
     return ax

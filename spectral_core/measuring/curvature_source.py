@@ -6,7 +6,6 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-import numpy.typing as npt
 
 from spectral_core._renamed import by_new_names
 from spectral_core.arrays.namespace import to_numpy
@@ -31,8 +30,9 @@ def curvatures_of(
 ) -> Iterator[LayerCurvature | LayerError]:
     """Yield the curvatures of each layer that is not done, with NumPy arrays in float64.
 
-    Each result is checked: the derivative along ``D_k`` that the engine computed must be σ_k. If it
-    is not, some use of the weight was overlooked, and the problem is asked for the layer by itself.
+    Each result is checked: the derivative along ``D_k`` that the engine computed must be that of
+    the gradient, which is σ_k along its own directions. If it is not, some use of the weight was
+    overlooked, and the problem is asked for the layer by itself.
     `precision` is the type to which a model casts on the way, if it does.
 
     Raises
@@ -59,7 +59,7 @@ def curvatures_of(
             yield found
             continue
         check_values(problem, found.name, found.values, request.directions)
-        error = _derivative_error(found, windows[found.name].sigma)
+        error = _derivative_error(found, windows[found.name])
         if doubt := _doubt(found, error, _tolerance(windows[found.name], precision)):
             reason = f"engine {found.certificate.engine!r} {doubt}"
             yield _by_itself(problem, found.name, request, reason)
@@ -68,12 +68,16 @@ def curvatures_of(
         yield _on_the_host(replace(found, certificate=certificate))
 
 
-def _derivative_error(found: LayerCurvature, sigma: npt.NDArray[np.float64]) -> float:
-    """Return the largest ``|<∂L, D_k> − σ_k| / σ_1``; NaN if no derivative was computed."""
+def _derivative_error(found: LayerCurvature, window: Window) -> float:
+    """Return the largest ``|<∂L, D_k> − σ_k| / σ_1``; NaN if no derivative was computed.
+
+    Along directions of another problem the derivatives of the gradient stand in place of σ_k.
+    """
     if found.derivative is None:
         return float("nan")
     seen = to_numpy(found.derivative).astype(np.float64)
-    return float(np.max(np.abs(seen - sigma)) / sigma[0])
+    wanted = window.sigma if window.derivative is None else window.derivative
+    return float(np.max(np.abs(seen - wanted)) / np.max(np.abs(wanted)))
 
 
 def _doubt(found: LayerCurvature, error: float, tolerance: float) -> str:

@@ -35,6 +35,9 @@ class Window:
     rounding : ndarray of shape (K,), float64, or None
         The largest distance of each σ_k from a singular value of the exact gradient, or None if it
         is not known.
+    derivative : ndarray of shape (K,), float64, or None
+        The derivative of the measured loss along the directions, if they are those of another
+        problem. None stands for σ_k.
     """
 
     u: Any
@@ -42,6 +45,7 @@ class Window:
     v: Any
     notes: tuple[str, ...]
     rounding: npt.NDArray[np.float64] | None = None
+    derivative: npt.NDArray[np.float64] | None = None
 
 
 def top_directions(

@@ -66,7 +66,12 @@ def measured_spectrum(
     spectrum = spectrum_from_values(
         layer, window.sigma, found.values, confidence=provenance.confidence, notes=notes
     )
-    spectrum = replace(spectrum, certificate=found.certificate, rounding=window.rounding)
+    spectrum = replace(
+        spectrum,
+        certificate=found.certificate,
+        rounding=window.rounding,
+        derivative=window.derivative,
+    )
     if aligned is not None:
         try:
             found = _with_ggn(problem, found, window, resampling)

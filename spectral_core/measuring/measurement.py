@@ -36,6 +36,7 @@ from spectral_core.measuring.grouped_problem import DirectionsOfGroups
 from spectral_core.measuring.journal import Journal
 from spectral_core.measuring.layer_selection import LayerSelection, select_layers
 from spectral_core.measuring.layer_spectrum import measured_spectrum, with_note
+from spectral_core.measuring.other_directions import along_gradients
 from spectral_core.measuring.progress import ProgressCallback, reporting
 from spectral_core.measuring.resampling import resampling_of
 from spectral_core.reporting.report import SpectralReport
@@ -61,6 +62,7 @@ def measure(
     confidence: float = 0.95,
     sampling: int | None = None,
     sampling_directions: DirectionsOfGroups = "auto",
+    directions_from: CurvatureProblem | None = None,
     progress: ProgressCallback | bool | None = None,
     resume: str | Path | None = None,
 ) -> SpectralReport:
@@ -111,6 +113,11 @@ def measure(
         part's own gradient, as if it were all the data; ``"fixed"`` are those of all data, which
         costs no more directions and leaves out a part of the error. ``"auto"`` takes their own
         where the engine gets further directions for little.
+    directions_from : CurvatureProblem, optional
+        Another problem of the same model, on other data, whose gradient's singular directions are
+        taken (Theory 11.9). Everything else is measured on `problem`, which did not choose them.
+        `sigma` is then that of the other problem, and `LayerSpectrum.derivative` the derivative
+        of the measured loss along its directions. It does not go with `sampling`.
     progress : callable, bool or None
         A function that is called as ``progress(done, total, name)``. True shows a bar and False
         shows nothing. None shows a bar on a terminal and nothing in a pipe.
@@ -159,6 +166,8 @@ def measure(
     _check_choice("sampling_directions", sampling_directions, get_args(DirectionsOfGroups))
     if sampling is not None:
         check_group_count(sampling)
+    if directions_from is not None:
+        _check_other(directions_from, problem, sampling)
     mc_samples = int(mc_samples)
     out = dict(problem.skipped())
     selected = select_layers(checked_layers(problem), layers, skipped=out)
@@ -177,6 +186,7 @@ def measure(
         svd=svd,
         sampling=sampling,
         sampling_directions=sampling_directions if sampling else None,
+        directions_from=None if directions_from is None else checked_description(directions_from),
     )
     with (
         Journal(resume, provenance, {layer.name: layer.shape for layer in selected}) as journal,
@@ -190,7 +200,10 @@ def measure(
         if any(layer.name not in journal for layer in selected):
             tell("gradients")
             precision = provenance.problem.get("precision")
-            windows = _windows(problem, selected, top_k, svd, precision, skipped)
+            chooser = problem if directions_from is None else directions_from
+            windows = _windows(chooser, selected, top_k, svd, precision, skipped)
+            if directions_from is not None:
+                windows = along_gradients(problem, selected, windows)
             layers = {layer.name: layer for layer in selected if layer.name in windows}
             directions = {name: (window.u, window.v) for name, window in windows.items()}
             todo = [layer for name, layer in layers.items() if name not in journal]
@@ -257,6 +270,29 @@ def _windows(
             del windows[name]
             skipped[name] = error.reason
     return windows
+
+
+def _check_other(other: Any, problem: CurvatureProblem, sampling: int | None) -> None:
+    try:
+        check_problem(other)
+    except InputError as error:
+        raise InputError(f"directions_from: {str(error).removeprefix('problem: ')}") from error
+    if sampling is not None:
+        raise InputError(
+            "directions_from: it does not go with sampling, which estimates the error of "
+            "directions that the same data chose; pass one of both."
+        )
+    shapes = {layer.name: layer.shape for layer in other.layers()}
+    for layer in problem.layers():
+        if layer.name not in shapes:
+            raise InputError(
+                f"directions_from: it has no layer {layer.name!r}; pass one of the same model."
+            )
+        if shapes[layer.name] != layer.shape:
+            raise InputError(
+                f"directions_from: its layer {layer.name!r} has shape {shapes[layer.name]} and "
+                f"that of the problem {layer.shape}; pass one of the same model."
+            )
 
 
 def _nothing_measured(selected: int, skipped: Mapping[str, str]) -> SpectralError:

@@ -110,6 +110,9 @@ class LayerSpectrum:
     sampling : LayerSampling or None
         The sampling errors of the exponents, and how much of the gradient is signal (Theory 11),
         with ``sampling=``.
+    derivative : ndarray, shape (K,), float64, or None
+        The derivatives ``<G, D_k>`` of the measured loss, with ``directions_from=``: `sigma` is
+        then that of the problem that chose the directions (Theory 11.9). None stands for `sigma`.
 
     Examples
     --------
@@ -140,6 +143,7 @@ class LayerSpectrum:
     certificate: Certificate | None = None
     rounding: npt.NDArray[np.float64] | None = None
     sampling: LayerSampling | None = None
+    derivative: npt.NDArray[np.float64] | None = None
 
     @property
     def alpha(self) -> PowerLawFit:
@@ -155,6 +159,17 @@ class LayerSpectrum:
     def s(self) -> PowerLawFit:
         """Fit of ``h ∝ k^−s`` (Theory 2.3)."""
         return self.triangle.s
+
+    @property
+    def cross_fitted(self) -> PowerLawFit:
+        """Fit of h on the derivative along directions that other data chose (Theory 11.9).
+
+        Derivatives that are not positive are dropped and counted. Without ``directions_from=`` it
+        is the fit of α.
+        """
+        along = self.sigma if self.derivative is None else self.derivative
+        confidence = self.alpha.confidence
+        return fit_power_law(along, self.curvature, confidence=confidence).to_floats()
 
     @property
     def line_check(self) -> LineCheck:
@@ -266,6 +281,8 @@ class Provenance:
         The number of groups of samples behind the sampling errors; None without.
     sampling_directions : str or None
         The directions along which parts of the data were to be measured; None without.
+    directions_from : mapping or None
+        The description of the problem that chose the directions, if it was another one.
 
     Examples
     --------
@@ -285,3 +302,4 @@ class Provenance:
     svd: str = "exact"
     sampling: int | None = None
     sampling_directions: str | None = None
+    directions_from: Mapping[str, Any] | None = None
