@@ -2,7 +2,8 @@
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -43,7 +44,7 @@ from spectral_core.measuring.own_directions import (
 from spectral_core.measuring.progress import ProgressCallback, reporting
 from spectral_core.measuring.resampling import divided
 from spectral_core.measuring.sample_sizes import SampleSizes, sizes_in_groups
-from spectral_core.measuring.subsamples import Subsample, Subsamples
+from spectral_core.measuring.subsamples import Subsamples
 from spectral_core.reporting.convergence import Convergence, LayerConvergence
 from spectral_core.reporting.spectrum import Provenance
 from spectral_core.sampling import jackknife
@@ -58,7 +59,7 @@ def converge(
     problem: CurvatureProblem,
     layers: LayerSelection = "*",
     *,
-    sizes: Sequence[int] | None = None,
+    sizes: Iterable[int] | None = None,
     top_k: int = 20,
     curvature: CurvatureKind = "hessian",
     engine: Engine = "auto",
@@ -74,9 +75,9 @@ def converge(
     error of one measurement on n terms is their standard deviation. All data have the standard
     error of the jackknife (11.4).
 
-    From some size on the drift ``θ(n/2) − θ(n)`` lies within the standard error, and more data would
-    tell little more; or it does not, and the number is still one of the sample size
-    (`LayerConvergence.sentence`).
+    If from some size on the drift ``θ(n/2) − θ(n)`` lies within the standard error, so many terms
+    are enough for a measurement. If it does not, the number still depends on the sample size;
+    `LayerConvergence.sentence` says which.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def converge(
         A problem that divides its samples, as those of the backends do.
     layers : str, iterable of str, or callable
         A glob, several globs, or a predicate of a `LayerInfo`.
-    sizes : sequence of int, optional
+    sizes : iterable of int, optional
         The sizes in terms, each at most N/2; N itself is always measured. By default N/16, N/8, N/4
         and N/2. A size is rounded to whole groups, which are as many as the smallest size asks for.
         The drift of a size is known if half of it is among them.
@@ -136,18 +137,14 @@ def converge(
     (array([  8.,  16.,  32.,  64., 128.]), (16, 8, 4, 2, 1))
     """
     check_problem(problem)
-    _check_arguments(top_k, curvature, 0.95, 2, progress)
-    own: tuple[str, ...] = getattr(problem, "engine_names", ())
-    _check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
-    _check_choice("svd", svd, get_args(Decomposition))
-    check_group_count(sampling)
-    described = checked_description(problem)
-    n_terms = _n_terms(described)
+    _check(problem, top_k, curvature, engine, sampling, svd, progress)
+    description = checked_description(problem)
+    n_terms = _n_terms(description)
     plan = sizes_in_groups(sizes, n_terms, sampling)
     skipped = dict(problem.skipped())
     selected = select_layers(checked_layers(problem), layers, skipped=skipped)
-    failures: dict[str, str] = {}
     found: dict[str, LayerConvergence] = {}
+    failures: dict[str, str] = {}
     with reporting(progress, len(selected)) as report_progress:
 
         def tell(text: str) -> None:
@@ -156,42 +153,79 @@ def converge(
         tell("groups of samples")
         groups = _groups(problem, plan.n_groups)
         tell("gradients")
-        windows = _windows(problem, selected, top_k, svd, described.get("precision"), failures)
-        subsamples = _subsamples(plan, groups, sampling)
-        parts = _windows_of_parts(selected, windows, groups, subsamples, top_k, svd, failures)
+        precision = description.get("precision")
+        windows = _windows(problem, selected, top_k, svd, precision, failures)
+        subsamples = plan.subsamples(tuple(group.share for group in groups))
+        known = [layer for layer in selected if layer.name in windows]
+        parts = _windows_of_parts(known, groups, subsamples, top_k, svd, failures)
         directions = {name: (windows[name].u, windows[name].v) for name in parts}
         more = [further_directions(parts, subsamples, group) for group in range(plan.n_groups)]
         grouped = GroupedProblem(problem, groups, more, "own")
         request = CurvatureRequest(directions, curvature, engine, progress_callback=tell)
-        for each in curvatures_of(grouped, request, windows, described.get("precision")):
-            if isinstance(each, LayerError):
-                failures[each.layer] = each.reason
-            elif not each.parts:
-                failures[each.name] = f"its curvatures do not come by groups: {_reason(each)}"
-            else:
-                of_layer = windows[each.name], parts[each.name]
-                found[each.name] = _layer(each, *of_layer, plan, subsamples, n_terms, sampling)
+        for each in curvatures_of(grouped, request, windows, precision):
+            try:
+                measured = _measured(each, windows, parts, subsamples)
+            except LayerError as error:
+                failures[error.layer] = error.reason
+                continue
+            found[measured.name] = _converged(measured, plan, subsamples, n_terms)
         report_progress(len(selected), len(selected), "")
     if not found:
         raise _nothing_measured(len(selected), failures)
     return Convergence(
-        provenance=Provenance(
-            problem=described,
-            versions={
-                "spectral_core": __version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            top_k=int(top_k),
-            curvature=curvature,
-            confidence=float("nan"),  # there are standard errors alone
-            engine=engine,
-            svd=svd,
-            sampling=sampling,
-            sampling_directions="own",
-        ),
-        layers=tuple(found[layer.name] for layer in selected if layer.name in found),
-        skipped=skipped | failures,
+        _provenance(description, top_k, curvature, engine, sampling, svd),
+        tuple(found[layer.name] for layer in selected if layer.name in found),
+        skipped | failures,
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The singular values and curvatures of each subsample of a layer, all data behind them."""
+
+    name: str
+    sigma: list[Values]
+    h: list[Values]
+
+
+def _check(
+    problem: CurvatureProblem,
+    top_k: int,
+    curvature: CurvatureKind,
+    engine: Engine,
+    sampling: int,
+    svd: Decomposition,
+    progress: Any,
+) -> None:
+    _check_arguments(top_k, curvature, 0.95, 2, progress)
+    own: tuple[str, ...] = getattr(problem, "engine_names", ())
+    _check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
+    _check_choice("svd", svd, get_args(Decomposition))
+    check_group_count(sampling)
+
+
+def _provenance(
+    description: dict[str, Any],
+    top_k: int,
+    curvature: CurvatureKind,
+    engine: Engine,
+    sampling: int,
+    svd: Decomposition,
+) -> Provenance:
+    return Provenance(
+        problem=description,
+        versions={
+            "spectral_core": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        top_k=int(top_k),
+        curvature=curvature,
+        confidence=float("nan"),  # there are standard errors alone
+        engine=engine,
+        svd=svd,
+        sampling=sampling,
+        sampling_directions="own",
     )
 
 
@@ -199,8 +233,8 @@ def _n_terms(described: Mapping[str, Any]) -> float:
     count = described.get("n_terms")
     if not count:
         raise InputError(
-            "problem: describe() does not say how many terms there are; give the problem a weight=, "
-            "or 'n_terms' in its description."
+            "problem: describe() does not say how many terms there are; give the problem a "
+            "weight=, or 'n_terms' in its description."
         )
     return float(count)
 
@@ -213,16 +247,8 @@ def _groups(problem: CurvatureProblem, count: int) -> list[SampleGroup]:
         raise InputError(f"sizes: {count} groups are needed, and {reason}") from error
 
 
-def _subsamples(plan: SampleSizes, groups: Sequence[SampleGroup], blocks: int) -> Subsamples:
-    """Return all data without each block, and then the parts of each size."""
-    parts = [part for size in plan.sizes for part in plan.parts(size)]
-    shares = tuple(group.share for group in groups)
-    return Subsamples(shares, (*plan.without_each(blocks), *parts))
-
-
 def _windows_of_parts(
     layers: Sequence[LayerInfo],
-    windows: Mapping[str, Window],
     groups: Sequence[SampleGroup],
     subsamples: Subsamples,
     top_k: int,
@@ -230,10 +256,10 @@ def _windows_of_parts(
     failures: dict[str, str],
 ) -> dict[str, tuple[Window, ...]]:
     """Return the directions of each subsample by layer; layers without go to `failures`."""
-    known = [layer for layer in layers if layer.name in windows]
-    gradients = [dict(group.problem.gradients([layer.name for layer in known])) for group in groups]
+    names = [layer.name for layer in layers]
+    gradients = [dict(group.problem.gradients(names)) for group in groups]
     found = {}
-    for layer in known:
+    for layer in layers:
         of_groups = [checked_gradient(layer, each.pop(layer.name, None)) for each in gradients]
         try:
             found[layer.name] = own_windows(layer, of_groups, subsamples, top_k, svd)
@@ -242,60 +268,62 @@ def _windows_of_parts(
     return found
 
 
-def _reason(found: LayerCurvature) -> str:
-    return found.certificate.reason or f"engine {found.certificate.engine!r}"
-
-
-def _layer(
-    found: LayerCurvature,
-    window: Window,
-    own: Sequence[Window],
-    plan: SampleSizes,
+def _measured(
+    found: LayerCurvature | LayerError,
+    windows: Mapping[str, Window],
+    parts: Mapping[str, Sequence[Window]],
     subsamples: Subsamples,
-    n_terms: float,
-    blocks: int,
+) -> _Measured:
+    """Return what was measured of a layer.
+
+    Raises
+    ------
+    LayerError
+        If its curvatures are not known, or not by groups.
+    """
+    if isinstance(found, LayerError):
+        raise found
+    name, own = found.name, parts[found.name]
+    if not found.parts:
+        reason = found.certificate.reason or f"engine {found.certificate.engine!r}"
+        raise LayerError(name, f"its curvatures do not come by groups: {reason}.")
+    h = means_over_subsamples(own, subsamples, [part.more for part in found.parts])
+    sigma = [*(window.sigma for window in own), windows[name].sigma]
+    return _Measured(name, sigma, [*h, found.values])
+
+
+def _converged(
+    measured: _Measured, plan: SampleSizes, subsamples: Subsamples, n_terms: float
 ) -> LayerConvergence:
     """Return the numbers of a layer at each size."""
-    sigma = [*(each.sigma for each in own), window.sigma]
-    h = means_over_subsamples(own, subsamples, [part.more for part in found.parts])
-    numbers = exponents_of_each(sigma, [*h, found.values])
-    weights = np.asarray([1 - subsamples.share(each) for each in subsamples.sets[:blocks]])
-    places = _places(plan, blocks)
-    rows = _rows(sigma, len(window.sigma))
-    values = {name: [np.mean(each[p]) for p in places] for name, each in numbers.items()}
-    errors = {
-        name: [
-            *(np.std(each[p], ddof=1) for p in places[:-1]),
-            float(jackknife(each[:blocks], weights=weights).stderr),
-        ]
-        for name, each in numbers.items()
-    }
+    numbers = exponents_of_each(measured.sigma, measured.h)
+    places, sigma = plan.places(), _as_long_as_the_last(measured.sigma)
     return LayerConvergence(
-        name=found.name,
-        sizes=np.asarray([*(_terms(plan, n, subsamples, n_terms) for n in plan.sizes), n_terms]),
+        name=measured.name,
+        sizes=_terms(plan, subsamples, n_terms),
         parts=tuple(p.stop - p.start for p in places),
-        **{name: np.asarray(each) for name, each in values.items()},
-        stderr={name: np.asarray(each) for name, each in errors.items()},
-        sigma=tuple(np.mean(rows[p], axis=0) for p in places),
-        blocks=blocks,
+        **{name: np.asarray([np.mean(each[p]) for p in places]) for name, each in numbers.items()},
+        stderr={name: _standard_errors(each, plan, subsamples) for name, each in numbers.items()},
+        sigma=tuple(np.mean(sigma[p], axis=0) for p in places),
+        blocks=plan.blocks,
     )
 
 
-def _places(plan: SampleSizes, blocks: int) -> list[slice]:
-    """Return where the parts of each size are among the subsamples; all data are the last."""
-    counts = [*(len(plan.parts(size)) for size in plan.sizes), 1]
-    ends = blocks + np.cumsum(counts)
-    return [slice(int(end) - count, int(end)) for end, count in zip(ends, counts, strict=True)]
+def _standard_errors(values: Values, plan: SampleSizes, subsamples: Subsamples) -> Values:
+    """Return the standard error at each size: the spread of the parts, and the jackknife's at N."""
+    blocks = np.asarray([1 - subsamples.share(each) for each in subsamples.sets[: plan.blocks]])
+    of_all = jackknife(values[: plan.blocks], weights=blocks).to_floats().stderr
+    return np.asarray([*(np.std(values[p], ddof=1) for p in plan.places()[:-1]), of_all])
 
 
-def _terms(plan: SampleSizes, size: int, subsamples: Subsamples, n_terms: float) -> float:
-    """Return the mean number of terms of the parts of a size, which are whole numbers."""
-    counts: list[Subsample] = plan.parts(size)
-    return float(np.mean([round(n_terms * subsamples.share(part), 6) for part in counts]))
+def _terms(plan: SampleSizes, subsamples: Subsamples, n_terms: float) -> Values:
+    """Return the mean number of terms of the parts of each size."""
+    shares = [np.mean([subsamples.share(p) for p in plan.parts(size)]) for size in plan.sizes]
+    # Shares are quotients: their rounding is taken out of what are whole numbers.
+    return np.asarray([*(round(float(n_terms * share), 6) for share in shares), n_terms])
 
 
-def _rows(sigma: Sequence[Values], width: int) -> Values:
-    """Return the first singular values of each subsample, with NaN behind where it has fewer."""
-    return np.stack(
-        [np.pad(s[:width], (0, max(0, width - len(s))), constant_values=np.nan) for s in sigma]
-    )
+def _as_long_as_the_last(rows: Sequence[Values]) -> Values:
+    """Return singular values as one array: cut, or with NaN where a subsample has fewer."""
+    width = len(rows[-1])
+    return np.stack([np.append(r[:width], np.full(max(0, width - len(r)), np.nan)) for r in rows])

@@ -60,7 +60,7 @@ class LayerConvergence:
     >>> layer.drift().round(2)
     array([  nan,  0.3 ,  0.05])
     >>> print(layer.sentence)
-    fc: the drift of α lies within its standard error from 256 terms on (0.050 and 0.100 there).
+    fc: the drift of α lies within its standard error from 256 terms on (+0.050 and 0.100 there).
     """
 
     name: str
@@ -77,9 +77,10 @@ class LayerConvergence:
     def drift(self, number: NumberName = "alpha") -> Numbers:
         """Return ``θ(n/2) − θ(n)`` at each size n; NaN where half of it was not measured."""
         values: Numbers = getattr(self, number)
-        halves = [np.isclose(self.sizes, n / 2, rtol=1e-3) for n in self.sizes]
-        before = [values[half][0] if half.any() else np.nan for half in halves]
-        return np.asarray(before) - values
+        nearest = [int(np.argmin(np.abs(self.sizes - n / 2))) for n in self.sizes]
+        # Parts of the data differ by a sample or a group of them.
+        is_half = np.isclose(self.sizes[nearest], self.sizes / 2, rtol=0.02)
+        return np.where(is_half, values[nearest] - values, np.nan)
 
     @property
     def enough(self) -> int | None:
@@ -101,13 +102,13 @@ class LayerConvergence:
         if place is not None:
             return (
                 f"{self.name}: the drift of α lies within its standard error from "
-                f"{self.sizes[place]:,.0f} terms on ({drift[place]:.3f} and {stderr[place]:.3f} "
+                f"{self.sizes[place]:,.0f} terms on ({drift[place]:+.3f} and {stderr[place]:.3f} "
                 "there)."
             )
         last = np.flatnonzero(np.isfinite(drift))[-1]
         return (
             f"{self.name}: α still moves with the sample size: at {self.sizes[last]:,.0f} terms "
-            f"its drift is {drift[last]:.3f}, and its standard error {stderr[last]:.3f}."
+            f"its drift is {drift[last]:+.3f}, and its standard error {stderr[last]:.3f}."
         )
 
     def _place_of_enough(self) -> int | None:
