@@ -36,6 +36,7 @@ __all__ = [
     "plot_sigma_by_size",
     "plot_transfer",
     "rank_profile_figure",
+    "save_convergence_figures",
     "save_figures",
     "sigma_by_size_figure",
 ]
@@ -278,7 +279,6 @@ def plot_alpha_by_size(layer: LayerConvergence, ax: Axes | None = None) -> Axes:
     low, high = layer.alpha - layer.stderr["alpha"], layer.alpha + layer.stderr["alpha"]
     ax.fill_between(layer.sizes, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, zorder=1)
     ax.plot(layer.sizes, layer.alpha, "o-", color=_COLOURS[0], markersize=3.5, zorder=3)
-    ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
     if layer.enough is not None:
         ax.axvline(layer.enough, color=_COLOURS[1], linewidth=0.8, linestyle=":", zorder=2)
     ax.set_ylabel("α")
@@ -319,7 +319,7 @@ def plot_sigma_by_size(layer: LayerConvergence, ax: Axes | None = None) -> Axes:
             f"{k}", (layer.sizes[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=6, color=colour,
         )  # fmt: skip
-    ax.set_ylabel("σ of rank k  (dotted: N^−1/2)")
+    ax.set_ylabel("σ of rank k  (dotted: $N^{-1/2}$)")
     return ax
 
 
@@ -432,6 +432,41 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     }
     if report.decomposed():
         figures["decomposition.png"] = lambda: plot_decomposition(report).figure  # type: ignore[assignment, return-value]
+    return _saved(figures, folder)
+
+
+def save_convergence_figures(convergence: Convergence, folder: str | Path) -> list[Path]:
+    """Write the figures of a convergence as PNG, into a folder that is created if need be.
+
+    Returns
+    -------
+    list of Path
+        ``alpha_by_size.png`` and ``sigma_by_size.png``.
+
+    Raises
+    ------
+    ReportError
+        If the folder cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
+    >>> [path.name for path in save_convergence_figures(found, "figures")]
+    ['alpha_by_size.png', 'sigma_by_size.png']
+    """
+    figures: dict[str, Callable[[], Figure]] = {
+        "alpha_by_size.png": lambda: alpha_by_size_figure(convergence),
+        "sigma_by_size.png": lambda: sigma_by_size_figure(convergence),
+    }
+    return _saved(figures, Path(folder))
+
+
+def _saved(figures: Mapping[str, Callable[[], Figure]], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, make in figures.items():

@@ -93,12 +93,13 @@ def _power_of_two_from(least: float) -> int:
 
 def _checked(sizes: Any, n_terms: float) -> list[int]:
     """Return sizes that are numbers of terms of which there are two disjoint parts, or all."""
-    found: list[Any] = list(sizes) if isinstance(sizes, Iterable) else [sizes]
-    whole = [isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in found]
+    given: list[Any] = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+    whole = [isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in given]
     if not isinstance(sizes, Iterable) or isinstance(sizes, str) or not all(whole):
         raise InputError(
             f"sizes: {sizes!r} is no list of numbers of terms; pass for instance [256, 512, 1024]."
         )
+    found = [int(n) for n in given]
     if largest := [n for n in found if n > n_terms]:
         raise InputError(f"sizes: {largest[0]} is more than all {n_terms:g} terms; use more data.")
     if single := [n for n in found if n_terms / 2 < n < n_terms]:
@@ -111,4 +112,4 @@ def _checked(sizes: Any, n_terms: float) -> list[int]:
             f"sizes: none is below all {n_terms:g} terms, with which to compare; pass for instance "
             f"[{n_terms // 4:g}, {n_terms // 2:g}]."
         )
-    return [int(n) for n in found]
+    return found
