@@ -77,10 +77,8 @@ class LayerConvergence:
     def drift(self, number: NumberName = "alpha") -> Numbers:
         """Return ``θ(n/2) − θ(n)`` at each size n; NaN where half of it was not measured."""
         values: Numbers = getattr(self, number)
-        nearest = [int(np.argmin(np.abs(self.sizes - n / 2))) for n in self.sizes]
-        # Parts of the data differ by a sample or a group of them.
-        is_half = np.isclose(self.sizes[nearest], self.sizes / 2, rtol=0.02)
-        return np.where(is_half, values[nearest] - values, np.nan)
+        half = self._half_of_each()
+        return np.where(half >= 0, values[half] - values, np.nan)
 
     @property
     def enough(self) -> int | None:
@@ -96,16 +94,21 @@ class LayerConvergence:
     def sentence(self) -> str:
         """What `enough` says, with the drift and the standard error there, or at N if none is."""
         drift, stderr = self.drift(), self.stderr["alpha"]
-        if not np.isfinite(drift).any():
+        known, place = np.flatnonzero(self._half_of_each() >= 0), self._place_of_enough()
+        if not len(known):
             return f"{self.name}: of no size the half was measured, so the drift is not known."
-        place = self._place_of_enough()
         if place is not None:
             return (
                 f"{self.name}: the drift of α lies within its standard error from "
                 f"{self.sizes[place]:,.0f} terms on ({drift[place]:+.3f} and {stderr[place]:.3f} "
                 "there)."
             )
-        last = np.flatnonzero(np.isfinite(drift))[-1]
+        last = known[-1]
+        if not np.isfinite(drift[last]) or not np.isfinite(stderr[last]):
+            return (
+                f"{self.name}: α cannot be fitted on every part of the data, so its drift at "
+                f"{self.sizes[last]:,.0f} terms cannot be judged."
+            )
         return (
             f"{self.name}: α still moves with the sample size: at {self.sizes[last]:,.0f} terms "
             f"its drift is {drift[last]:+.3f}, and its standard error {stderr[last]:.3f}."
@@ -113,11 +116,18 @@ class LayerConvergence:
 
     def _place_of_enough(self) -> int | None:
         drift, found = self.drift(), None
-        for place in reversed(np.flatnonzero(np.isfinite(drift)).tolist()):
+        for place in reversed(np.flatnonzero(self._half_of_each() >= 0).tolist()):
             if not abs(drift[place]) <= self.stderr["alpha"][place]:
                 break
             found = place
         return found
+
+    def _half_of_each(self) -> npt.NDArray[np.int64]:
+        """Return where the half of each size is among the sizes, or −1 where it is not."""
+        nearest = np.asarray([np.argmin(np.abs(self.sizes - n / 2)) for n in self.sizes])
+        # Parts of the data differ by a sample or a group of them.
+        is_half = np.isclose(self.sizes[nearest], self.sizes / 2, rtol=0.02)
+        return np.where(is_half, nearest, -1)
 
     def cells(self) -> list[list[str]]:
         """Return the cells of a table with a line for each size."""

@@ -140,7 +140,12 @@ def test_enough_is_the_size_from_which_on_the_drift_is_within_the_standard_error
         "fc: α still moves with the sample size: at 512 terms its drift is +0.300, and its "
         "standard error 0.100."
     )
-    assert layer_of([2.0] * 4, [0.2, 0.1, 0.1, np.nan]).enough is None
+    for alpha, error in (([2.0] * 4, np.nan), ([2.0, 2.0, np.nan, 2.0], 0.1)):
+        unknown = layer_of(alpha, [0.2, 0.1, 0.1, error])
+        assert unknown.enough is None and unknown.sentence == (
+            "fc: α cannot be fitted on every part of the data, so its drift at 512 terms cannot be "
+            "judged."
+        )
     np.testing.assert_allclose(moving.drift("s"), [np.nan, 0.1, 0.1, 0.3])
 
 
