@@ -57,8 +57,8 @@ class LayerConvergence:
     ...     "fc", np.array([64.0, 128, 256]), (4, 2, 1), values, values, values, values,
     ...     {"alpha": np.array([0.2, 0.15, 0.1])}, (np.ones(1),) * 3, 8,
     ... )
-    >>> layer.drift().round(2)
-    array([  nan,  0.3 ,  0.05])
+    >>> layer.drift().round(2).tolist()
+    [nan, 0.3, 0.05]
     >>> print(layer.sentence)
     fc: the drift of α lies within its standard error from 256 terms on (+0.050 and 0.100 there).
     """
