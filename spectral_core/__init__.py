@@ -41,6 +41,7 @@ from spectral_core.exponents import fit_rank_profiles as fit_rank_profiles
 from spectral_core.matrices import MatrixLayout as MatrixLayout
 from spectral_core.matrices import MatrixSpec as MatrixSpec
 from spectral_core.matrices import as_matrices as as_matrices
+from spectral_core.measuring import converge as converge
 from spectral_core.measuring import measure as measure
 from spectral_core.measuring import select_layers as select_layers
 from spectral_core.newton import spectral_newton_step as spectral_newton_step
@@ -57,7 +58,9 @@ from spectral_core.preconditioning import precondition as precondition
 from spectral_core.preconditioning import precondition_method as precondition_method
 from spectral_core.preconditioning import transfer as transfer
 from spectral_core.preconditioning import transfer_bound as transfer_bound
+from spectral_core.reporting import Convergence as Convergence
 from spectral_core.reporting import Explanation as Explanation
+from spectral_core.reporting import LayerConvergence as LayerConvergence
 from spectral_core.reporting import LayerSampling as LayerSampling
 from spectral_core.reporting import LayerSpectrum as LayerSpectrum
 from spectral_core.reporting import ParticipationSummary as ParticipationSummary
@@ -70,6 +73,7 @@ from spectral_core.sampling import noise_null as noise_null
 
 __all__ = [
     "Certificate",
+    "Convergence",
     "CurvatureProblem",
     "Explanation",
     "ExponentDecomposition",
@@ -77,6 +81,7 @@ __all__ = [
     "FactorSpectrum",
     "InputError",
     "KroneckerFactors",
+    "LayerConvergence",
     "LayerCurvature",
     "LayerError",
     "LayerInfo",
@@ -104,6 +109,7 @@ __all__ = [
     "as_matrices",
     "certified_exponent",
     "check_line",
+    "converge",
     "decompose_exponent",
     "effective_rank",
     "entropy_rank",

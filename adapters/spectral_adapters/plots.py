@@ -7,14 +7,15 @@ stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from spectral_core._extras import require
 from spectral_core.errors import ReportError
+from spectral_core.reporting.convergence import Convergence, LayerConvergence
 from spectral_core.reporting.report import SpectralReport
 from spectral_core.reporting.rows import half_width
 from spectral_core.reporting.spectrum import LayerSpectrum
@@ -25,17 +26,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "alpha_by_size_figure",
     "alpha_over_k_figure",
     "curvature_figure",
     "plot_alpha_by_depth",
+    "plot_alpha_by_size",
     "plot_alpha_over_k",
     "plot_curvature",
     "plot_decomposition",
     "plot_rank_profile",
+    "plot_sigma_by_size",
     "plot_transfer",
     "rank_profile_figure",
+    "save_convergence_figures",
     "save_figures",
+    "sigma_by_size_figure",
 ]
+
+T = TypeVar("T")
 
 # Okabe and Ito's colours: told apart with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -275,6 +283,103 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_alpha_by_size(layer: LayerConvergence, ax: Axes | None = None) -> Axes:
+    """Draw α against the number of terms, with a band of one standard error to both sides.
+
+    The vertical line is the size from which on the drift lies within the standard error.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
+    >>> plot_alpha_by_size(found["0"]).get_xscale()
+    'log'
+    """
+    ax = ax or _new_axes()
+    _axis_of_sizes(ax, layer)
+    low, high = layer.alpha - layer.stderr["alpha"], layer.alpha + layer.stderr["alpha"]
+    ax.fill_between(layer.sizes, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, zorder=1)
+    ax.plot(layer.sizes, layer.alpha, "o-", color=_COLOURS[0], markersize=3.5, zorder=3)
+    if layer.enough is not None:
+        ax.axvline(layer.enough, color=_COLOURS[1], linewidth=0.8, linestyle=":", zorder=2)
+    ax.set_ylabel("α")
+    return ax
+
+
+def plot_sigma_by_size(layer: LayerConvergence, ax: Axes | None = None) -> Axes:
+    """Draw singular values against the number of terms, beside lines of slope −1/2.
+
+    The singular values of a gradient that is noise of the sample fall along these lines; those of
+    the network stay. Of many directions some are drawn, spaced evenly in log k.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
+    >>> plot_sigma_by_size(found["0"]).get_yscale()
+    'log'
+    """
+    ax = ax or _new_axes()
+    ax.set_yscale("log")
+    _axis_of_sizes(ax, layer)
+    sigma = np.stack(layer.sigma)
+    ranks = sorted({round(k) for k in np.geomspace(1, sigma.shape[1], 5)})
+    for colour, k in zip(_COLOURS, ranks, strict=False):
+        values = sigma[:, k - 1]
+        known = np.isfinite(values)
+        ax.plot(layer.sizes, values, "o-", color=colour, markersize=3, linewidth=1, zorder=3)
+        if known.any():
+            first = np.flatnonzero(known)[0]
+            line = values[first] * (layer.sizes / layer.sizes[first]) ** -0.5
+            ax.plot(layer.sizes, line, color=colour, linewidth=0.7, linestyle=":", zorder=2)
+        ax.annotate(
+            f"{k}", (layer.sizes[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=6, color=colour,
+        )  # fmt: skip
+    ax.set_ylabel("σ of rank k  (dotted: $N^{-1/2}$)")
+    return ax
+
+
+def alpha_by_size_figure(convergence: Convergence) -> Figure:
+    """Return one panel of `plot_alpha_by_size` per layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
+    >>> alpha_by_size_figure(found).savefig("alpha_by_size.png")
+    """
+    return _small_multiples(convergence, plot_alpha_by_size)
+
+
+def sigma_by_size_figure(convergence: Convergence) -> Figure:
+    """Return one panel of `plot_sigma_by_size` per layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
+    >>> sigma_by_size_figure(found).savefig("sigma_by_size.png")
+    """
+    return _small_multiples(convergence, plot_sigma_by_size)
+
+
 def curvature_figure(report: SpectralReport) -> Figure:
     """Return one panel of `plot_curvature` per layer.
 
@@ -405,6 +510,41 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     }
     if report.decomposed():
         figures["decomposition.png"] = lambda: plot_decomposition(report).figure  # type: ignore[assignment, return-value]
+    return _saved(figures, folder)
+
+
+def save_convergence_figures(convergence: Convergence, folder: str | Path) -> list[Path]:
+    """Write the figures of a convergence as PNG, into a folder that is created if need be.
+
+    Returns
+    -------
+    list of Path
+        ``alpha_by_size.png`` and ``sigma_by_size.png``.
+
+    Raises
+    ------
+    ReportError
+        If the folder cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import spectral_core as sc
+    >>> from spectral_backends.numpy import DenseNetwork
+    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
+    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
+    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
+    >>> [path.name for path in save_convergence_figures(found, "figures")]
+    ['alpha_by_size.png', 'sigma_by_size.png']
+    """
+    figures: dict[str, Callable[[], Figure]] = {
+        "alpha_by_size.png": lambda: alpha_by_size_figure(convergence),
+        "sigma_by_size.png": lambda: sigma_by_size_figure(convergence),
+    }
+    return _saved(figures, Path(folder))
+
+
+def _saved(figures: Mapping[str, Callable[[], Figure]], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, make in figures.items():
@@ -427,14 +567,22 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure(figsize=(width, height), layout="constrained")  # type: ignore[no-any-return]
 
 
-def _small_multiples(report: SpectralReport, draw: Callable[[LayerSpectrum, Axes], Axes]) -> Figure:
+def _axis_of_sizes(ax: Axes, layer: LayerConvergence) -> None:
+    """Give the axes a logarithmic axis of numbers of terms, with a tick at each measured size."""
+    ax.set_xscale("log")
+    ax.minorticks_off()
+    ax.set_xticks(layer.sizes, [f"{size:.0f}" for size in layer.sizes])
+    ax.set_xlabel("terms N")
+
+
+def _small_multiples(report: Mapping[str, T], draw: Callable[[T, Axes], Axes]) -> Figure:
     columns = min(6, math.ceil(math.sqrt(1.3 * len(report))))
     rows = math.ceil(len(report) / columns)
     figure = _new_figure(2.3 * columns + 0.4, 2.0 * rows + 0.6)
-    for index, spectrum in enumerate(report.values()):
+    for index, (name, layer) in enumerate(report.items()):
         ax = figure.add_subplot(rows, columns, index + 1)
-        draw(spectrum, ax)
-        ax.set_title(_short(spectrum.name), fontsize=8)
+        draw(layer, ax)
+        ax.set_title(_short(name), fontsize=8)
         ax.tick_params(labelsize=6)
         ax.spines[["top", "right"]].set_visible(False)
         ax.minorticks_off()

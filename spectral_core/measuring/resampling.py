@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import array_api_compat
@@ -23,16 +22,20 @@ from spectral_core.curvature.problem import (
 )
 from spectral_core.curvature.result_checks import checked_gradient
 from spectral_core.errors import InputError, LayerError
-from spectral_core.exponents.transfer_identity import exponent_triangle
-from spectral_core.measuring.directions import Decomposition, Window, top_directions
+from spectral_core.measuring.directions import Decomposition, Window
 from spectral_core.measuring.grouped_problem import DirectionsOfGroups, GroupedProblem
+from spectral_core.measuring.own_directions import (
+    exponents_of_each,
+    further_directions,
+    means_over_subsamples,
+    own_windows,
+)
 from spectral_core.measuring.subsamples import Subsamples
-from spectral_core.participation.participation import participation_ratio
 from spectral_core.reporting.sampling import LayerSampling, SampledNumber
 from spectral_core.reporting.spectrum import LayerSpectrum
 from spectral_core.sampling import cross_fitted, jackknife, signal_share
 
-__all__ = ["LayerSamples", "Resampling", "resampling_of"]
+__all__ = ["LayerSamples", "Resampling", "divided", "resampling_of"]
 
 Values = npt.NDArray[np.float64]
 TERMS = ("beta", "phi", "kappa", "nu")
@@ -111,7 +114,7 @@ class Resampling:
         samples = self.layers[name]
         own = all(part.more is not None for part in found.parts)
         sigma, h, ggn = self._values(name, samples, found, own)
-        estimates = _exponents(sigma, h)
+        estimates = exponents_of_each(sigma, h)
         if ggn is not None and spectrum.decomposition is not None and len(alignments) == len(h):
             estimates |= _terms(sigma, h, ggn, alignments)
         sampled = {
@@ -150,17 +153,7 @@ class Resampling:
         """Return the means over each subsample of values along its own directions."""
         if any(values is None for values in more):
             return None
-        by_group: list[dict[int, Values]] = []
-        for group, values in enumerate(more):
-            counts = {i: len(samples.windows[i].sigma) for i in self.subsamples.with_group(group)}
-            ends = np.cumsum([0, *counts.values()])
-            host = to_numpy(values).astype(np.float64)
-            parts = [host[a:b] for a, b in pairwise(ends)]
-            by_group.append(dict(zip(counts, parts, strict=True)))
-        return [
-            self.subsamples.mean(subsample, [of_one.get(i) for of_one in by_group])
-            for i, subsample in enumerate(self.subsamples)
-        ]
+        return means_over_subsamples(samples.windows, self.subsamples, more)
 
     def _fixed(self, values: Sequence[Any]) -> list[Values] | None:
         """Return the means over each subsample of values along the directions of all data."""
@@ -217,8 +210,8 @@ def resampling_of(
     InputError
         If the problem knows no samples, or they cannot be divided.
     """
-    groups = _groups_of(problem, count)
-    subsamples = Subsamples(tuple(group.share for group in groups))
+    groups = divided(problem, count)
+    subsamples = Subsamples.for_sampling_errors(tuple(group.share for group in groups))
     names = [layer.name for layer in layers if layer.name in windows]
     gradients = [dict(group.problem.gradients(names)) for group in groups]
     samples: dict[str, LayerSamples] = {}
@@ -231,11 +224,19 @@ def resampling_of(
             samples[layer.name] = _samples(layer, windows[layer.name], of_groups, subsamples, svd)
         except LayerError as error:
             failures[layer.name] = f"on a part of the data {error.reason}"
-    more = [_further_directions(samples, subsamples, group) for group in range(count)]
+    own = {name: each.windows for name, each in samples.items()}
+    more = [further_directions(own, subsamples, group) for group in range(count)]
     return Resampling(GroupedProblem(problem, groups, more, choice), subsamples, samples, failures)
 
 
-def _groups_of(problem: CurvatureProblem, count: int) -> list[SampleGroup]:
+def divided(problem: CurvatureProblem, count: int) -> list[SampleGroup]:
+    """Return the samples of a problem in groups.
+
+    Raises
+    ------
+    InputError
+        If the problem knows no samples, or they cannot be divided.
+    """
     if not isinstance(problem, KnowsSamples):
         raise InputError(
             f"sampling: a {type(problem).__name__} does not divide its samples into groups; give "
@@ -257,10 +258,9 @@ def _samples(
     """Return the subsamples of one layer from the gradients of its groups."""
     xp = array_api_compat.array_namespace(window.u)
     count, top_k = len(gradients), len(window.sigma)
-    found, along = [], []
+    found, along = own_windows(layer, gradients, subsamples, top_k, svd), []
     for subsample in subsamples:
         gradient = subsamples.mean(subsample, gradients)
-        found.append(top_directions(layer, gradient, top_k, svd))
         with exact_products(xp, gradient):
             along.append(to_numpy(xp.sum(window.u * (gradient @ window.v), axis=0)))
     groups, weights = xp.stack(list(gradients)), np.asarray(subsamples.shares)
@@ -271,32 +271,8 @@ def _samples(
     c = np.full(top_k, np.nan)
     c[:shortest] = to_numpy(cross_fitted(groups, u, v, weights))
     return LayerSamples(
-        tuple(found), np.stack(along).astype(np.float64), float(signal_share(groups, weights)), c
+        found, np.stack(along).astype(np.float64), float(signal_share(groups, weights)), c
     )
-
-
-def _further_directions(
-    samples: Mapping[str, LayerSamples], subsamples: Subsamples, group: int
-) -> dict[str, tuple[Any, Any]]:
-    """Return the directions of all subsamples that a group belongs to, by layer."""
-    found = {}
-    for name, of_layer in samples.items():
-        windows = [of_layer.windows[i] for i in subsamples.with_group(group)]
-        xp = array_api_compat.array_namespace(windows[0].u)
-        u, v = (xp.concat([getattr(w, side) for w in windows], axis=1) for side in "uv")
-        found[name] = u, v
-    return found
-
-
-def _exponents(sigma: Sequence[Values], h: Sequence[Values]) -> dict[str, Values]:
-    """Return the exponents and the participation ratio of each subsample."""
-    padded_sigma, padded_h = _padded(sigma), _padded(h)
-    triangle = exponent_triangle(padded_sigma, padded_h)
-    fits = {"alpha": triangle.alpha, "gamma": triangle.gamma, "s": triangle.s}
-    return {
-        **{name: to_numpy(fit.exponent) for name, fit in fits.items()},
-        "participation": to_numpy(participation_ratio(padded_h)),
-    }
 
 
 def _terms(
@@ -312,12 +288,6 @@ def _terms(
             fits = decompose_exponent(x, y, z, alignment)
             found[:, i] = [float(getattr(fits, term).exponent) for term in TERMS]
     return dict(zip(TERMS, found, strict=True))
-
-
-def _padded(rows: Sequence[Values]) -> Values:
-    """Return rows of unequal lengths as one array, with zeros, which no fit takes, behind."""
-    width = max(map(len, rows))
-    return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
 
 
 def _of_all(spectrum: LayerSpectrum, key: str) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,39 +15,40 @@ Subsample = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Subsamples:
-    """The subsamples of a measurement: all data but one group, the halves and the quarters.
+    """The subsamples of a measurement.
 
     Parameters
     ----------
     shares : tuple of float
         The share of all terms that each group has.
+    sets : tuple of Subsample
+        The groups of each subsample.
     """
 
     shares: tuple[float, ...]
+    sets: tuple[Subsample, ...]
 
-    @property
-    def without_each(self) -> list[Subsample]:
-        """The data without each group (Theory 11.4)."""
-        groups = range(len(self.shares))
-        return [tuple(g for g in groups if g != out) for out in groups]
+    @classmethod
+    def for_sampling_errors(cls, shares: tuple[float, ...]) -> Self:
+        """Return all data but each group, then the two halves and the four quarters.
 
-    @property
-    def halves(self) -> list[Subsample]:
-        """The two halves (Theory 11.5)."""
-        return self._parts(2)
-
-    @property
-    def quarters(self) -> list[Subsample]:
-        """The four quarters (Theory 11.5)."""
-        return self._parts(4)
+        The first are those of the jackknife (Theory 11.4), the others those of the drift (11.5).
+        """
+        groups = range(len(shares))
+        without_each = (tuple(g for g in groups if g != out) for out in groups)
+        return cls(shares, (*without_each, *_parts(len(shares), 2), *_parts(len(shares), 4)))
 
     def __iter__(self) -> Iterator[Subsample]:
         """Iterate over all of them, in this order."""
-        yield from (*self.without_each, *self.halves, *self.quarters)
+        yield from self.sets
 
     def with_group(self, group: int) -> list[int]:
         """Return the numbers of the subsamples that have a group."""
         return [i for i, subsample in enumerate(self) if group in subsample]
+
+    def share(self, subsample: Subsample) -> float:
+        """Return the share of all terms that a subsample has."""
+        return float(sum(self.shares[group] for group in subsample))
 
     def mean(self, subsample: Subsample, values: Sequence[Any]) -> Any:
         """Return the mean over a subsample of a quantity that each group has, indexed by group."""
@@ -59,6 +60,7 @@ class Subsamples:
         shares: npt.NDArray[np.float64] = np.asarray([self.shares[g] for g in subsample])
         return [float(weight) for weight in shares / shares.sum()]
 
-    def _parts(self, count: int) -> list[Subsample]:
-        parts = np.array_split(np.arange(len(self.shares)), count)
-        return [tuple(int(group) for group in part) for part in parts]
+
+def _parts(groups: int, count: int) -> list[Subsample]:
+    parts = np.array_split(np.arange(groups), count)
+    return [tuple(int(group) for group in part) for part in parts]

@@ -1,5 +1,7 @@
 """Results to show and save: spectra, reports, text tables, the sentence that explains a layer."""
 
+from spectral_core.reporting.convergence import Convergence as Convergence
+from spectral_core.reporting.convergence import LayerConvergence as LayerConvergence
 from spectral_core.reporting.explanation import Explanation as Explanation
 from spectral_core.reporting.explanation import Term as Term
 from spectral_core.reporting.explanation import explain as explain
@@ -11,7 +13,9 @@ from spectral_core.reporting.spectrum import ParticipationSummary as Participati
 from spectral_core.reporting.spectrum import Provenance as Provenance
 
 __all__ = [
+    "Convergence",
     "Explanation",
+    "LayerConvergence",
     "LayerSampling",
     "LayerSpectrum",
     "ParticipationSummary",

@@ -99,6 +99,27 @@ def test_measure_show_plot(folder, capsys):
     assert len(list((folder / "again").iterdir())) == 5
 
 
+def test_converge(folder, capsys):
+    options = [
+        "--sizes",
+        "10",
+        "--sizes",
+        "20",
+        "--top-k",
+        "5",
+        "--layers",
+        "2",
+        "--plots",
+        "plots",
+    ]
+    assert main(["converge", "experiment.py:problem", *options]) == 0
+    found = sc.Convergence.load("convergence.json")
+    assert list(found) == ["2"] and found["2"].sizes.tolist() == [10, 20, 40]
+    files = [str(folder.joinpath("plots", f"{what}_by_size.png")) for what in ("alpha", "sigma")]
+    assert capsys.readouterr().out.startswith(f"{found}\n\nconvergence.json\n")
+    assert all(map(os.path.exists, files))
+
+
 def test_decomposition(folder, capsys):
     options = [
         "--decompose",

@@ -96,6 +96,54 @@ def test_given_axes_are_used(report):
         assert draw(what, ax) is ax
 
 
+def convergence_of(*names, size=20):
+    sizes, rng = 64.0 * 2 ** np.arange(5), np.random.default_rng(0)
+    layers = []
+    for name in names:
+        alpha, stderr = 2 + 0.3 * rng.normal(size=5), np.linspace(0.4, 0.1, 5)
+        sigma = tuple(np.arange(1.0, size + 1) ** -0.8 * n**-0.5 for n in sizes)
+        sigma[0][-1:] = np.nan  # the smallest parts have fewer directions
+        errors = dict.fromkeys(("alpha", "gamma", "s", "participation"), stderr)
+        layers.append(
+            sc.LayerConvergence(name, sizes, (16, 8, 4, 2, 1), *[alpha] * 4, errors, sigma, 8)
+        )
+    provenance = Provenance({"loss": 1.0, "n_terms": 1024}, {}, 20, "hessian", np.nan)
+    return sc.Convergence(provenance, tuple(layers))
+
+
+def test_alpha_is_drawn_against_the_sample_size_with_its_standard_error():
+    layer = convergence_of("fc")["fc"]
+    ax = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
+    assert plots.plot_alpha_by_size(layer, ax) is ax
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), np.c_[layer.sizes, layer.alpha])
+    band = ax.collections[0].get_paths()[0].vertices
+    for edge in (layer.alpha - layer.stderr["alpha"], layer.alpha + layer.stderr["alpha"]):
+        assert all(np.isclose(band[:, 1], value).any() for value in edge)
+    marked = [line.get_xdata()[0] for line in ax.lines[1:]]
+    assert marked == ([] if layer.enough is None else [layer.enough])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["64", "128", "256", "512", "1024"]
+
+
+def test_sigma_is_drawn_beside_the_root_of_the_sample_size():
+    layer = convergence_of("fc")["fc"]
+    ax = plots.plot_sigma_by_size(layer)
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "4", "9", "20"]
+    for measured, line in zip(ax.lines[::2], ax.lines[1::2], strict=True):
+        known = np.isfinite(measured.get_ydata())  # here they fall along the line
+        np.testing.assert_allclose(measured.get_ydata()[known], line.get_ydata()[known])
+    assert not known[0] and known[1:].all()
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_convergence_of_any_number_of_layers_is_drawn(tmp_path, count):
+    found = convergence_of(*(f"blocks.{i}.attention.query" for i in range(count)), size=count)
+    files = plots.save_convergence_figures(found, tmp_path / "deep" / "folder")
+    assert len(files) == 2 and all(f.stat().st_size > 5000 for f in files)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sc.ReportError, match="cannot be written"):
+        plots.save_convergence_figures(found, tmp_path / "file")
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 def test_any_number_of_layers(tmp_path, count):
     before = dict(matplotlib.rcParams)

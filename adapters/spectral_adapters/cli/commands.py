@@ -162,6 +162,39 @@ def measure(
 
 
 @cli.command()
+@click.argument("target", metavar="PATH_OR_MODULE:FACTORY")
+@click.option("--weights", help="Weights file (safetensors, or torch tensors) for the factory.")
+@click.option("--layers", multiple=True, help="Glob of layer names; may be repeated.")
+@click.option("--sizes", multiple=True, type=int, help="Number of terms; may be repeated.")
+@click.option("--top-k", default=20, show_default=True, help="Directions per layer.")
+@click.option("--output", default="convergence.json", show_default=True, help="Result to write.")
+@click.option("--plots", help="Folder for the figures.")
+@_debug
+def converge(
+    target: str,
+    weights: str | None,
+    layers: tuple[str, ...],
+    sizes: tuple[int, ...],
+    top_k: int,
+    output: str,
+    plots: str | None,
+    debug: bool,
+) -> None:
+    """Measure against the sample size the problem that FACTORY returns, see measure."""
+    problem = load_problem(target, weights)
+    with _progress() as progress:
+        found = sc.converge(
+            problem, list(layers) or "*", sizes=sizes or None, top_k=top_k, progress=progress
+        )
+    found.save(output)
+    print(found, output, sep="\n\n")
+    if plots:
+        from spectral_adapters.plots import save_convergence_figures
+
+        print(*save_convergence_figures(found, plots), sep="\n")
+
+
+@cli.command()
 @click.argument("report")
 @click.option("--format", "form", type=click.Choice(["table", "markdown", "csv", "json"]),
               default="table", show_default=True, help="How to print it.")  # fmt: skip
