@@ -141,7 +141,7 @@ def _why_not(name: str, taken: str, request: Request) -> str:
 def _checked(shape: Any) -> tuple[int, ...]:
     """Return a shape as a tuple."""
     whole = isinstance(shape, Sequence) and all(isinstance(n, (int, np.integer)) for n in shape)
-    if not whole or min(shape, default=0) < 0:
+    if not whole or any(n < 0 for n in shape):
         raise InputError(f"shape: {shape!r} is no tuple of lengths; pass that of the gradient.")
     return tuple(map(int, shape))
 

@@ -127,6 +127,16 @@ def test_shapes():
     for shape in ((-1, 4), (4.0, 4), 4, "44"):
         with pytest.raises(sc.InputError, match="shape: .* is no tuple of lengths; pass that of"):
             sc.precondition_method(shape, "float32", 2.0)
+    with pytest.raises(sc.InputError, match=r"shape: has shape \(\); pass a matrix"):
+        sc.precondition_method((), "float32", 2.0)
+    with pytest.raises(sc.InputError, match="tolerance: "):
+        sc.precondition_method((4, 4), "float32", 2.0, tolerance=0.0)
+
+
+def test_the_devices_of_jax_by_their_own_names():
+    on_cpu = sc.precondition_method((300, 300), "float32", 1.0)
+    assert on_cpu == sc.precondition_method((300, 300), "float32", 1.0, device="TFRT_CPU_0")
+    assert on_cpu != sc.precondition_method((300, 300), "float32", 1.0, device="cuda:0")
 
 
 def test_half_precision_counts_as_float32_and_products_in_bfloat16_cost():
