@@ -62,6 +62,7 @@ STATEMENTS = {
     "11.6": "Leverage, the exponent without a point; a σ lies within its residual of an exact one.",
     "11.7": "Poisson pseudo maximum likelihood solves its score equations, also with h ≤ 0.",
     "11.8": "A parabola against the line: the quadratic term, its t and ΔBIC; α over the window.",
+    "11.9": "Along directions of other data, derivative and curvature are those of these data.",
 }
 """One sentence for each statement of theory.md that has a property."""
 
