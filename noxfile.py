@@ -24,7 +24,7 @@ TOGETHER = ["-n", PROCESSES, "--maxprocesses=4", "--dist=loadfile"]
 TOGETHER += ["--timeout=900", "--timeout-method=thread"]  # what hangs is named
 TOGETHER += ["--durations=20", "--durations-min=5"]
 # Small arrays take longer to compile for than to compute: XLA skips what only makes programs fast.
-# The same programs are run as users compile them in `together`, `properties` and `versions`.
+# `docs`, `embedding`, `properties` and `versions` run as users compile.
 COMPILED_FAST = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
@@ -212,7 +212,7 @@ def parity(session: nox.Session) -> None:
 
 
 def run_parity(session: nox.Session, *options: str) -> None:
-    env = {"OMP_NUM_THREADS": "1"}
+    env = {"OMP_NUM_THREADS": "1"} | COMPILED_FAST
     session.run("pytest", *TOGETHER, "tests/backends/parity", *options, env=env)
 
 
@@ -296,9 +296,10 @@ def gpu(session: nox.Session) -> None:
 
 def run_gate(session: nox.Session, *options: str) -> None:
     output = session.create_tmp()
+    env = {"PYTHON": "python", "OMP_NUM_THREADS": "1"}
     session.run(
         "bash", "tests/gpu/run.sh", "--output", str(Path(output) / "gate"), *options,
-        env={"PYTHON": "python", "OMP_NUM_THREADS": "1"}, external=True,
+        env=env | (COMPILED_FAST if "--dry" in options else {}), external=True,
     )  # fmt: skip
 
 
