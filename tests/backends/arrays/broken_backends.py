@@ -42,6 +42,9 @@ class Correct:
     def curvatures(self, layer, u, v, kind="hessian"):
         return self.problem.curvatures(layer, u, v, kind)
 
+    def sample_groups(self, count):
+        return self.problem.sample_groups(count)
+
     def kronecker_factors(self, layers, *, fisher_type="ggn", kfac_approx="expand"):
         of = "ggn" if fisher_type == "fisher-mc" else fisher_type
         found = self.problem.kronecker_factors(layers, fisher_type=of, kfac_approx=kfac_approx)
@@ -244,6 +247,11 @@ class Broken:
     also: tuple[str, ...] = ()
 
 
+class EqualShares(Correct):
+    def sample_groups(self, count):
+        return [replace(group, share=1 / count) for group in super().sample_groups(count)]
+
+
 SUMS = ("batch sizes", "sample weights", "batch without terms", "repetition", "no data")
 """Clauses that look at everything that is summed over data."""
 
@@ -266,9 +274,10 @@ BROKEN = {
     ),
     "shared positions": Broken(of(ExpandForReduce)),
     "drawn factors": Broken(of(TooSure)),
-    "batch sizes": Broken(with_batches(last_dropped), ("not a number", "measure")),
-    "sample weights": Broken(with_batches(weights_of_one)),
+    "batch sizes": Broken(with_batches(last_dropped), ("not a number", "measure", "sample groups")),
+    "sample weights": Broken(with_batches(weights_of_one), ("sample groups",)),
     "batch without terms": Broken(with_batches(masks_ignored)),
+    "sample groups": Broken(of(EqualShares)),
     "repetition": Broken(with_batches(cut_short)),
     "determinism": Broken(of(OtherBits), ("resumption",)),
     "no side effects": Broken(of(GlobalDraws)),
