@@ -110,6 +110,9 @@ class LayerSpectrum:
     sampling : LayerSampling or None
         The sampling errors of the exponents, and how much of the gradient is signal (Theory 11),
         with ``sampling=``.
+    diagonal : ndarray, shape (K,), float64, or None
+        The curvatures ``h^diag`` that single positions give along the same directions (Theory 5.3),
+        with ``decompose=True`` where the problem knows them.
 
     Examples
     --------
@@ -140,6 +143,7 @@ class LayerSpectrum:
     certificate: Certificate | None = None
     rounding: npt.NDArray[np.float64] | None = None
     sampling: LayerSampling | None = None
+    diagonal: npt.NDArray[np.float64] | None = None
 
     @property
     def alpha(self) -> PowerLawFit:
