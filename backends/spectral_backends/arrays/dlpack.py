@@ -8,7 +8,7 @@ from typing import Any
 
 import array_api_compat
 
-from spectral_core._renamed import renamed_arguments
+from spectral_core._renamed import by_new_names, renamed_arguments
 from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.arrays.plain import plain
 from spectral_core.curvature.certificate import Engine, LayerCurvature, way_of

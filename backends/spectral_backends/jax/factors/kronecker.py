@@ -173,13 +173,13 @@ class _Totals:
             raise LayerError(self._name, "no operation was seen to use its matrix.")
         first, second = self._outputs / count
         # Uses that are not seen are in h^GGN: no split is better than a wrong one.
-        known = self._diagonal is not None and not self._incomplete
+        diagonal = None if self._diagonal is None or self._incomplete else self._diagonal / count
         return KroneckerFactors(
             output_covariance=jnp.asarray(first + second),
             input_covariance=jnp.asarray(self._inputs / self._weight),
             output_noise=None if self.exact else jnp.asarray(first - second),
             notes=factor_notes(options, self.exact, not self._incomplete, not self.uneven),
-            diagonal=jnp.asarray(self._diagonal / count) if known else None,
+            diagonal=None if diagonal is None else jnp.asarray(diagonal),
         )
 
 
