@@ -49,9 +49,11 @@ T = TypeVar("T")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FORMS = {"power_law": "#0072B2", "exponential": "#D55E00", "log_normal": "#009E73"}
 _TERMS = {"beta": "#0072B2", "phi": "#D55E00", "kappa": "#009E73", "nu": "#CC79A7"}
+_PARTS_OF_KAPPA = {"kappa_positions": "#009E73", "kappa_dependence": "#E69F00"}
 _SYMBOLS = {
     "beta": "β: eigenvalues of the factors", "phi": "φ: alignment", "kappa": "κ: dependence",
-    "nu": "ν: beyond Gauss-Newton",
+    "nu": "ν: beyond Gauss-Newton", "kappa_positions": "κ^pos: positions acting together",
+    "kappa_dependence": "κ^dep: dependence of δ and a",
 }  # fmt: skip
 _GREY = "#777777"
 
@@ -237,7 +239,8 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
 def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
     """Draw ``α = β + φ + κ + ν`` as bars, layer by layer; negative terms hang below zero.
 
-    The diamond is α, the sum of its bars, with its interval.
+    The diamond is α, the sum of its bars, with its interval. κ has two bars, κ^pos and κ^dep, where
+    it is split (Theory 5.3).
 
     Examples
     --------
@@ -258,7 +261,7 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
     for position, spectrum in enumerate(layers):
         fits: Any = spectrum.decomposition
         tops = {True: 0.0, False: 0.0}
-        for name, colour in _TERMS.items():
+        for name, colour in _parts(fits).items():
             value = getattr(fits, name).exponent
             ax.bar(position, value, 0.7, bottom=tops[value > 0], color=colour, zorder=2)
             tops[value > 0] += value
@@ -270,7 +273,11 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
         )  # fmt: skip
     patch: Any = require("matplotlib.patches", "plots", "A plot").Patch
     line: Any = require("matplotlib.lines", "plots", "A plot").Line2D
-    handles = [patch(color=colour, label=_SYMBOLS[name]) for name, colour in _TERMS.items()]
+    drawn = {name for spectrum in layers for name in _parts(spectrum.decomposition)}
+    every = {**_TERMS, **_PARTS_OF_KAPPA}
+    handles = [
+        patch(color=colour, label=_SYMBOLS[name]) for name, colour in every.items() if name in drawn
+    ]
     handles.append(line([], [], marker="D", color="black", markerfacecolor="white", label="α"))
     ax.figure.legend(
         handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=7
@@ -378,6 +385,13 @@ def sigma_by_size_figure(convergence: Convergence) -> Figure:
     >>> sigma_by_size_figure(found).savefig("sigma_by_size.png")
     """
     return _small_multiples(convergence, plot_sigma_by_size)
+
+
+def _parts(fits: Any) -> dict[str, str]:
+    """Return the terms that a layer's bars show, with their colours."""
+    if fits.kappa_positions is None:
+        return _TERMS
+    return {k: v for k, v in _TERMS.items() if k != "kappa"} | _PARTS_OF_KAPPA
 
 
 def curvature_figure(report: SpectralReport) -> Figure:

@@ -43,6 +43,12 @@ class ExponentDecomposition:
         window.
     closure : array
         The remainder ``α − (β + φ + κ + ν)``, which is rounding.
+    kappa_positions : PowerLawFit or None
+        The fit of ``κ^pos = h^GGN / h^diag``, which measures how the positions of a sample act
+        together (5.3). Its exponent and that of `kappa_dependence` add up to κ. None without
+        ``h^diag``.
+    kappa_dependence : PowerLawFit or None
+        The fit of ``κ^dep = h^diag / h^Kron``, which measures the dependence of δ and a.
 
     Examples
     --------
@@ -67,6 +73,8 @@ class ExponentDecomposition:
     full_alignment: PowerLawFit
     chi: Array
     closure: Array
+    kappa_positions: PowerLawFit | None = None
+    kappa_dependence: PowerLawFit | None = None
 
     def to_floats(self) -> Self:
         """Return the result with Python numbers, χ as an array; raises `InputError` for a batch."""
@@ -80,6 +88,7 @@ def decompose_exponent(
     ggn: ArrayLike,
     alignment: SpectralAlignment,
     *,
+    diagonal: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> ExponentDecomposition:
     """Split α into the slopes of Λ, Φ, κ and ν on log σ, exactly (Theory 5.5).
@@ -93,6 +102,9 @@ def decompose_exponent(
         The singular values, and the Hessian and Gauss-Newton curvatures along the directions.
     alignment : SpectralAlignment
         The alignment of the same directions.
+    diagonal : array, shape (..., K), optional
+        The curvatures ``h^diag`` of single positions along the directions, which split κ (5.3).
+        The common window then takes only directions where they are positive.
     confidence : float
         The confidence level of every interval, in (0, 1).
 
@@ -117,6 +129,9 @@ def decompose_exponent(
     >>> terms = sc.decompose_exponent(sigma, sigma**3, sigma**2, alignment).to_floats()
     >>> round(terms.alpha.exponent, 6), round(terms.beta.exponent, 6), round(terms.nu.exponent, 6)
     (3.0, 2.0, 1.0)
+    >>> terms = sc.decompose_exponent(sigma, sigma**3, sigma**2, alignment, diagonal=sigma**2.5)
+    >>> round(float(terms.kappa_positions.exponent), 6), round(float(terms.kappa.exponent), 6)
+    (-0.5, 0.0)
     """
     check_confidence(confidence)
     if not isinstance(alignment, SpectralAlignment):
@@ -125,14 +140,15 @@ def decompose_exponent(
             "returned for these directions."
         )
     rho_delta, rho_a = alignment.rho_delta, alignment.rho_a
+    split = {} if diagonal is None else {"diagonal": diagonal}
     xp, arrays = spectra(
         sigma=sigma, curvature=curvature, ggn=ggn, kron=alignment.kron, lam=alignment.lam,
-        rho_delta=rho_delta, rho_a=rho_a,
+        rho_delta=rho_delta, rho_a=rho_a, **split,
     )  # fmt: skip
     window = positive(xp, arrays[0])
     for values in arrays[1:]:
         window = window & positive(xp, values)
-    x, h, g, kron, lam, delta, a = (finite_log(xp, values, window) for values in arrays)
+    x, h, g, kron, lam, delta, a, *diag = (finite_log(xp, values, window) for values in arrays)
 
     def slope(y: Array) -> PowerLawFit:
         return fit_line(xp, x, y, window, None, confidence)
@@ -150,6 +166,8 @@ def decompose_exponent(
         full_alignment=slope(h - 2 * x),
         chi=_masked(xp, xp.exp(h - kron), window),
         closure=alpha.exponent - (beta.exponent + phi.exponent + kappa.exponent + nu.exponent),
+        kappa_positions=slope(g - diag[0]) if diag else None,
+        kappa_dependence=slope(diag[0] - kron) if diag else None,
     )
 
 

@@ -69,6 +69,15 @@ class BaseProblem(ABC, Generic[LayerT]):
     ) -> dict[str, KroneckerFactors]:
         """Return the Kronecker factors of each layer; the options have been checked."""
 
+    def _factors_along(
+        self,
+        layers: Sequence[LayerT],
+        options: FactorOptions,
+        directions: Mapping[str, tuple[Any, Any]],
+    ) -> dict[str, KroneckerFactors]:
+        """Return the factors with their `diagonal` along directions; by default without it."""
+        return self._factors(layers, options)
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what identifies the problem: numbers of the data, loss, types and versions."""
@@ -204,6 +213,7 @@ class BaseProblem(ABC, Generic[LayerT]):
         kfac_approx: KfacApprox = "expand",
         mc_samples: int = 16,
         max_columns: int = 128,
+        directions: Mapping[str, tuple[Any, Any]] | None = None,
     ) -> dict[str, KroneckerFactors]:
         """Return ``C_δ`` and ``C_A`` of each named layer in one pass over the data (Theory 4).
 
@@ -232,6 +242,11 @@ class BaseProblem(ABC, Generic[LayerT]):
             samples of the outputs meet in the network (flattened tokens), ``C_δ`` is an unbiased
             estimate from `mc_samples` random combinations of all of them, with
             `KroneckerFactors.output_noise` for its standard error.
+        directions : mapping of str to (u, v), optional
+            The directions of some of the layers, of shapes ``(m, K)`` and ``(n, K)``. The same pass
+            then gives ``h^diag`` along them (Theory 5.3) in `KroneckerFactors.diagonal`, from the
+            same columns or draws as ``C_δ``. It is None with ``fisher_type="empirical"`` or
+            ``kfac_approx="reduce"``, and where the pass does not see every use of the matrix.
 
         Returns
         -------
@@ -252,7 +267,14 @@ class BaseProblem(ABC, Generic[LayerT]):
         located = [self._find(name) for name in layers]
         options = FactorOptions(fisher_type, kfac_approx, mc_samples, max_columns)
         options.check()
-        return self._factors(located, options)
+        if directions is None:
+            return self._factors(located, options)
+        given = {
+            layer.info.name: self._directions(layer, *directions[layer.info.name])
+            for layer in located
+            if layer.info.name in directions
+        }
+        return self._factors_along(located, options, given if options.know_positions else {})
 
     def _find(self, name: str) -> LayerT:
         return find_layer(name, self._layers, self._skipped)

@@ -21,6 +21,15 @@ class FactorOptions:
     mc_samples: int
     max_columns: int
 
+    @property
+    def know_positions(self) -> bool:
+        """Say whether δ and a of single positions make ``h^diag`` of Theory 5.3.
+
+        The true targets' gradients are not of the Gauss-Newton matrix, and under "reduce" the
+        factors themselves hold what the positions of a sample do together.
+        """
+        return self.fisher_type != "empirical" and self.kfac_approx == "expand"
+
     def check(self) -> None:
         """Raise `InputError` for an unknown option."""
         if self.fisher_type not in get_args(FisherType):

@@ -78,6 +78,9 @@ class KroneckerFactors:
         ``C_δ`` is exact.
     notes : tuple of str
         The remarks that a reader of the factors needs.
+    diagonal : array of shape (K,), or None
+        The curvatures ``h^diag`` of single positions along the directions that were passed with the
+        layer (Theory 5.3). None means that none were passed, or that ``h^diag`` is not known.
 
     Examples
     --------
@@ -94,6 +97,7 @@ class KroneckerFactors:
     input_covariance: Any
     output_noise: Any = None
     notes: tuple[str, ...] = ()
+    diagonal: Any = None
 
 
 @runtime_checkable
@@ -168,7 +172,8 @@ class CurvatureProblem(Protocol):
         """Return the Kronecker factors of each named layer (Theory 4).
 
         The method raises `LayerError` if a layer has none. Only `measure` with ``decompose=True``
-        calls it.
+        calls it. A method that also has an argument `directions` gets u (m, K) and v (n, K) by
+        layer there, and returns `KroneckerFactors.diagonal` along them. Without it κ is not split.
         """
         ...
 

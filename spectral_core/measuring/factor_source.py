@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import array_api_compat
 import numpy as np
+import numpy.typing as npt
 
-from spectral_core._renamed import by_new_names
 from spectral_core.alignment.alignment import SpectralAlignment, spectral_alignment
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.products import exact_products
+from spectral_core.curvature.factors_along import HasFactors, factors_along
 from spectral_core.curvature.problem import (
     FisherType,
     KfacApprox,
@@ -27,13 +28,6 @@ MAX_ELEMENTS = 2**27
 """Of all factors held together: 1 GiB in float64."""
 
 
-class HasFactors(Protocol):
-    """Whatever computes Kronecker factors."""
-
-    def kronecker_factors(self, layers: Sequence[str]) -> Mapping[str, KroneckerFactors]:
-        """Return the factors, as `CurvatureProblem.kronecker_factors` does."""
-
-
 @dataclass(frozen=True)
 class Aligned:
     """A layer's directions in its factors.
@@ -46,11 +40,14 @@ class Aligned:
         The remarks on the factors.
     of_subsamples : tuple of SpectralAlignment
         The alignment of each subsample's directions in its own factors, if there are subsamples.
+    diagonal : ndarray, shape (K,), float64, or None
+        The curvatures ``h^diag`` of single positions, if the problem knows them.
     """
 
     alignment: SpectralAlignment
     notes: tuple[str, ...]
     of_subsamples: tuple[SpectralAlignment, ...] = ()
+    diagonal: npt.NDArray[np.float64] | None = None
 
 
 class FactorSource:
@@ -111,8 +108,10 @@ class FactorSource:
         todo = list(group)
         while todo:
             try:
-                factors = by_new_names(self._problem.kronecker_factors)(
+                factors = factors_along(
+                    self._problem,
                     [layer.name for layer in todo],
+                    {layer.name: self._directions[layer.name] for layer in todo},
                     fisher_type=self._fisher_type,
                     kfac_approx=self._kfac_approx,
                 )
@@ -139,7 +138,8 @@ class FactorSource:
 
         found = aligned(u, v, c_delta, c_a)
         notes = factors.notes + _notes(xp, factors, xp.astype(u, c_delta.dtype), found)
-        return Aligned(found.to_floats(), notes, self._of_subsamples(layer.name, factors, aligned))
+        of_subsamples = self._of_subsamples(layer.name, factors, aligned)
+        return Aligned(found.to_floats(), notes, of_subsamples, _diagonal(factors, u.shape[1]))
 
     def _of_subsamples(
         self, name: str, factors: KroneckerFactors, aligned: Callable[..., SpectralAlignment]
@@ -169,6 +169,14 @@ def _groups(layers: Sequence[LayerInfo], most: int) -> list[list[LayerInfo]]:
         groups[-1].append(layer)
         room -= size
     return groups
+
+
+def _diagonal(factors: KroneckerFactors, count: int) -> npt.NDArray[np.float64] | None:
+    """Return ``h^diag`` on the host; None where it is not known or is not a number."""
+    if factors.diagonal is None:
+        return None
+    found = to_numpy(factors.diagonal).astype(np.float64)
+    return found if found.shape == (count,) and np.isfinite(found).all() else None
 
 
 def _notes(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.curvature.certificate import Certificate, Engine, LayerCurvature, way_of
+from spectral_core.curvature.factors_along import factors_along
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
@@ -45,13 +46,16 @@ class GroupedFactors(KroneckerFactors):
             weighted = [share * array for share, array in zip(shares, arrays, strict=True)]
             return sum(weighted[1:], weighted[0])
 
-        noises = [part.output_noise for part in parts]
+        def mean_if_known(arrays: Sequence[Any]) -> Any:
+            return None if any(array is None for array in arrays) else mean(arrays)
+
         return cls(
-            mean([part.output_covariance for part in parts]),
-            mean([part.input_covariance for part in parts]),
-            None if any(noise is None for noise in noises) else mean(noises),
-            tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-            tuple(parts),
+            output_covariance=mean([part.output_covariance for part in parts]),
+            input_covariance=mean([part.input_covariance for part in parts]),
+            output_noise=mean_if_known([part.output_noise for part in parts]),
+            notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+            diagonal=mean_if_known([part.diagonal for part in parts]),
+            parts=tuple(parts),
         )
 
 
@@ -118,9 +122,12 @@ class GroupedProblem:
                     of_groups = waiting.pop(name)
                     yield self._mean([of_groups[group] for group in range(len(self.groups))])
 
-    def kronecker_factors(self, layers: Sequence[str], **options: Any) -> dict[str, GroupedFactors]:
+    def kronecker_factors(
+        self, layers: Sequence[str], *, directions: Directions | None = None, **options: Any
+    ) -> dict[str, GroupedFactors]:
         """Return the factors of each layer as means over the groups, with those of the groups."""
-        found = [group.problem.kronecker_factors(layers, **options) for group in self.groups]
+        along = directions or {}
+        found = [factors_along(group.problem, layers, along, **options) for group in self.groups]
         shares = [group.share for group in self.groups]
         return {
             name: GroupedFactors.of([of_group[name] for of_group in found], shares)

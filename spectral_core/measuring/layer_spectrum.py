@@ -159,16 +159,20 @@ def _decomposed(
 ) -> LayerSpectrum:
     """Return a spectrum with the terms of its α."""
     alignment, notes = aligned.alignment, aligned.notes
+    diagonal = aligned.diagonal
     fits = decompose_exponent(
-        spectrum.sigma, spectrum.curvature, ggn, alignment, confidence=confidence
-    ).to_floats()
+        spectrum.sigma, spectrum.curvature, ggn, alignment, diagonal=diagonal,
+        confidence=confidence,
+    ).to_floats()  # fmt: skip
     if lost := fits.alpha.n_dropped - spectrum.alpha.n_dropped:
         notes += (
             f"{lost} more directions dropped from the decomposition (eigenvalues of a factor at "
             "rounding level, or a Gauss-Newton curvature <= 0)",
         )
     notes = spectrum.notes + notes
-    return replace(spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes)
+    return replace(
+        spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes, diagonal=diagonal
+    )
 
 
 def _aligned(

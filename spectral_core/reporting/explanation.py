@@ -21,6 +21,12 @@ NAMES = {
 }
 
 
+PARTS_OF_KAPPA = (
+    "the positions of a sample acting together carry most of it",
+    "the dependence of δ and a carries most of it",
+)
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of ``α − 2 = (β − 2) + φ + κ + ν``.
@@ -91,7 +97,9 @@ def explain(layer: LayerSpectrum) -> Explanation:
     over ``Σ(x − x̄)²``; intervals of shares and leads come from it. Residuals along a spectrum are
     seldom independent, so the intervals are rather too narrow than too wide. If the layer has
     sampling errors of its terms, the intervals of α and of each term are the wider of both, and a
-    term carries the deviation only if it stands against sampling too (Theory 11.4).
+    term carries the deviation only if it stands against sampling too (Theory 11.4). Where that term
+    is κ and the layer knows ``h^diag``, a second sentence says whether the positions of a sample
+    acting together or the dependence of δ and a carries it (5.3), by intervals of the line alone.
 
     Parameters
     ----------
@@ -143,7 +151,8 @@ def explain(layer: LayerSpectrum) -> Explanation:
         return Explanation(f"{head} is compatible with 2{_cancelling(terms)}.", alpha, None, terms)
     side = "below" if alpha < 2 else "above"
     corrected = student_t_quantile(1 - (1 - confidence) / 6, dof)
-    dominating = _dominating(alpha - 2, values, covariance, corrected)
+    leading = _leading(alpha - 2, values, covariance, corrected)
+    dominating = None if leading is None else list(NAMES)[leading]
     if dominating is not None and abs(terms[dominating].value) <= _half(terms[dominating]):
         dominating = None  # it does not stand against sampling
     if dominating is None:
@@ -154,8 +163,9 @@ def explain(layer: LayerSpectrum) -> Explanation:
             alpha, None, terms,
         )  # fmt: skip
     term = terms[dominating]
+    more = _parts_of_kappa(layer) if dominating == "kappa" else ""
     return Explanation(
-        f"{head} lies {side} 2 mostly by {NAMES[dominating]} ({_amount(term)}).",
+        f"{head} lies {side} 2 mostly by {NAMES[dominating]} ({_amount(term)}).{more}",
         alpha, dominating, terms,
     )  # fmt: skip
 
@@ -175,12 +185,48 @@ def _joint_slopes(
     layer: LayerSpectrum,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
     """Return β − 2, φ, κ, ν, their covariance, and its degrees of freedom."""
-    assert layer.alignment is not None and layer.ggn is not None and layer.decomposition is not None
-    window = np.isfinite(layer.decomposition.chi)
+    assert layer.alignment is not None and layer.ggn is not None
     alignment = layer.alignment
-    known = (layer.sigma, alignment.lam, alignment.phi, layer.ggn, alignment.kron, layer.curvature)
-    sigma, lam, phi, ggn, kron, h = (np.log(values[window]) for values in known)
-    logs = np.stack([lam - 2 * sigma, phi, ggn - kron, h - ggn])
+    sigma, lam, phi, ggn, kron, h = _logs_in_window(
+        layer, layer.sigma, alignment.lam, alignment.phi, layer.ggn, alignment.kron, layer.curvature
+    )
+    return _slopes(sigma, np.stack([lam - 2 * sigma, phi, ggn - kron, h - ggn]))
+
+
+def _parts_of_kappa(layer: LayerSpectrum) -> str:
+    """Return a sentence on κ^pos and κ^dep, or nothing where κ is not split."""
+    fits = layer.decomposition
+    if fits is None or fits.kappa_positions is None or fits.kappa_dependence is None:
+        return ""
+    if layer.alignment is None or layer.ggn is None or layer.diagonal is None:
+        return ""
+    sigma, ggn, diagonal, kron = _logs_in_window(
+        layer, layer.sigma, layer.ggn, layer.diagonal, layer.alignment.kron
+    )
+    values, covariance, dof = _slopes(sigma, np.stack([ggn - diagonal, diagonal - kron]))
+    quantile = student_t_quantile((1 + fits.kappa.confidence) / 2, dof)
+    leading = _leading(float(values.sum()), values, covariance, quantile)
+    said = "none of its parts is shown to carry it" if leading is None else PARTS_OF_KAPPA[leading]
+    positions, dependence = fits.kappa_positions, fits.kappa_dependence
+    return (
+        f" Of κ, {said}: κ^pos {positions.exponent:+.2f} ± {half_width(positions):.2f}, "
+        f"κ^dep {dependence.exponent:+.2f} ± {half_width(dependence):.2f}."
+    )
+
+
+def _logs_in_window(
+    layer: LayerSpectrum, *spectra: npt.NDArray[np.float64]
+) -> list[npt.NDArray[np.float64]]:
+    """Return the logarithms of spectra on the common window of a layer's decomposition."""
+    assert layer.decomposition is not None
+    window = np.isfinite(layer.decomposition.chi)
+    return [np.log(values[window]) for values in spectra]
+
+
+def _slopes(
+    sigma: npt.NDArray[np.float64], logs: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
+    """Return the slopes of rows of `logs` on log σ, their covariance, and degrees of freedom."""
     x, y = sigma - sigma.mean(), logs - logs.mean(1, keepdims=True)
     slopes = y @ x / (x @ x)
     residuals = y - slopes[:, None] * x
@@ -211,12 +257,13 @@ def _terms(
     return terms
 
 
-def _dominating(
+def _leading(
     deviation: float,
     values: npt.NDArray[np.float64],
     covariance: npt.NDArray[np.float64],
     quantile: float,
-) -> str | None:
+) -> int | None:
+    """Return the index of the summand of a deviation that is shown to carry it, or None."""
     towards = values * np.sign(deviation)  # a term that brings α away from 2 counts as positive
     first = int(np.argmax(np.abs(towards)))
     if towards[first] <= quantile * np.sqrt(covariance[first, first]):
@@ -230,7 +277,7 @@ def _dominating(
         lead = abs(values[first]) - abs(values[other])
         if lead <= quantile * max(float(contrast @ covariance @ contrast), 0.0) ** 0.5:
             return None
-    return list(NAMES)[first]
+    return first
 
 
 def _cancelling(terms: Mapping[str, Term]) -> str:

@@ -14,6 +14,7 @@ from spectral_core.reporting.rows import (
     TERM_COLUMNS,
     Column,
     row,
+    shown,
     table,
 )
 from spectral_core.reporting.spectrum import LayerSpectrum, Provenance
@@ -81,7 +82,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         columns: tuple[Column, ...] = LAYER_COLUMNS
         columns += SAMPLING_COLUMNS if self.sampled() else ()
         columns += TERM_COLUMNS if self.decomposed() else ()
-        return [row(columns, spectrum) for spectrum in self.spectra]
+        return [row(shown(columns, self.spectra), spectrum) for spectrum in self.spectra]
 
     def summary(self) -> str:
         """Return the report as a table for a terminal, with its provenance and what was skipped."""

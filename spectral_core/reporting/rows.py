@@ -4,8 +4,8 @@ This list is the only place that defines them. A column shows one quantity of a 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "Column",
     "half_width",
     "row",
+    "shown",
     "table",
 ]
 
@@ -39,18 +40,28 @@ class Column:
     figures : callable
         A function that returns the figures of a flat row, by name and in full precision. By default
         there are none.
+    shown_for : callable
+        A function that says whether a layer has the quantity; by default all do. A column that no
+        layer has is left out.
     """
 
     header: str
     cell: Callable[[LayerSpectrum], str]
     figures: Callable[[LayerSpectrum], Mapping[str, Any]] = lambda spectrum: {}
+    shown_for: Callable[[LayerSpectrum], bool] = lambda spectrum: True
+
+
+def shown(columns: Iterable[Column], spectra: Sequence[LayerSpectrum]) -> list[Column]:
+    """Return the columns that at least one of the layers has something in."""
+    return [column for column in columns if not spectra or any(map(column.shown_for, spectra))]
 
 
 def table(
     columns: Iterable[Column], spectra: Iterable[LayerSpectrum]
 ) -> tuple[list[str], list[list[str]]]:
     """Return the header and the cells of a table with a line for each layer."""
-    columns = list(columns)
+    spectra = list(spectra)
+    columns = shown(columns, spectra)
     lines = [[column.cell(spectrum) for column in columns] for spectrum in spectra]
     return [column.header for column in columns], lines
 
@@ -214,6 +225,19 @@ def _term(header: str, name: str) -> Column:
     return Column(header, cell, figures)
 
 
+def _part_of_kappa(header: str, name: str) -> Column:
+    """Return the column of a part of κ, which tables show only if a layer has it."""
+    column = _term(header, name)
+
+    def is_known(spectrum: LayerSpectrum) -> bool:
+        return getattr(spectrum.decomposition, name, None) is not None
+
+    def cell(spectrum: LayerSpectrum) -> str:
+        return column.cell(spectrum) if is_known(spectrum) else ""
+
+    return replace(column, cell=cell, shown_for=is_known)
+
+
 def _of_chi(show: Callable[[Any], str]) -> Callable[[LayerSpectrum], str]:
     """Return a cell that shows something of the χ that are known, or nothing if none is."""
 
@@ -233,6 +257,8 @@ TERM_COLUMNS = (
     _term("of it φδ", "phi_delta"),
     _term("φA", "phi_a"),
     _term("κ", "kappa"),
+    _part_of_kappa("of it κ^pos", "kappa_positions"),
+    _part_of_kappa("κ^dep", "kappa_dependence"),
     _term("ν", "nu"),
     Column(
         "closure",

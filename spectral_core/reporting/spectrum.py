@@ -113,6 +113,9 @@ class LayerSpectrum:
     derivative : ndarray, shape (K,), float64, or None
         The derivatives ``<G, D_k>`` of the measured loss, with ``directions_from=``: `sigma` is
         then that of the problem that chose the directions (Theory 11.9). None stands for `sigma`.
+    diagonal : ndarray, shape (K,), float64, or None
+        The curvatures ``h^diag`` that single positions give along the same directions (Theory 5.3),
+        with ``decompose=True`` where the problem knows them.
 
     Examples
     --------
@@ -144,6 +147,7 @@ class LayerSpectrum:
     rounding: npt.NDArray[np.float64] | None = None
     sampling: LayerSampling | None = None
     derivative: npt.NDArray[np.float64] | None = None
+    diagonal: npt.NDArray[np.float64] | None = None
 
     @property
     def alpha(self) -> PowerLawFit:

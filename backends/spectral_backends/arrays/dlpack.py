@@ -12,6 +12,7 @@ from spectral_core._renamed import by_new_names, renamed_arguments
 from spectral_core.arrays.namespace import Array, device_of
 from spectral_core.arrays.plain import plain
 from spectral_core.curvature.certificate import Engine, LayerCurvature, way_of
+from spectral_core.curvature.factors_along import factors_along
 from spectral_core.curvature.problem import (
     CurvatureKind,
     CurvatureProblem,
@@ -141,10 +142,12 @@ class _ThroughDLPack:
         *,
         fisher_type: FisherType = "ggn",
         kfac_approx: KfacApprox = "expand",
+        directions: Mapping[str, tuple[Array, Array]] | None = None,
     ) -> dict[str, KroneckerFactors]:
-        """Return the factors of each named layer (Theory 4)."""
-        found = by_new_names(self._problem.kronecker_factors)(
-            layers, fisher_type=fisher_type, kfac_approx=kfac_approx
+        """Return the factors of each named layer (Theory 4), with ``h^diag`` along directions."""
+        along = {name: (self._in(u), self._in(v)) for name, (u, v) in (directions or {}).items()}
+        found = factors_along(
+            self._problem, layers, along, fisher_type=fisher_type, kfac_approx=kfac_approx
         )
         return {
             name: replace(
@@ -152,6 +155,7 @@ class _ThroughDLPack:
                 output_covariance=self._out(factors.output_covariance),
                 input_covariance=self._out(factors.input_covariance),
                 output_noise=self._out(factors.output_noise),
+                diagonal=self._out(factors.diagonal),
             )
             for name, factors in found.items()
         }

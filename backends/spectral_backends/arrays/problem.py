@@ -229,12 +229,20 @@ class CurvatureProblem(BaseProblem[LayerSlice]):
     def _factors(
         self, layers: Sequence[LayerSlice], options: FactorOptions
     ) -> dict[str, KroneckerFactors]:
+        return self._factors_along(layers, options, {})
+
+    def _factors_along(
+        self,
+        layers: Sequence[LayerSlice],
+        options: FactorOptions,
+        directions: Mapping[str, tuple[Array, Array]],
+    ) -> dict[str, KroneckerFactors]:
         """Return the factors from `rows`, which are exact."""
         if self._rows is None:
             raise LayerError(layers[0].info.name, "no Kronecker factors without rows=; see `Rows`.")
         sums = {
-            p.info.name: RowSums(p.info.name, options.fisher_type, options.kfac_approx)
-            for p in layers
+            name: RowSums(name, options.fisher_type, options.kfac_approx, directions.get(name))
+            for name in (layer.info.name for layer in layers)
         }
         for batch, _ in self._data:
             for layer in layers:

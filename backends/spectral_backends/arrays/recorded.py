@@ -147,8 +147,12 @@ class RecordedProblem:
         *,
         fisher_type: FisherType = "ggn",
         kfac_approx: KfacApprox = "expand",
+        directions: Mapping[str, tuple[Array, Array]] | None = None,
     ) -> dict[str, KroneckerFactors]:
         """Return ``C_δ`` and ``C_A`` of each named layer (Theory 4).
+
+        Layers that are in `directions`, with u (m, K) and v (n, K), get ``h^diag`` along them
+        (Theory 5.3), except under "empirical" and "reduce".
 
         Raises
         ------
@@ -159,7 +163,7 @@ class RecordedProblem:
         """
         found = {}
         for name in layers:
-            sums = RowSums(name, fisher_type, kfac_approx)
+            sums = RowSums(name, fisher_type, kfac_approx, (directions or {}).get(name))
             for rows in self._batches(name):
                 sums.add(rows)
             found[name] = sums.factors()

@@ -9,7 +9,7 @@ from spectral_core.arrays.namespace import Array, device_of, floating
 from spectral_core.curvature.problem import FisherType, KfacApprox, KroneckerFactors
 from spectral_core.errors import InputError, LayerError
 
-__all__ = ["RowSums", "Rows", "ggn_along", "gradient_of"]
+__all__ = ["RowSums", "Rows", "diagonal_along", "ggn_along", "gradient_of"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,29 @@ def ggn_along(rows: Rows, u: Array, v: Array) -> Array:
     return total
 
 
+def diagonal_along(rows: Rows, u: Array, v: Array) -> Array:
+    """Return the batch's total ``Σ_i Σ_c Σ_t ((u_kᵀ δ_{i,c,t})(v_kᵀ a_{i,t}))²`` (Theory 5.3).
+
+    Parameters
+    ----------
+    u, v : array
+        The directions, of shapes (m, K) and (n, K).
+
+    Returns
+    -------
+    array, shape (K,)
+        The product N · h^diag.
+    """
+    assert rows.root_gradients is not None
+    xp = array_api_compat.array_namespace(rows.inputs)
+    projected = rows.inputs @ v
+    total = xp.zeros((u.shape[1],), dtype=projected.dtype, device=device_of(projected))
+    for c in range(rows.root_gradients.shape[0]):
+        products = (rows.root_gradients[c, ...] @ u) * projected
+        total = total + xp.sum(products * products, axis=(0, 1))
+    return total
+
+
 class RowSums:
     """Kronecker factors of one layer, summed over batches (Theory 4).
 
@@ -135,9 +158,17 @@ class RowSums:
         The name of the layer, for messages.
     fisher_type, kfac_approx
         The options of `CurvatureProblem.kronecker_factors`.
+    directions : tuple of array, optional
+        The directions u (m, K) and v (n, K) along which ``h^diag`` is wanted.
     """
 
-    def __init__(self, layer: str, fisher_type: FisherType, kfac_approx: KfacApprox) -> None:
+    def __init__(
+        self,
+        layer: str,
+        fisher_type: FisherType,
+        kfac_approx: KfacApprox,
+        directions: tuple[Array, Array] | None = None,
+    ) -> None:
         if fisher_type not in ("ggn", "fisher-mc", "empirical"):
             raise InputError(
                 f"fisher_type: {fisher_type!r} is unknown; choose 'ggn', 'fisher-mc' or "
@@ -148,6 +179,9 @@ class RowSums:
                 f"kfac_approx: {kfac_approx!r} is unknown; choose 'expand' or 'reduce'."
             )
         self._layer, self._fisher_type, self._kfac_approx = layer, fisher_type, kfac_approx
+        positions_known = fisher_type == "ggn" and kfac_approx == "expand"
+        self._directions = directions if positions_known else None
+        self._diagonal: Any = 0.0
         self._inputs: Any = 0.0
         self._outputs: Any = 0.0
         self._positions = self._terms = 0.0
@@ -173,6 +207,8 @@ class RowSums:
         self._inputs = xp.matrix_transpose(_flat(xp, weighted)) @ _flat(xp, inputs) + self._inputs
         flat = _flat(xp, deltas)
         self._outputs = xp.matrix_transpose(flat) @ flat + self._outputs
+        if self._directions is not None:
+            self._diagonal = diagonal_along(rows, *self._directions) + self._diagonal
         self._positions += rows.n_terms * positions
         self._terms += rows.n_terms
 
@@ -181,6 +217,7 @@ class RowSums:
         return KroneckerFactors(
             output_covariance=self._outputs / self._terms,
             input_covariance=self._inputs / self._positions,
+            diagonal=None if self._directions is None else self._diagonal / self._terms,
         )
 
     def _deltas(self, xp: Any, rows: Rows) -> Array:

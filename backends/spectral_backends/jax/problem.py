@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -266,7 +266,16 @@ class CurvatureProblem(BaseProblem[Layer]):
     def _factors(
         self, layers: Sequence[Layer], options: FactorOptions
     ) -> dict[str, KroneckerFactors]:
-        return kronecker_factors(self._objective, layers, options, self._setting.memory_budget)
+        return self._factors_along(layers, options, {})
+
+    def _factors_along(
+        self,
+        layers: Sequence[Layer],
+        options: FactorOptions,
+        directions: Mapping[str, tuple[jax.Array, jax.Array]],
+    ) -> dict[str, KroneckerFactors]:
+        budget = self._setting.memory_budget
+        return kronecker_factors(self._objective, layers, options, budget, directions)
 
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[jax.Array, jax.Array]:
         given = (plain(f"layer {layer.info.name!r}: a direction", d) for d in (u, v))

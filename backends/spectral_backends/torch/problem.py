@@ -300,8 +300,16 @@ class CurvatureProblem(BaseProblem[Layer]):
     def _factors(
         self, layers: Sequence[Layer], options: FactorOptions
     ) -> dict[str, KroneckerFactors]:
+        return self._factors_along(layers, options, {})
+
+    def _factors_along(
+        self,
+        layers: Sequence[Layer],
+        options: FactorOptions,
+        directions: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> dict[str, KroneckerFactors]:
         return kronecker_factors(
-            self._objective, layers, options, self._seed, self._budget.together
+            self._objective, layers, options, self._seed, self._budget.together, directions
         )
 
     def _directions(self, layer: Layer, u: Any, v: Any) -> tuple[Tensor, Tensor]:

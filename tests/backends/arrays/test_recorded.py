@@ -53,6 +53,15 @@ def test_sums_are_those_of_the_theory(delta, sharing):
     factors = problem.kronecker_factors(["w"], fisher_type=delta, kfac_approx=sharing)["w"]
     np.testing.assert_allclose(factors.output_covariance, c_delta, rtol=1e-13, atol=1e-15)
     np.testing.assert_allclose(factors.input_covariance, c_a, rtol=1e-13, atol=1e-15)
+    along = problem.kronecker_factors(
+        ["w"], fisher_type=delta, kfac_approx=sharing, directions={"w": (u, v)}
+    )["w"].diagonal
+    assert factors.diagonal is None
+    if (delta, sharing) == ("ggn", "expand"):
+        p = np.einsum("mk,cbsm,nk,bsn->cbsk", u, roots, v, a)
+        np.testing.assert_allclose(along, (p**2).sum((0, 1, 2)) / len(a), rtol=1e-13)
+    else:  # of other gradients, or with the positions taken together
+        assert along is None
     h = literal(a, roots, u, v, "expand")[2]
     np.testing.assert_allclose(problem.curvatures("w", u, v, "ggn"), h, rtol=1e-13)
     gradient = sum(np.outer(true[i, t], a[i, t]) for i in range(6) for t in range(3)) / 6

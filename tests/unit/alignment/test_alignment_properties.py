@@ -124,6 +124,61 @@ def test_5_5_the_slopes_add_up(xp, data):
     assert abs(s["phi_delta"] + s["phi_a"] - s["phi"]) <= 2 * c.error(xp.eps, c.rho_delta, c.rho_a)
 
 
+PARTS = ("kappa", "kappa_positions", "kappa_dependence", "alpha")
+
+
+def decompose_by_position(sigma, h, ggn, diagonal, *factors):
+    s = sc.spectral_alignment(*factors)
+    d = sc.decompose_exponent(sigma, h, ggn, s, diagonal=diagonal)
+    return (*(getattr(d, name).exponent for name in PARTS), d.closure, d.chi, s.kron, d.alpha.n)
+
+
+@st.composite
+def chains_by_position(draw, few=False):
+    """A chain with h^diag along the same directions, up to 16 times h^GGN or less of it."""
+    chain = draw(chains(few))
+    rng = np.random.default_rng(draw(seeds))
+    return *chain, chain[-1] * np.exp(3 * rng.normal(size=len(chain[-1])))
+
+
+@holds(data=chains_by_position)
+def test_5_3_the_parts_of_kappa_add_up(xp, data):
+    factors, *spectra = data
+    factors = precise(xp, factors)
+    sigma, h, ggn, diagonal = map(xp.precise, spectra)
+    found = xp.run(decompose_by_position, *arrays(xp, factors, sigma, h, ggn, diagonal))
+    found = [xp.numpy(a).astype(float) for a in found]
+    slopes, (closure, chi, kron, n) = dict(zip(PARTS, found, strict=False)), found[4:]
+    kept = h > 0
+    assert n == kept.sum() and (np.isfinite(chi) == kept).all()
+    assume(kept.sum() >= 3)
+
+    def error(*terms):
+        return sum(rounding.of_slope(xp.eps, sigma[kept], values[kept]) for values in terms)
+
+    total = slopes["kappa_positions"] + slopes["kappa_dependence"]
+    assert abs(total - slopes["kappa"]) <= 2 * error(ggn, diagonal, kron)
+    own = fit_power_law(sigma[kept], ggn[kept]).exponent
+    own = own - fit_power_law(sigma[kept], diagonal[kept]).exponent
+    assert abs(slopes["kappa_positions"] - own) <= 2 * error(ggn, diagonal)
+    without = xp.run(decompose, *arrays(xp, factors, sigma, h, ggn))
+    assert slopes["kappa"] == float(xp.numpy(without[NAMES.index("kappa")]))
+    assert closure == float(xp.numpy(without[8]))
+
+
+def test_5_3_directions_without_a_diagonal_are_not_in_the_window():
+    rng = np.random.default_rng(0)
+    s = sc.spectral_alignment(*setting(rng, 9, 8, 6))
+    sigma, h, ggn = np.arange(6, 0, -1.0), *np.exp(rng.normal(size=(2, 6)))
+    fits = sc.decompose_exponent(sigma, h, ggn, s, diagonal=ggn * (np.arange(6) != 2))
+    assert fits.alpha.n == fits.kappa_positions.n == 5 and np.isnan(fits.chi[2])
+    assert abs(fits.closure) < 1e-14 and abs(fits.kappa_positions.exponent) < 1e-14
+    unsplit = sc.decompose_exponent(sigma, h, ggn, s).to_floats()
+    assert unsplit.kappa_positions is unsplit.kappa_dependence is None and unsplit.alpha.n == 6
+    with pytest.raises(sc.InputError, match="diagonal"):
+        sc.decompose_exponent(sigma, h, ggn, s, diagonal=ggn[:5])
+
+
 @holds(data=chains)
 def test_5_6_alpha_is_2_and_the_slope_of_the_full_alignment(xp, data):
     c = Chain(xp, data)

@@ -85,31 +85,49 @@ def output_sums(
     Returns
     -------
     callable
-        ``(parameters, batch, count, scale, key, first)`` returns for each family the sums of
-        ``δ δᵀ`` over columns with even and with odd index, ``(2, members, m, m)``. The forward pass
+        ``(parameters, batch, count, scale, key, first, directions)`` returns for each family the
+        sums of ``δ δᵀ`` over columns with even and with odd index, ``(2, members, m, m)``, and that
+        of ``p²`` along its directions ``(members, m, K)``, ``(members, n, K)``, of shape
+        ``(members, K)`` (Theory 5.3); K is 0 where there are none. The forward pass
         is made again for each chunk: XLA's loops, which would spare it, make the gradient of a
         convolution 30 times slower on a CPU.
     """
 
-    def run(values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any) -> Any:
+    def run(
+        values: Any, leaves: Any, count: Any, scale: Any, key: Any, first: Any, directions: Any
+    ) -> Any:
         probed = run_with_probes(program, values, leaves, [family for family, _ in families])
         root = _curvature(program, form, probed, leaves, count, scale)
         column, n_columns = _columns(root, options, key, exact)
         rows = [_rows(family, samples, len(probed.outputs)) for family, samples in families]
 
-        def gram(each: list[RowsBySample], gradients: Any) -> Array:
-            deltas = [use.outputs(gradients) for use in each]
+        along = [
+            [use.project(probed.kept, v) for use in each] if v.shape[-1] else None
+            for each, (_, v) in zip(rows, directions, strict=True)
+        ]
+
+        def sums(index: Any, each: int, deltas: list[Array]) -> tuple[Array, Array]:
+            u, projected = directions[each][0], along[each]
+            diagonal = jnp.zeros((len(u), u.shape[-1]), u.dtype)
+            if projected is not None:
+                for d, a in zip(deltas, projected, strict=True):
+                    diagonal += (jnp.square((d @ u[:, None]) * a)).sum((1, 2))
             if options.kfac_approx == "reduce":
                 deltas = [_sum_of_positions(deltas)[:, :, None]]
-            return sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)  # type: ignore[return-value]
-
-        def one(index: Any) -> list[Array]:
-            gradients = probed.back(jnp.where(index < n_columns, column(index), 0))
+            gram: Any = sum(jnp.einsum("gbsi,gbsj->gij", d, d) for d in deltas)
             halves = jnp.arange(2) == index % 2
-            return [halves[:, None, None, None] * gram(each, gradients) for each in rows]
+            return halves[:, None, None, None] * gram, diagonal
 
-        totals = [found.sum(0) for found in jax.vmap(one)(first + jnp.arange(chunk))]
-        return [t if exact else t / options.mc_samples for t in totals]
+        def one(index: Any) -> list[tuple[Array, Array]]:
+            gradients = probed.back(jnp.where(index < n_columns, column(index), 0))
+            return [
+                sums(index, i, [use.outputs(gradients) for use in each])
+                for i, each in enumerate(rows)
+            ]
+
+        totals = jax.vmap(one)(first + jnp.arange(chunk))
+        draws = 1 if exact else options.mc_samples
+        return jax.tree.map(lambda total: total.sum(0) / draws, totals)
 
     return run
 

@@ -1,6 +1,6 @@
 """Kronecker factors of layers, streamed over batches in O(m² + n²) memory each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from spectral_backends.jax.capture.sample_axes import Samples, find_samples
 from spectral_backends.jax.factors.factor_batch import SampledFamilies, input_sums, output_sums
 from spectral_backends.jax.jaxprs.sizes import largest_value
 from spectral_backends.jax.layers.discovery import Layer
+from spectral_backends.jax.layers.families import Family
 from spectral_backends.jax.objective.compiled import Batch
 from spectral_backends.jax.objective.objective import Objective
 from spectral_backends.jax.objective.output_loss import find_loss_form
@@ -23,14 +24,22 @@ from spectral_core.losses.terms import LossTerms
 
 __all__ = ["kronecker_factors"]
 
+Directions = Mapping[str, tuple[Any, Any]]
+
 LEAST_CHUNK = 16
 """Columns that are sent back together at least, so that the forward pass does not matter."""
 
 
 def kronecker_factors(
-    objective: Objective, layers: Sequence[Layer], options: FactorOptions, memory_budget: int
+    objective: Objective,
+    layers: Sequence[Layer],
+    options: FactorOptions,
+    memory_budget: int,
+    directions: Directions,
 ) -> dict[str, KroneckerFactors]:
     """Return the factors of each layer, in one pass over the data.
+
+    Layers that are in `directions` get ``h^diag`` along them.
 
     Raises
     ------
@@ -41,7 +50,7 @@ def kronecker_factors(
     """
     for layer in layers:
         check_factor_size(layer.info)
-    totals = {layer.info.name: _Totals(layer) for layer in layers}
+    totals = {layer.info.name: _Totals(layer, directions.get(layer.info.name)) for layer in layers}
     count, forms = 0.0, _Forms(objective, options)
     for batch, terms in objective.weighted():
         form = forms.of(batch, terms)
@@ -55,7 +64,11 @@ def kronecker_factors(
         for exact in (True, False):
             chosen = [(f, s) for f, s in sampled if exact is (few and not s.problem)]
             if chosen:
-                _add(objective, batch, terms, chosen, form, options, memory_budget, totals, exact)
+                along = [_stacked(batch, family, directions) for family, _ in chosen]
+                _add(
+                    objective, batch, terms, chosen, form, options, memory_budget, totals, exact,
+                    along,
+                )  # fmt: skip
         count += terms.count
     return {name: total.factors(count, options) for name, total in totals.items()}
 
@@ -70,8 +83,9 @@ def _add(
     memory_budget: int,
     totals: dict[str, "_Totals"],
     exact: bool,
+    along: list[tuple[jax.Array, jax.Array]],
 ) -> None:
-    """Add one batch's part of the factors of some families."""
+    """Add one batch's part of the factors of some families, with their directions `along`."""
     families = [family for family, _ in sampled]
     key = (form, options, exact, *families)
     arguments = (batch.values, batch.leaves)
@@ -89,29 +103,53 @@ def _add(
     chunk = min(n_columns, max(LEAST_CHUNK, memory_budget // largest_value(batch.program.model)))
     send = objective.cache.compiled(
         batch,
-        ("outputs", *key),
+        ("outputs", *key, *(u.shape[-1] for u, _ in along)),
         partial(output_sums, batch.program, sampled, form, options, chunk, exact=exact),
     )
     draw = jax.random.fold_in(jax.random.key(objective.seed), batch.index)
     numbers = terms.count, terms.scale
-    sent = [send(*arguments, *numbers, draw, first) for first in range(0, n_columns, chunk)]
+    sent = [send(*arguments, *numbers, draw, first, along) for first in range(0, n_columns, chunk)]
     for name, total in totals.items():
         layer = batch.program.layers[name]
         for index, (family, samples) in enumerate(sampled):
             if layer.family is family:
                 total.add_inputs(found[index], layer.member, eps**0.5)
                 for part in sent:
-                    total.add_outputs(part[index][:, layer.member])
+                    halves, diagonal = part[index]
+                    total.add_outputs(halves[:, layer.member], diagonal[layer.member])
                 total.exact &= exact
                 total.uneven |= bool(samples.problem) and float(uneven) > 100 * eps
+
+
+def _stacked(batch: Batch, family: Family, directions: Directions) -> tuple[jax.Array, jax.Array]:
+    """Return the directions of a family's members, ``(members, m, K)`` and ``(members, n, K)``.
+
+    Members with fewer of them than others, or with none, have zeros in their place.
+    """
+    found = {
+        layer.member: directions[name]
+        for name, layer in batch.program.layers.items()
+        if layer.family is family and name in directions
+    }
+    width = max((u.shape[1] for u, _ in found.values()), default=0)
+    members, sides = len(family.offsets), family.view.shape
+    dtype = next((u.dtype for u, _ in found.values()), None)
+
+    def side(which: int) -> jax.Array:
+        none = jnp.zeros((sides[which], 0), dtype)
+        each = (found[i][which] if i in found else none for i in range(members))
+        return jnp.stack([jnp.pad(d, ((0, 0), (0, width - d.shape[1]))) for d in each])
+
+    return side(0), side(1)
 
 
 class _Totals:
     """Holds the running sums of one layer."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, directions: tuple[Any, Any] | None) -> None:
         self._name, (m, n) = layer.info.name, layer.info.shape
         self._outputs, self._inputs = np.zeros((2, m, m)), np.zeros((n, n))
+        self._diagonal = None if directions is None else np.zeros(directions[0].shape[1])
         self._weight = 0.0
         self._incomplete = bool(layer.hidden)
         self.exact, self.uneven = True, False
@@ -123,20 +161,25 @@ class _Totals:
         self._weight += float(weight)
         self._incomplete |= not float(missing[member]) <= tolerance
 
-    def add_outputs(self, halves: Any) -> None:
-        """Add sums of ``δ δᵀ``."""
+    def add_outputs(self, halves: Any, diagonal: Any) -> None:
+        """Add sums of ``δ δᵀ``, and of ``p²``, to which zeros may have been appended."""
         self._outputs += np.asarray(halves, np.float64)
+        if self._diagonal is not None:
+            self._diagonal += np.asarray(diagonal, np.float64)[: len(self._diagonal)]
 
     def factors(self, count: float, options: FactorOptions) -> KroneckerFactors:
         """Return the means."""
         if self._weight == 0:
             raise LayerError(self._name, "no operation was seen to use its matrix.")
         first, second = self._outputs / count
+        # Uses that are not seen are in h^GGN: no split is better than a wrong one.
+        diagonal = None if self._diagonal is None or self._incomplete else self._diagonal / count
         return KroneckerFactors(
             output_covariance=jnp.asarray(first + second),
             input_covariance=jnp.asarray(self._inputs / self._weight),
             output_noise=None if self.exact else jnp.asarray(first - second),
             notes=factor_notes(options, self.exact, not self._incomplete, not self.uneven),
+            diagonal=None if diagonal is None else jnp.asarray(diagonal),
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spectral_backends.torch.capture.layer_io import LayerCall
-from spectral_backends.torch.instruments.sums import sum_dtype
+from spectral_backends.torch.instruments.sums import sum_dtype, zero_sums
 from spectral_backends.torch.layers.discovery import Layer
 from spectral_core.curvature.factor_options import FactorOptions, factor_notes
 from spectral_core.curvature.problem import KroneckerFactors
@@ -30,7 +30,9 @@ class Samples:
 class LayerTotals:
     """Running sums of one layer, in float64 where the device has it."""
 
-    def __init__(self, layer: Layer, device: torch.device) -> None:
+    def __init__(
+        self, layer: Layer, device: torch.device, directions: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         m, n = layer.info.shape
         dtype = sum_dtype(device)
         self._name = layer.info.name
@@ -38,6 +40,7 @@ class LayerTotals:
         self._inputs = torch.zeros(n, n, dtype=dtype, device=device)
         self._weight = 0.0
         self._uneven = False
+        self._diagonal = None if directions is None else _Diagonal(*directions)
 
     def add_inputs(
         self,
@@ -47,6 +50,8 @@ class LayerTotals:
         samples: Samples,
     ) -> None:
         """Add the inputs of a batch, each sample with the number of its terms."""
+        if self._diagonal is not None:
+            self._diagonal.set_inputs(calls)
         rows = [call.inputs() for call in calls]
         in_front = samples.apart and self._name in samples.in_front
         in_front &= all(len(r) == len(weights) for r in rows)  # routing may leave samples out
@@ -62,6 +67,8 @@ class LayerTotals:
 
     def add_outputs(self, rows: list[Tensor], options: FactorOptions, half: int) -> None:
         """Add output gradients ``(B, S, m)``, use by use, to one of the two halves."""
+        if self._diagonal is not None:
+            self._diagonal.add_outputs(rows)
         if options.kfac_approx == "reduce" and rows:
             rows = [_sum_of_positions(rows)]
         for r in rows:
@@ -80,11 +87,14 @@ class LayerTotals:
         if self._weight == 0:
             raise LayerError(self._name, "no operation was seen to use its matrix.")
         first, second = self._outputs / count
+        # Uses that are not seen are in h^GGN: no split is better than a wrong one.
+        diagonal = None if incomplete or self._diagonal is None else self._diagonal.total / count
         return KroneckerFactors(
             output_covariance=first + second,
             input_covariance=self._inputs / self._weight,
             output_noise=None if exact else first - second,
             notes=factor_notes(options, exact, not incomplete, not self._uneven),
+            diagonal=diagonal,
         )
 
     def _weights_of(self, rows: Tensor, weights: Tensor, in_front: bool) -> Tensor:
@@ -106,6 +116,25 @@ class LayerTotals:
                 "of its inputs does not hold the samples of the outputs; keep the samples in front "
                 "and apart, or use kfac_approx='expand'.",
             )
+
+
+class _Diagonal:
+    """The running sum of ``p²`` over samples, columns and positions (Theory 5.3)."""
+
+    def __init__(self, u: Tensor, v: Tensor) -> None:
+        self._u, self._v = u, v
+        self._along: list[Tensor] = []
+        self.total = zero_sums(u)[0]
+
+    def set_inputs(self, calls: list[LayerCall]) -> None:
+        """Project the inputs of a batch on v, use by use, for all columns that follow."""
+        self._along = [call.project(self._v) for call in calls]
+
+    def add_outputs(self, rows: list[Tensor]) -> None:
+        """Add the output gradients ``(B, S, m)`` of a column, use by use."""
+        for r, along in zip(rows, self._along, strict=True):
+            products = (r.to(self._u.dtype) @ self._u).mul_(along)
+            self.total += products.square_().sum((0, 1), dtype=self.total.dtype)
 
 
 def _sum_of_positions(rows: list[Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """Kronecker factors of layers, streamed over batches in O(m² + n²) memory each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from spectral_backends.torch.capture.layer_io import ActivationCapture
 from spectral_backends.torch.factors.factor_batch import FactorBatch
@@ -22,6 +23,7 @@ def kronecker_factors(
     options: FactorOptions,
     seed: int,
     chunk: Callable[[int], int],
+    directions: Mapping[str, tuple[Tensor, Tensor]],
 ) -> dict[str, KroneckerFactors]:
     """Return the factors of each layer, in one pass over the data.
 
@@ -29,12 +31,18 @@ def kronecker_factors(
     ----------
     chunk : callable
         ``chunk(bytes_of_one)`` returns the number of columns to send back together.
+    directions : mapping of str to (Tensor, Tensor)
+        The directions of layers that get ``h^diag`` along them, of shapes (m, K) and (n, K).
     """
     for layer in layers:
         check_factor_size(layer.info)
-    totals = {layer.info.name: LayerTotals(layer, objective.model.device) for layer in layers}
+    device = objective.model.device
+    totals = {
+        layer.info.name: LayerTotals(layer, device, directions.get(layer.info.name))
+        for layer in layers
+    }
     count, exact, incomplete = 0.0, True, set[str]()
-    generator = torch.Generator(objective.model.device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     samples: Samples | None = None  # found on the first batch with several samples
     with objective.one_pass(seed) as batches:
         for batch in batches:
