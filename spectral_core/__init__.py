@@ -58,11 +58,13 @@ from spectral_core.preconditioning import precondition as precondition
 from spectral_core.preconditioning import precondition_method as precondition_method
 from spectral_core.preconditioning import transfer as transfer
 from spectral_core.preconditioning import transfer_bound as transfer_bound
+from spectral_core.reporting import AgainstNoise as AgainstNoise
 from spectral_core.reporting import Convergence as Convergence
 from spectral_core.reporting import Explanation as Explanation
 from spectral_core.reporting import LayerConvergence as LayerConvergence
 from spectral_core.reporting import LayerSampling as LayerSampling
 from spectral_core.reporting import LayerSpectrum as LayerSpectrum
+from spectral_core.reporting import NoiseComparison as NoiseComparison
 from spectral_core.reporting import ParticipationSummary as ParticipationSummary
 from spectral_core.reporting import Provenance as Provenance
 from spectral_core.reporting import SampledNumber as SampledNumber
@@ -72,6 +74,7 @@ from spectral_core.sampling import NoiseNull as NoiseNull
 from spectral_core.sampling import noise_null as noise_null
 
 __all__ = [
+    "AgainstNoise",
     "Certificate",
     "Convergence",
     "CurvatureProblem",
@@ -92,6 +95,7 @@ __all__ = [
     "MatrixSpec",
     "MethodChoice",
     "MissingExtraError",
+    "NoiseComparison",
     "NoiseNull",
     "NonDeterministicError",
     "ParticipationSummary",

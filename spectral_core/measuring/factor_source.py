@@ -1,13 +1,14 @@
 """Kronecker factors of many layers, a few at a time, and the alignment of directions in them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
+from spectral_core._renamed import by_new_names
 from spectral_core.alignment.alignment import SpectralAlignment, spectral_alignment
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.products import exact_products
@@ -18,9 +19,10 @@ from spectral_core.curvature.problem import (
     KroneckerFactors,
     LayerInfo,
 )
-from spectral_core.errors import LayerError
+from spectral_core.errors import InputError, LayerError
 from spectral_core.measuring.grouped_problem import GroupedFactors
 from spectral_core.measuring.resampling import Resampling
+from spectral_core.sampling import NoiseNull, noise_null
 
 __all__ = ["Aligned", "FactorSource"]
 
@@ -42,12 +44,15 @@ class Aligned:
         The alignment of each subsample's directions in its own factors, if there are subsamples.
     diagonal : ndarray, shape (K,), float64, or None
         The curvatures ``h^diag`` of single positions, if the problem knows them.
+    null : NoiseNull or None
+        Draws of noise from the factors, if they are wanted.
     """
 
     alignment: SpectralAlignment
     notes: tuple[str, ...]
     of_subsamples: tuple[SpectralAlignment, ...] = ()
     diagonal: npt.NDArray[np.float64] | None = None
+    null: NoiseNull | None = None
 
 
 class FactorSource:
@@ -65,6 +70,8 @@ class FactorSource:
         The options of `CurvatureProblem.kronecker_factors`.
     resampling : Resampling or None
         The groups of samples of which `problem` gives the factors as well.
+    noise_draws : int
+        The number of draws of noise for the null model of each layer; 0 for none.
     """
 
     def __init__(
@@ -75,13 +82,16 @@ class FactorSource:
         fisher_type: FisherType,
         kfac_approx: KfacApprox,
         resampling: Resampling | None = None,
+        noise_draws: int = 0,
     ) -> None:
+        self._noise_draws = noise_draws
         self._resampling = resampling
         self._problem, self._fisher_type, self._kfac_approx = problem, fisher_type, kfac_approx
         self._directions = directions
         held = 1 if resampling is None else 1 + len(resampling.subsamples.shares)
         self._groups = _groups(layers, MAX_ELEMENTS // held)
         self._found: dict[str, Aligned | LayerError] = {}
+        self._gradients_factors: dict[str, KroneckerFactors] = {}
 
     def take(self, layer: LayerInfo) -> "Aligned":
         """Return the alignment of the layer's directions with its factors, on the host.
@@ -120,8 +130,41 @@ class FactorSource:
                 todo = [layer for layer in todo if layer.name != error.layer]
                 continue
             for layer in todo:
-                self._found[layer.name] = self._align(layer, factors[layer.name])
+                found = self._align(layer, factors[layer.name])
+                self._found[layer.name] = self._with_null(layer, found, factors[layer.name])
             return
+
+    def _with_null(
+        self, layer: LayerInfo, found: "Aligned", factors: KroneckerFactors
+    ) -> "Aligned":
+        """Return an alignment with draws of noise, if they are wanted and the factors allow."""
+        if not self._noise_draws:
+            return found
+        try:
+            empirical = factors
+            if self._fisher_type != "empirical":
+                empirical = self._empirical(layer)
+            top_k = int(self._directions[layer.name][0].shape[1])
+            null = noise_null(
+                empirical, factors, 1, c_delta=factors, top_k=top_k, n_draws=self._noise_draws
+            )  # no exponent depends on the number of terms
+        except (LayerError, InputError) as error:
+            note = f"not compared with noise: {getattr(error, 'reason', error)}"
+            return replace(found, notes=(*found.notes, note))
+        return replace(found, null=null)
+
+    def _empirical(self, layer: LayerInfo) -> KroneckerFactors:
+        """Return the factors of the gradients themselves, of all layers that go together."""
+        if layer.name not in self._gradients_factors:
+            names = [each.name for each in next(g for g in self._groups if layer in g)]
+            self._gradients_factors = dict(
+                by_new_names(self._problem.kronecker_factors)(
+                    [name for name in names if not isinstance(self._found.get(name), LayerError)],
+                    fisher_type="empirical",
+                    kfac_approx=self._kfac_approx,
+                )
+            )
+        return self._gradients_factors.pop(layer.name)
 
     def _align(self, layer: LayerInfo, factors: KroneckerFactors) -> "Aligned":
         c_delta, c_a = factors.output_covariance, factors.input_covariance

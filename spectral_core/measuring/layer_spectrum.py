@@ -15,6 +15,7 @@ from spectral_core.exponents.transfer_identity import exponent_triangle
 from spectral_core.measuring.curvature_source import why_not_finite
 from spectral_core.measuring.directions import Window
 from spectral_core.measuring.factor_source import Aligned, FactorSource
+from spectral_core.measuring.noise_source import compare_with_noise
 from spectral_core.measuring.resampling import Resampling
 from spectral_core.participation.participation import (
     certified_exponent,
@@ -170,9 +171,14 @@ def _decomposed(
             "rounding level, or a Gauss-Newton curvature <= 0)",
         )
     notes = spectrum.notes + notes
+    noise = None
+    if aligned.null is not None:
+        kron = np.asarray(alignment.kron, dtype=np.float64)
+        noise = compare_with_noise(spectrum.sigma, kron, aligned.null, confidence)
     return replace(
-        spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes, diagonal=diagonal
-    )
+        spectrum, ggn=ggn, alignment=alignment, decomposition=fits, notes=notes,
+        diagonal=diagonal, noise=noise,
+    )  # fmt: skip
 
 
 def _aligned(

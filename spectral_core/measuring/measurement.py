@@ -59,6 +59,7 @@ def measure(
     decompose: bool = False,
     fisher_type: FisherType = "ggn",
     kfac_approx: KfacApprox = "expand",
+    noise_draws: int = 0,
     confidence: float = 0.95,
     sampling: int | None = None,
     sampling_directions: DirectionsOfGroups = "auto",
@@ -102,6 +103,11 @@ def measure(
         The output gradients that make ``C_δ`` (Theory 4.4).
     kfac_approx : {"expand", "reduce"}
         The treatment of positions that share a weight in the factors (Theory 4.3).
+    noise_draws : int
+        The number of draws of a gradient of nothing but sampling noise, from the factors of each
+        layer, with ``decompose=True`` (Theory 11.3): where the layer's exponents lie among theirs
+        is in `LayerSpectrum.noise`. 100 or more are of use. It takes one more pass over the data,
+        and an eigendecomposition of the smaller side for each draw.
     confidence : float
         The confidence level of every interval, in (0, 1).
     sampling : int or None
@@ -166,6 +172,7 @@ def measure(
     _check_choice("sampling_directions", sampling_directions, get_args(DirectionsOfGroups))
     if sampling is not None:
         check_group_count(sampling)
+    _check_noise_draws(noise_draws, decompose)
     if directions_from is not None:
         _check_other(directions_from, problem, sampling)
     mc_samples = int(mc_samples)
@@ -186,6 +193,7 @@ def measure(
         svd=svd,
         sampling=sampling,
         sampling_directions=sampling_directions if sampling else None,
+        noise_draws=int(noise_draws),
         directions_from=None if directions_from is None else checked_description(directions_from),
     )
     with (
@@ -219,8 +227,9 @@ def measure(
             source = None
             if decompose:
                 source = FactorSource(
-                    measured, todo, directions, fisher_type, kfac_approx, resampling
-                )
+                    measured, todo, directions, fisher_type, kfac_approx, resampling,
+                    noise_draws,
+                )  # fmt: skip
                 source.prepare()
             done = set(journal.spectra)
             request = CurvatureRequest(
@@ -270,6 +279,13 @@ def _windows(
             del windows[name]
             skipped[name] = error.reason
     return windows
+
+
+def _check_noise_draws(count: Any, decompose: bool) -> None:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+        raise InputError(f"noise_draws: {count!r} is no number of draws; pass 100, or 0 for none.")
+    if count and not decompose:
+        raise InputError("noise_draws: draws are made of Kronecker factors; pass decompose=True.")
 
 
 def _check_other(other: Any, problem: CurvatureProblem, sampling: int | None) -> None:

@@ -5,6 +5,8 @@ from spectral_core.reporting.convergence import LayerConvergence as LayerConverg
 from spectral_core.reporting.explanation import Explanation as Explanation
 from spectral_core.reporting.explanation import Term as Term
 from spectral_core.reporting.explanation import explain as explain
+from spectral_core.reporting.noise import AgainstNoise as AgainstNoise
+from spectral_core.reporting.noise import NoiseComparison as NoiseComparison
 from spectral_core.reporting.report import SpectralReport as SpectralReport
 from spectral_core.reporting.sampling import LayerSampling as LayerSampling
 from spectral_core.reporting.sampling import SampledNumber as SampledNumber
@@ -13,11 +15,13 @@ from spectral_core.reporting.spectrum import ParticipationSummary as Participati
 from spectral_core.reporting.spectrum import Provenance as Provenance
 
 __all__ = [
+    "AgainstNoise",
     "Convergence",
     "Explanation",
     "LayerConvergence",
     "LayerSampling",
     "LayerSpectrum",
+    "NoiseComparison",
     "ParticipationSummary",
     "Provenance",
     "SampledNumber",

@@ -9,6 +9,7 @@ from typing import Any
 from spectral_core.errors import ReportError
 from spectral_core.reporting.rows import (
     LAYER_COLUMNS,
+    NOISE_COLUMNS,
     OF_SAMPLE,
     SAMPLING_COLUMNS,
     TERM_COLUMNS,
@@ -81,6 +82,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         """
         columns: tuple[Column, ...] = LAYER_COLUMNS
         columns += SAMPLING_COLUMNS if self.sampled() else ()
+        columns += NOISE_COLUMNS if self.beside_noise() else ()
         columns += TERM_COLUMNS if self.decomposed() else ()
         return [row(shown(columns, self.spectra), spectrum) for spectrum in self.spectra]
 
@@ -93,6 +95,12 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
                 "half of the data would add"
             )
             parts.append(text_table(*self.sampling_table()))
+        if self.beside_noise():
+            parts.append(
+                f"exponents beside those of noise alone ({self.provenance.noise_draws} draws from "
+                "each layer's factors)"
+            )
+            parts.append(text_table(*table(NOISE_COLUMNS, self.beside_noise())))
         if self.decomposed():
             parts.append("α = β + φ + κ + ν, slopes on log σ; χ = κν")
             parts.append(text_table(*self.decomposition_table()))
@@ -141,6 +149,10 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
     def sampling_table(self) -> tuple[list[str], list[list[str]]]:
         """Return header and formatted cells of the sampling errors."""
         return table(SAMPLING_COLUMNS, self.sampled())
+
+    def beside_noise(self) -> list[LayerSpectrum]:
+        """Return the layers that were compared with noise alone."""
+        return [spectrum for spectrum in self.spectra if spectrum.noise is not None]
 
     def decomposed(self) -> list[LayerSpectrum]:
         """Return the layers that have a decomposition."""

@@ -16,6 +16,7 @@ from spectral_core.reporting.spectrum import LayerSpectrum
 
 __all__ = [
     "LAYER_COLUMNS",
+    "NOISE_COLUMNS",
     "OF_SAMPLE",
     "SAMPLING_COLUMNS",
     "TERM_COLUMNS",
@@ -199,6 +200,33 @@ SAMPLING_COLUMNS = (
     Column("directions", lambda s: s.sampling.directions if s.sampling else ""),
 )
 """The columns of the sampling errors; rows of layers without hold NaN."""
+
+
+def _beside_noise(header: str, name: str) -> Column:
+    """Return the column of an exponent beside its interval under noise alone."""
+
+    def cell(spectrum: LayerSpectrum) -> str:
+        found = getattr(spectrum.noise, name)
+        low, high = found.interval
+        side = "inside" if found.inside else "outside"
+        return f"{found.value:.2f} {side} {low:.2f}–{high:.2f}, p {found.p_value:.2g}"
+
+    def figures(spectrum: LayerSpectrum) -> dict[str, Any]:
+        found = getattr(spectrum.noise, name, None)
+        names = [f"noise_{name}_{end}" for end in ("low", "high", "p")]
+        values = (*found.interval, found.p_value) if found else (math.nan,) * 3
+        return dict(zip(names, values, strict=True))
+
+    return Column(header, cell, figures)
+
+
+NOISE_COLUMNS = (
+    _NAME,
+    _beside_noise("α of h^Kron", "alpha"),
+    _beside_noise("γ", "gamma"),
+    _beside_noise("s of h^Kron", "s"),
+)
+"""The columns of the comparison with noise; rows of layers without hold NaN."""
 
 
 def _terms(spectrum: LayerSpectrum) -> ExponentDecomposition:

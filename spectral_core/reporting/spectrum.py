@@ -17,6 +17,7 @@ from spectral_core.exponents.power_law import PowerLawFit, fit_power_law
 from spectral_core.exponents.rank_profile import RankProfileFits
 from spectral_core.exponents.transfer_identity import ExponentTriangle
 from spectral_core.reporting.flags import flags_of
+from spectral_core.reporting.noise import NoiseComparison
 from spectral_core.reporting.sampling import LayerSampling
 from spectral_core.storage.json_values import decode, encode
 
@@ -116,6 +117,9 @@ class LayerSpectrum:
     diagonal : ndarray, shape (K,), float64, or None
         The curvatures ``h^diag`` that single positions give along the same directions (Theory 5.3),
         with ``decompose=True`` where the problem knows them.
+    noise : NoiseComparison or None
+        The exponents of h^Kron among those that noise alone would show (Theory 11.3), with
+        ``noise_draws=``.
 
     Examples
     --------
@@ -148,6 +152,7 @@ class LayerSpectrum:
     sampling: LayerSampling | None = None
     derivative: npt.NDArray[np.float64] | None = None
     diagonal: npt.NDArray[np.float64] | None = None
+    noise: NoiseComparison | None = None
 
     @property
     def alpha(self) -> PowerLawFit:
@@ -287,6 +292,8 @@ class Provenance:
         The directions along which parts of the data were to be measured; None without.
     directions_from : mapping or None
         The description of the problem that chose the directions, if it was another one.
+    noise_draws : int
+        The number of draws of noise behind each comparison with it.
 
     Examples
     --------
@@ -307,3 +314,4 @@ class Provenance:
     sampling: int | None = None
     sampling_directions: str | None = None
     directions_from: Mapping[str, Any] | None = None
+    noise_draws: int = 0

@@ -150,7 +150,7 @@ def test_the_report_splits_kappa():
 
 
 def test_groups_of_samples_give_that_of_all_data():
-    problem, name, _ = convolution()
+    problem, _, _ = convolution()
     whole = sc.measure(problem, top_k=3, decompose=True, progress=False)
     grouped = sc.measure(problem, top_k=3, decompose=True, sampling=4, progress=False)
     for layer, of_groups in zip(whole.values(), grouped.values(), strict=True):
