@@ -75,9 +75,9 @@ def test_the_door_knows_which_methods_multiply_in_bfloat16():
 def test_a_step_refuses_shapes_that_differ_and_options_that_do_not_fit():
     weight = np.ones((2, 3))
     with pytest.raises(sc.InputError) as caught:
-        sc.spectral_newton_step(weight, weight, np.ones((3, 2)), lr=0.1, alpha=2.0)
+        sc.spectral_newton_step(weight, np.ones((3, 3)), np.ones((3, 2)), lr=0.1, alpha=2.0)
     assert str(caught.value) == (
-        "weight, gradient and momentum have shapes (2, 3), (2, 3) and (3, 2); pass three of one "
+        "weight, gradient and momentum have shapes (2, 3), (3, 3) and (3, 2); pass three of one "
         "shape, zeros as the first momentum."
     )
     with pytest.raises(sc.InputError, match=r"lr: has shape \(2,\), the weight \(2, 3\)"):
