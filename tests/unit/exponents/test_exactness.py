@@ -53,7 +53,7 @@ def test_paper_rank_profiles(triangles, shared):
                 assert ours.parameters[named[key]] == pytest.approx(theirs[key], rel=1e-6)
 
 
-def test_8_data_of_a_form_leave_the_rounding_of_their_logarithms():
+def test_data_of_a_form_leave_the_rounding_of_their_logarithms():
     sigma = 5.0 * np.arange(1.0, 13) ** -1.5
     level = 8 * 2.0**-52 * np.max(np.abs(np.log(sigma)))
     found = sc.fit_rank_profiles(sigma).to_floats()
