@@ -72,6 +72,18 @@ def test_the_door_knows_which_methods_multiply_in_bfloat16():
         options.check_all(2.0, 2.0**-23)
 
 
+def test_a_step_refuses_shapes_that_differ_and_options_that_do_not_fit():
+    weight = np.ones((2, 3))
+    with pytest.raises(sc.InputError) as caught:
+        sc.spectral_newton_step(weight, np.ones((3, 3)), np.ones((3, 2)), lr=0.1, alpha=2.0)
+    assert str(caught.value) == (
+        "weight, gradient and momentum have shapes (2, 3), (3, 3) and (3, 2); pass three of one "
+        "shape, zeros as the first momentum."
+    )
+    with pytest.raises(sc.InputError, match=r"lr: has shape \(2,\), the weight \(2, 3\)"):
+        sc.spectral_newton_step(weight, weight, weight, lr=np.ones(2), alpha=2.0)
+
+
 def test_options_that_broadcast_against_the_weight():
     StepOptions(np.ones((2, 1)), beta=np.zeros(3), weight_decay=np.ones(())).check((2, 3))
     StepOptions(0, beta=0, weight_decay=0).check((2, 3))

@@ -114,7 +114,7 @@ def test_the_maximum_is_of_each_row(xp):
 
 @pytest.mark.parametrize("mode", ["spectral", "absolute"])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.5, 2.0, 4.0])
-def test_the_bound_of_t_is_the_maximum_over_a_grid(mode, alpha):
+def test_the_bound_is_the_maximum_over_a_grid(mode, alpha):
     for top in (0.25, 1.0, 3.0):
         sigma = top * np.geomspace(1e-4, 1, 20001)
         for damping in (1e-3, 0.1, 0.9, 2.0, 30.0):
@@ -123,7 +123,7 @@ def test_the_bound_of_t_is_the_maximum_over_a_grid(mode, alpha):
             assert found == pytest.approx(np.max(sigma / (sigma**alpha + d)), rel=1e-6)
 
 
-def test_the_bound_of_t_at_the_ends():
+def test_the_bound_at_the_ends():
     assert sc.transfer_bound(2.0) == pytest.approx(0.5 * 0.1**-0.5, rel=1e-14)
     assert sc.transfer_bound(1.0, 0.0) == 1.0
     assert sc.transfer_bound(0.5, 0.0, sigma_max=4.0) == pytest.approx(2.0, rel=1e-14)
