@@ -71,8 +71,8 @@ def _sample_groups(trial: Trial) -> None:
         given = {first: tuple(subject.in_its_library(u, v))}
         problems: list[Any] = [group.problem for group in groups]
         found = [next(iter(each.layer_curvatures(given, "ggn"))) for each in problems]
-        if any(isinstance(each, LayerError) for each in found):
-            trial.refused.append("ggn curvatures of groups")
+        if errors := [each for each in found if isinstance(each, LayerError)]:
+            trial.refused.append(f"Gauss-Newton curvatures of groups: {errors[0].reason}")
             continue
         h = sum(g.share * to_numpy(each.values) for g, each in zip(groups, found, strict=True))
         expected = form.curvature(0, u, v, "ggn")
