@@ -46,10 +46,10 @@ def from_jacobians(samples, rest, terms):
 
 def convolution():
     torch.manual_seed(0)
-    conv, head = nn.Conv2d(2, 4, 3, padding=1).double(), nn.Linear(4, 3).double()
+    conv, head = nn.Conv2d(2, 4, 3, padding=1).double(), nn.Linear(4, 6).double()
     model = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    x, t = torch.randn(7, 2, 4, 4, dtype=torch.float64), torch.randint(3, (7,))
-    problem = CurvatureProblem(model, F.cross_entropy, [(x[:4], t[:4]), (x[4:], t[4:])])
+    x, t = torch.randn(24, 2, 4, 4, dtype=torch.float64), torch.randint(6, (24,))
+    problem = CurvatureProblem(model, F.cross_entropy, [(x[:9], t[:9]), (x[9:], t[9:])])
     weight, bias = conv.weight.detach().flatten(1), conv.bias.detach()
     patches = F.unfold(x, 3, padding=1).mT  # (B, S, n)
 
@@ -84,10 +84,7 @@ def tokens():
     )
     samples = [(a, model.embed(a).detach()) for a in x]
 
-    def rest(y):
-        return model.after(y)
-
-    return problem, "embed", from_jacobians(samples, rest, t.numel())
+    return problem, "embed", from_jacobians(samples, model.requires_grad_(False).after, t.numel())
 
 
 @pytest.mark.parametrize("made", [convolution, tokens])
@@ -132,7 +129,7 @@ def test_directions_leave_the_factors_alone():
 
 def test_the_report_splits_kappa():
     problem, name, along = convolution()
-    report = sc.measure(problem, top_k=4, decompose=True, progress=False)
+    report = sc.measure(problem, top_k=4, curvature="ggn", decompose=True, progress=False)
     for layer in report.values():
         fits = layer.decomposition
         total = fits.kappa_positions.exponent + fits.kappa_dependence.exponent
@@ -150,7 +147,7 @@ def test_the_report_splits_kappa():
 
 
 def test_groups_of_samples_give_that_of_all_data():
-    problem, name, _ = convolution()
+    problem, *_ = convolution()
     whole = sc.measure(problem, top_k=3, decompose=True, progress=False)
     grouped = sc.measure(problem, top_k=3, decompose=True, sampling=4, progress=False)
     for layer, of_groups in zip(whole.values(), grouped.values(), strict=True):
