@@ -174,3 +174,27 @@ def test_uses_that_are_not_seen_leave_kappa_whole():
     )["weight"]
     assert layer.decomposition is not None and layer.diagonal is None
     assert layer.decomposition.kappa_positions is layer.decomposition.kappa_dependence is None
+
+
+class Coarse(nn.Module):
+    """A matrix that is used in half precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        return F.linear(x.bfloat16(), self.weight.bfloat16()).float()
+
+
+def test_a_model_that_casts_inside_has_its_positions_too():
+    torch.manual_seed(0)
+    x, t = torch.randn(20, 4), torch.randint(5, (20,))
+    with pytest.warns(RuntimeWarning, match="casts"):
+        problem = CurvatureProblem(Coarse(), F.cross_entropy, [(x, t)])
+    u, v = unit(5, 3, 0).float(), unit(4, 3, 1).float()
+    found = problem.kronecker_factors(["weight"], directions={"weight": (u, v)})["weight"]
+    p = F.softmax(problem._model._model(x).double(), -1).detach()
+    roots = torch.stack([root_of(z) for z in p.log()])  # (B, m, C)
+    expected = ((roots.mT @ u.double()) * (x.double() @ v.double())[:, None]) ** 2
+    torch.testing.assert_close(found.diagonal, expected.sum((0, 1)) / 20, rtol=0.02, atol=0)
