@@ -33,7 +33,7 @@ STATEMENTS = {
     "4.6": "Softmax: 1ᵀδ = 0, so that C_δ of the head has rank classes − 1 at most.",
     "5.1": "ρ is a quadratic form over the eigenvalue of its rank, also inside ties.",
     "5.2": "h^Kron = Φ Λ.",
-    "5.3": "h = h^Kron κ ν.",
+    "5.3": "h = h^Kron κ ν, and κ in two parts.",
     "5.4": "h^GGN is a sum of squares, over positions first.",
     "5.5": "α = β + φ + κ + ν, as slopes on one window.",
     "5.6": "α = 2 + slope of log h/σ².",

@@ -121,8 +121,6 @@ class LayerFinding:
     values: Any
     ggn: Any = None
     derivative: Any = None
-    more: Any = None
-    more_ggn: Any = None
     standard_error: npt.NDArray[np.float64] | None = None
     reason: str = ""
     piecewise_linear: bool = False
@@ -130,6 +128,8 @@ class LayerFinding:
     tolerance: float = math.nan
     predicted_cost: float = math.nan
     cost: float = math.nan
+    more: Any = None
+    more_ggn: Any = None
 
     def certified(self, engine: str, kind: CurvatureKind, reason: str = "") -> LayerCurvature:
         """Return the curvatures with their certificate.

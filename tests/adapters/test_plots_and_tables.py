@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from decomposed import layer as decomposed_layer
+from decomposed import split
 
 import spectral_core as sc
 from spectral_adapters import plots, tables
@@ -212,6 +213,23 @@ def test_bars_add_up_to_alpha(decomposed):
             for bar in (b for b in bars if b.get_height() * sign > 0):
                 assert bar.get_y() == pytest.approx(end)
                 end += bar.get_height()
+
+
+def test_kappa_has_two_bars_where_it_is_split():
+    parted = split(decomposed_layer(1, name="up", kappa=0.4), positions=0.9)
+    whole = decomposed_layer(2, name="down", kappa=0.4)
+    ax = plots.plot_decomposition(report_of(parted, whole))
+    for position, layer, count in ((0, parted, 5), (1, whole, 4)):
+        bars = [b for b in ax.patches if abs(b.get_x() + 0.35 - position) < 0.01]
+        heights = [b.get_height() for b in bars]
+        assert len(bars) == count
+        assert sum(heights) == pytest.approx(layer.decomposition.alpha.exponent)
+        for part in ("kappa_positions", "kappa_dependence") if count == 5 else ("kappa",):
+            wanted = getattr(layer.decomposition, part).exponent
+            assert any(height == pytest.approx(wanted) for height in heights)
+    (legend,) = ax.figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert "κ: dependence" in texts and "κ^pos: positions acting together" in texts
 
 
 def test_decomposed_reports_in_every_form(decomposed, tmp_path):

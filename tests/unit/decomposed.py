@@ -1,5 +1,7 @@
 """Layers whose decomposition is known."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import spectral_core as sc
@@ -32,6 +34,16 @@ def layer(
     alignment = sc.SpectralAlignment(delta, a, kron)
     info = sc.LayerInfo(name, "linear", (K, K))
     return decomposed(info, sigma, h, ggn, alignment)
+
+
+def split(spectrum, positions, noise=0.02, seed=0):
+    """Return a layer of which κ is split, with κ^pos of this slope."""
+    bends = np.exp(noise * np.random.default_rng(seed).normal(size=len(spectrum.sigma)))
+    diagonal = spectrum.ggn * bends * spectrum.sigma**-positions
+    fits = sc.decompose_exponent(
+        spectrum.sigma, spectrum.curvature, spectrum.ggn, spectrum.alignment, diagonal=diagonal
+    ).to_floats()
+    return replace(spectrum, diagonal=diagonal, decomposition=fits)
 
 
 def decomposed(info, sigma, h, ggn, alignment):

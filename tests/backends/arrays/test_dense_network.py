@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_backends.arrays import DenseNetwork
-from spectral_core import InputError
+from spectral_core import InputError, measure
 
 ACTIVATIONS = ("relu", "tanh", "gelu-tanh", "identity")
 LOSSES = ("cross-entropy", "squared")
@@ -202,3 +202,15 @@ def test_wrong_parameters_and_shapes_are_named():
         network.gradient(params, (batch[0][:, :3], batch[1]))
     with pytest.raises(InputError, match="no parameters"):
         network.hessian_product(params, batch, {"1.weight": params["0.weight"]})
+
+
+def test_no_positions_share_a_weight_so_all_of_kappa_is_dependence():
+    network = DenseNetwork((6, 9, 5), activation="tanh")
+    batches = [batch_of(network, count, seed) for seed, count in enumerate((30, 11))]
+    problem = network.problem(network.init(), batches)
+    report = measure(problem, top_k=5, curvature="ggn", decompose=True, progress=False)
+    for layer in report.values():
+        fits = layer.decomposition
+        np.testing.assert_allclose(layer.diagonal, layer.ggn, rtol=1e-12)
+        assert abs(fits.kappa_positions.exponent) < 1e-12
+        assert abs(fits.kappa_dependence.exponent - fits.kappa.exponent) < 1e-12

@@ -32,6 +32,7 @@ def test_reports_are_equal_to_the_bit(problem):
         size = np.max(np.abs(wanted[name].curvature))
         np.testing.assert_allclose(ours[name].curvature, wanted[name].curvature, atol=1e-11 * size)
         assert ours[name].certificate.engine == wanted[name].certificate.engine
+        np.testing.assert_allclose(ours[name].diagonal, wanted[name].diagonal, rtol=1e-9)
     assert ours.provenance.problem["through"] == "numpy"
     engine = sc.measure(seen, "0", top_k=3, engine="double-backward")
     assert engine["0"].certificate.engine == "double-backward"

@@ -42,7 +42,7 @@ def test_token_losses_are_exact_where_columns_are_few():
     problem = tokens_problem(False)
     found = problem.kronecker_factors(["mix"])["mix"]
     assert found.output_noise is None
-    model, batches = problem._model._model, problem._objective._batches
+    model, batches = problem._model._model, problem._objective.batches
     total, count = torch.zeros(4, 4, dtype=torch.float64), 0
     for tokens, targets in batches:
         kept = {}

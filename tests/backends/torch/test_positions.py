@@ -46,10 +46,10 @@ def from_jacobians(samples, rest, terms):
 
 def convolution():
     torch.manual_seed(0)
-    conv, head = nn.Conv2d(2, 4, 3, padding=1).double(), nn.Linear(4, 3).double()
+    conv, head = nn.Conv2d(2, 4, 3, padding=1).double(), nn.Linear(4, 6).double()
     model = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    x, t = torch.randn(7, 2, 4, 4, dtype=torch.float64), torch.randint(3, (7,))
-    problem = CurvatureProblem(model, F.cross_entropy, [(x[:4], t[:4]), (x[4:], t[4:])])
+    x, t = torch.randn(24, 2, 4, 4, dtype=torch.float64), torch.randint(6, (24,))
+    problem = CurvatureProblem(model, F.cross_entropy, [(x[:9], t[:9]), (x[9:], t[9:])])
     weight, bias = conv.weight.detach().flatten(1), conv.bias.detach()
     patches = F.unfold(x, 3, padding=1).mT  # (B, S, n)
 
@@ -84,10 +84,7 @@ def tokens():
     )
     samples = [(a, model.embed(a).detach()) for a in x]
 
-    def rest(y):
-        return model.after(y)
-
-    return problem, "embed", from_jacobians(samples, rest, t.numel())
+    return problem, "embed", from_jacobians(samples, model.requires_grad_(False).after, t.numel())
 
 
 @pytest.mark.parametrize("made", [convolution, tokens])
@@ -132,7 +129,7 @@ def test_directions_leave_the_factors_alone():
 
 def test_the_report_splits_kappa():
     problem, name, along = convolution()
-    report = sc.measure(problem, top_k=4, decompose=True, progress=False)
+    report = sc.measure(problem, top_k=4, curvature="ggn", decompose=True, progress=False)
     for layer in report.values():
         fits = layer.decomposition
         total = fits.kappa_positions.exponent + fits.kappa_dependence.exponent
@@ -150,7 +147,7 @@ def test_the_report_splits_kappa():
 
 
 def test_groups_of_samples_give_that_of_all_data():
-    problem, _, _ = convolution()
+    problem, *_ = convolution()
     whole = sc.measure(problem, top_k=3, decompose=True, progress=False)
     grouped = sc.measure(problem, top_k=3, decompose=True, sampling=4, progress=False)
     for layer, of_groups in zip(whole.values(), grouped.values(), strict=True):
@@ -177,3 +174,27 @@ def test_uses_that_are_not_seen_leave_kappa_whole():
     )["weight"]
     assert layer.decomposition is not None and layer.diagonal is None
     assert layer.decomposition.kappa_positions is layer.decomposition.kappa_dependence is None
+
+
+class Coarse(nn.Module):
+    """A matrix that is used in half precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        return F.linear(x.bfloat16(), self.weight.bfloat16()).float()
+
+
+def test_a_model_that_casts_inside_has_its_positions_too():
+    torch.manual_seed(0)
+    x, t = torch.randn(20, 4), torch.randint(5, (20,))
+    with pytest.warns(RuntimeWarning, match="casts"):
+        problem = CurvatureProblem(Coarse(), F.cross_entropy, [(x, t)])
+    u, v = unit(5, 3, 0).float(), unit(4, 3, 1).float()
+    found = problem.kronecker_factors(["weight"], directions={"weight": (u, v)})["weight"]
+    p = F.softmax(problem._model._model(x).double(), -1).detach()
+    roots = torch.stack([root_of(z) for z in p.log()])  # (B, m, C)
+    expected = ((roots.mT @ u.double()) * (x.double() @ v.double())[:, None]) ** 2
+    torch.testing.assert_close(found.diagonal, expected.sum((0, 1)) / 20, rtol=0.02, atol=0)

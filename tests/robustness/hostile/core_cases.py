@@ -7,6 +7,7 @@ import torch
 from case import gives, refused
 
 import spectral_core as sc
+from spectral_backends.numpy import DenseNetwork
 from spectral_core.curvature import argument_checks
 from spectral_core.curvature.factor_options import FactorOptions, check_factor_size
 from spectral_core.losses.protocols import Fit
@@ -112,6 +113,12 @@ def factor_options(**options):
         **{"fisher_type": "ggn", "kfac_approx": "expand", "mc_samples": 2, "max_columns": 0}
         | options
     ).check()
+
+
+def dense():
+    """A problem of 48 samples that divides them."""
+    network, rng = DenseNetwork((6, 8, 5), activation="tanh"), np.random.default_rng(0)
+    return network.problem(network.init(), [(rng.normal(size=(48, 6)), rng.integers(0, 5, 48))])
 
 
 def measured(**changed):
@@ -420,6 +427,16 @@ CASES = [
     *(refused("spectral_core.curvature.factor_options:check_factor_size", f"{shape}", lambda s=shape: check_factor_size(sc.LayerInfo("a", "linear", s)), "layer 'a'", seen, "leave it out", error=sc.LayerError) for shape, seen in (
         ((16385, 3), "16385×3"), ((3, 40000), "12 GiB"),
     )),
+    *(refused("measure", f"{what} {value!r}", lambda w=what, v=value: sc.measure(dense(), progress=False, **{w: v}), what, seen, remedy) for what, value, seen, remedy in (
+        ("sampling", 3, "3 is no number of groups", "4 or more"), ("sampling", True, "True is no number", "or None"), ("sampling_directions", "both", "'both' is unknown", "choose 'auto'"),
+        ("noise_draws", 0.5, "0.5 is no number of draws", "or 0 for none"), ("noise_draws", 9, "made of Kronecker factors", "pass decompose=True"), ("directions_from", 7, "a int has no layers", "pass a"),
+    )),
+    *(refused("converge", f"{what} {value!r}", lambda w=what, v=value: sc.converge(dense(), progress=False, **{w: v}), what, seen, remedy) for what, value, seen, remedy in (
+        ("sizes", 5, "5 is no list of numbers", "pass for instance"), ("sizes", [10**6], "1000000 is more than all", "use more data"), ("sizes", [40], "there is no second part", "choose sizes up to"),
+        ("sizes", [48], "none is below all", "pass for instance"), ("sizes", [2], "do not have", "choose larger sizes"), ("top_k", 0, "0 is not a positive whole number", "of directions"),
+    )),
+    refused("Convergence.from_dict", "a list", lambda: sc.Convergence.from_dict([]), "convergence", "is not a complete convergence", "save it again", error=sc.ReportError),
+    gives("LayerConvergence", "no drift at the smallest size", lambda: sc.converge(dense(), sizes=[24], top_k=3, progress=False)["0"].drift("alpha"), lambda drift: np.isnan(drift[0]) and np.isfinite(drift[-1])),
     gives("measure", "a problem with five methods", measured, lambda report: list(report) == ["w"]),
     *(refused("measure", f"a problem {what}", lambda c=changed: measured(**c), "problem: ", seen, remedy) for what, changed, seen, remedy in (
         ("without two methods", {"skipped": None, "describe": None}, "has no skipped, describe", "pass a CurvatureProblem"), ("whose layers are numbers", {"layers": lambda: [5]}, "a int", "return LayerInfo"),

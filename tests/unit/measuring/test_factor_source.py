@@ -1,5 +1,7 @@
 """What is asked of a problem for its Kronecker factors, and what is said of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from spectral_core.curvature.factor_options import FactorOptions, check_factor_s
 from spectral_core.curvature.problem import KroneckerFactors, LayerInfo
 from spectral_core.measuring import factor_source
 from spectral_core.measuring.factor_source import FactorSource
+from spectral_core.measuring.grouped_problem import GroupedFactors
 
 
 class Given:
@@ -132,3 +135,34 @@ def test_what_is_said_of_factors():
     for what, note in NOTES.items():
         assert factor_notes(OPTIONS, **fine | {what: False}) == (note,)
     assert factor_notes(OPTIONS, **dict.fromkeys(NOTES, False)) == tuple(NOTES.values())
+
+
+class Along(Given):
+    """A problem that gives h^diag along the directions that it is told."""
+
+    def kronecker_factors(self, layers, *, fisher_type, kfac_approx, directions):
+        found = super().kronecker_factors(layers, fisher_type=fisher_type, kfac_approx=kfac_approx)
+        self.asked.append(sorted(directions))
+        along = {name: np.sum(u, axis=0) for name, (u, _) in directions.items()}
+        return {name: replace(factors, diagonal=along[name]) for name, factors in found.items()}
+
+
+def test_directions_go_to_a_problem_that_has_an_argument_for_them():
+    layers = [square(name) for name in "ab"]
+    problem = Along({name: diagonal(3, 2, 1) for name in "ab"})
+    found = source(problem, layers)
+    assert found.take(layers[0]).diagonal.tolist() == [1, 1]
+    assert problem.asked[1:] == [["a", "b"]]
+    assert source(Given(problem.factors), layers).take(layers[0]).diagonal is None
+
+
+@pytest.mark.parametrize("wrong", [np.ones(3), np.array([1.0, np.nan])])
+def test_a_diagonal_that_is_none_leaves_kappa_whole(wrong):
+    factors = {"a": replace(diagonal(3, 2, 1), diagonal=wrong)}
+    assert source(Given(factors), [square("a")]).take(square("a")).diagonal is None
+
+
+def test_the_diagonal_of_groups_is_their_mean():
+    one, other = (replace(diagonal(3, 2, 1), diagonal=np.array([d, 2 * d])) for d in (1.0, 5.0))
+    assert GroupedFactors.of([one, other], [0.75, 0.25]).diagonal.tolist() == [2, 4]
+    assert GroupedFactors.of([one, diagonal(3, 2, 1)], [0.75, 0.25]).diagonal is None

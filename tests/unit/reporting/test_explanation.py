@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from decomposed import K, decomposed, layer
+from decomposed import K, decomposed, layer, split
 from scipy import stats
 
 import spectral_core as sc
 from spectral_core.measuring.layer_spectrum import spectrum_from_values
+from spectral_core.reporting.rows import half_width
 
 
 @pytest.mark.parametrize(
@@ -243,3 +244,30 @@ def test_directions_off_the_window_say_nothing():
     terms, book = sc.explain(spectrum).terms, Textbook(spectrum)
     assert book.dof == K - 6
     np.testing.assert_allclose([term.value for term in terms.values()], book.values)
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        (0.8, "the positions of a sample acting together carry most of it"),
+        (0.0, "the dependence of δ and a carries most of it"),
+        (0.4, "none of its parts is shown to carry it"),
+        (-0.5, "the dependence of δ and a carries most of it"),  # 1.3 of 0.8
+    ],
+)
+def test_kappa_that_dominates_is_one_of_positions_or_of_dependence(positions, said):
+    whole = layer(kappa=0.8)
+    parted = split(whole, positions)
+    sentence, more = str(sc.explain(parted)).split(" Of κ, ")
+    assert sentence == str(sc.explain(whole))
+    fits = parted.decomposition
+    halves = [half_width(fit) for fit in (fits.kappa_positions, fits.kappa_dependence)]
+    assert more == (
+        f"{said}: κ^pos {fits.kappa_positions.exponent:+.2f} ± {halves[0]:.2f}, "
+        f"κ^dep {fits.kappa_dependence.exponent:+.2f} ± {halves[1]:.2f}."
+    )
+
+
+def test_nothing_is_said_of_the_parts_where_another_term_dominates():
+    assert "Of κ" not in str(sc.explain(split(layer(phi=-1.0), 0.5)))
+    assert "Of κ" not in str(sc.explain(replace(split(layer(kappa=0.8), 0.5), diagonal=None)))

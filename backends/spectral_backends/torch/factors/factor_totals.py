@@ -128,7 +128,12 @@ class _Diagonal:
 
     def set_inputs(self, calls: list[LayerCall]) -> None:
         """Project the inputs of a batch on v, use by use, for all columns that follow."""
-        self._along = [call.project(self._v) for call in calls]
+        self._along = [self._projected(call) for call in calls]
+
+    def _projected(self, call: LayerCall) -> Tensor:
+        if call.result.dtype == self._v.dtype:
+            return call.project(self._v)
+        return call.inputs().to(self._v.dtype) @ self._v  # a model that casts inside
 
     def add_outputs(self, rows: list[Tensor]) -> None:
         """Add the output gradients ``(B, S, m)`` of a column, use by use."""
