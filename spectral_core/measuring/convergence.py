@@ -25,26 +25,26 @@ from spectral_core.curvature.result_checks import (
     checked_layers,
 )
 from spectral_core.errors import InputError, LayerError
+from spectral_core.measuring.argument_checks import (
+    check_arguments,
+    check_choice,
+    nothing_measured,
+)
 from spectral_core.measuring.curvature_source import curvatures_of
 from spectral_core.measuring.directions import Decomposition, Window
-from spectral_core.measuring.grouped_problem import GroupedProblem
 from spectral_core.measuring.layer_selection import LayerSelection, select_layers
-from spectral_core.measuring.measurement import (
-    _check_arguments,
-    _check_choice,
-    _nothing_measured,
-    _windows,
-)
-from spectral_core.measuring.own_directions import (
+from spectral_core.measuring.progress import ProgressCallback, reporting
+from spectral_core.measuring.subsampling.grouped_problem import GroupedProblem
+from spectral_core.measuring.subsampling.own_directions import (
     exponents_of_each,
     further_directions,
     means_over_subsamples,
     own_windows,
 )
-from spectral_core.measuring.progress import ProgressCallback, reporting
-from spectral_core.measuring.resampling import divided
-from spectral_core.measuring.sample_sizes import SampleSizes, sizes_in_groups
-from spectral_core.measuring.subsamples import Subsamples
+from spectral_core.measuring.subsampling.resampling import divided
+from spectral_core.measuring.subsampling.sample_sizes import SampleSizes, sizes_in_groups
+from spectral_core.measuring.subsampling.subsamples import Subsamples
+from spectral_core.measuring.windows import windows_of
 from spectral_core.reporting.convergence import Convergence, LayerConvergence
 from spectral_core.reporting.spectrum import Provenance
 from spectral_core.sampling import jackknife
@@ -154,7 +154,7 @@ def converge(
         groups = _groups(problem, plan.n_groups)
         tell("gradients")
         precision = description.get("precision")
-        windows = _windows(problem, selected, top_k, svd, precision, failures)
+        windows = windows_of(problem, selected, top_k, svd, precision, failures)
         subsamples = plan.subsamples(tuple(group.share for group in groups))
         known = [layer for layer in selected if layer.name in windows]
         parts = _windows_of_parts(known, groups, subsamples, top_k, svd, failures)
@@ -171,7 +171,7 @@ def converge(
             found[measured.name] = _converged(measured, plan, subsamples, n_terms)
         report_progress(len(selected), len(selected), "")
     if not found:
-        raise _nothing_measured(len(selected), failures)
+        raise nothing_measured(len(selected), failures)
     return Convergence(
         _provenance(description, top_k, curvature, engine, sampling, svd),
         tuple(found[layer.name] for layer in selected if layer.name in found),
@@ -197,10 +197,10 @@ def _check(
     svd: Decomposition,
     progress: Any,
 ) -> None:
-    _check_arguments(top_k, curvature, 0.95, 2, progress)
+    check_arguments(top_k, curvature, 0.95, 2, progress)
     own: tuple[str, ...] = getattr(problem, "engine_names", ())
-    _check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
-    _check_choice("svd", svd, get_args(Decomposition))
+    check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
+    check_choice("svd", svd, get_args(Decomposition))
     check_group_count(sampling)
 
 

@@ -15,7 +15,7 @@ from spectral_core.curvature.problem import CurvatureProblem, ManyLayers
 from spectral_core.curvature.result_checks import check_values
 from spectral_core.errors import InputError, LayerError
 from spectral_core.measuring.directions import Window
-from spectral_core.measuring.grouped_problem import GroupedProblem
+from spectral_core.measuring.subsampling.grouped_problem import GroupedProblem
 
 __all__ = ["curvatures_of", "why_not_finite"]
 

@@ -20,8 +20,8 @@ from spectral_core.curvature.problem import (
     LayerInfo,
 )
 from spectral_core.errors import InputError, LayerError
-from spectral_core.measuring.grouped_problem import GroupedFactors
-from spectral_core.measuring.resampling import Resampling
+from spectral_core.measuring.subsampling.grouped_problem import GroupedFactors
+from spectral_core.measuring.subsampling.resampling import Resampling
 from spectral_core.sampling import NoiseNull, noise_null
 
 __all__ = ["Aligned", "FactorSource"]

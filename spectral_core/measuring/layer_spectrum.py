@@ -16,7 +16,7 @@ from spectral_core.measuring.curvature_source import why_not_finite
 from spectral_core.measuring.directions import Window
 from spectral_core.measuring.factor_source import Aligned, FactorSource
 from spectral_core.measuring.noise_source import compare_with_noise
-from spectral_core.measuring.resampling import Resampling
+from spectral_core.measuring.subsampling.resampling import Resampling
 from spectral_core.participation.participation import (
     certified_exponent,
     entropy_rank,

@@ -1,17 +1,13 @@
 """`measure`: the spectrum of every layer of a problem, one after the other."""
 
 import platform
-from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from spectral_core._renamed import renamed_arguments
 from spectral_core._version import __version__
-from spectral_core.arrays.numbers import check_confidence
-from spectral_core.curvature.argument_checks import check_mc_samples
 from spectral_core.curvature.certificate import Engine
 from spectral_core.curvature.engine import CurvatureRequest
 from spectral_core.curvature.problem import (
@@ -19,26 +15,31 @@ from spectral_core.curvature.problem import (
     CurvatureProblem,
     FisherType,
     KfacApprox,
-    LayerInfo,
 )
 from spectral_core.curvature.result_checks import (
     check_problem,
     checked_description,
-    checked_gradient,
     checked_layers,
 )
-from spectral_core.errors import InputError, LayerError, SpectralError
+from spectral_core.errors import InputError, LayerError
+from spectral_core.measuring.argument_checks import (
+    check_arguments,
+    check_choice,
+    check_noise_draws,
+    check_other,
+    nothing_measured,
+)
 from spectral_core.measuring.curvature_source import curvatures_of
-from spectral_core.measuring.directions import Decomposition, Window, top_directions
+from spectral_core.measuring.directions import Decomposition
 from spectral_core.measuring.factor_source import FactorSource
-from spectral_core.measuring.gradient_rounding import with_rounding, without_rounding
-from spectral_core.measuring.grouped_problem import DirectionsOfGroups
 from spectral_core.measuring.journal import Journal
 from spectral_core.measuring.layer_selection import LayerSelection, select_layers
 from spectral_core.measuring.layer_spectrum import measured_spectrum, with_note
 from spectral_core.measuring.other_directions import along_gradients
 from spectral_core.measuring.progress import ProgressCallback, reporting
-from spectral_core.measuring.resampling import resampling_of
+from spectral_core.measuring.subsampling.grouped_problem import DirectionsOfGroups
+from spectral_core.measuring.subsampling.resampling import resampling_of
+from spectral_core.measuring.windows import windows_of
 from spectral_core.reporting.report import SpectralReport
 from spectral_core.reporting.spectrum import Provenance
 from spectral_core.sampling.sample_groups import check_group_count
@@ -163,18 +164,18 @@ def measure(
     (['0', 'head'], 5)
     """
     check_problem(problem)
-    _check_arguments(top_k, curvature, confidence, mc_samples, progress)
+    check_arguments(top_k, curvature, confidence, mc_samples, progress)
     own: tuple[str, ...] = getattr(problem, "engine_names", ())
-    _check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
-    _check_choice("svd", svd, get_args(Decomposition))
-    _check_choice("fisher_type", fisher_type, get_args(FisherType))
-    _check_choice("kfac_approx", kfac_approx, get_args(KfacApprox))
-    _check_choice("sampling_directions", sampling_directions, get_args(DirectionsOfGroups))
+    check_choice("engine", engine, tuple(dict.fromkeys((*get_args(Engine), *own))))
+    check_choice("svd", svd, get_args(Decomposition))
+    check_choice("fisher_type", fisher_type, get_args(FisherType))
+    check_choice("kfac_approx", kfac_approx, get_args(KfacApprox))
+    check_choice("sampling_directions", sampling_directions, get_args(DirectionsOfGroups))
     if sampling is not None:
         check_group_count(sampling)
-    _check_noise_draws(noise_draws, decompose)
+    check_noise_draws(noise_draws, decompose)
     if directions_from is not None:
-        _check_other(directions_from, problem, sampling)
+        check_other(directions_from, problem, sampling)
     mc_samples = int(mc_samples)
     out = dict(problem.skipped())
     selected = select_layers(checked_layers(problem), layers, skipped=out)
@@ -209,7 +210,7 @@ def measure(
             tell("gradients")
             precision = provenance.problem.get("precision")
             chooser = problem if directions_from is None else directions_from
-            windows = _windows(chooser, selected, top_k, svd, precision, skipped)
+            windows = windows_of(chooser, selected, top_k, svd, precision, skipped)
             if directions_from is not None:
                 windows = along_gradients(problem, selected, windows)
             layers = {layer.name: layer for layer in selected if layer.name in windows}
@@ -247,97 +248,9 @@ def measure(
                 journal.add(with_note(spectrum, reason))
         report_progress(len(selected), len(selected), "")
     if not journal.spectra:
-        raise _nothing_measured(len(selected), skipped)
+        raise nothing_measured(len(selected), skipped)
     return SpectralReport(
         provenance=provenance,
         spectra=tuple(journal.spectra[s.name] for s in selected if s.name in journal.spectra),
         skipped=out | skipped,
     )
-
-
-def _windows(
-    problem: CurvatureProblem,
-    layers: Sequence[LayerInfo],
-    top_k: int,
-    svd: Decomposition,
-    precision: str | None,
-    skipped: dict[str, str],
-) -> dict[str, Window]:
-    """Return the directions of each layer; those that have none go to `skipped`."""
-    gradients = dict(problem.gradients([layer.name for layer in layers]))
-    windows: dict[str, Window] = {}
-    for layer in layers:
-        try:
-            gradient = checked_gradient(layer, gradients.pop(layer.name, None))
-            windows[layer.name] = top_directions(layer, gradient, top_k, svd)
-        except LayerError as error:
-            skipped[layer.name] = error.reason
-    for name, window in with_rounding(problem, layers, windows).items():
-        try:
-            windows[name] = without_rounding(name, window, precision)
-        except LayerError as error:
-            del windows[name]
-            skipped[name] = error.reason
-    return windows
-
-
-def _check_noise_draws(count: Any, decompose: bool) -> None:
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
-        raise InputError(f"noise_draws: {count!r} is no number of draws; pass 100, or 0 for none.")
-    if count and not decompose:
-        raise InputError("noise_draws: draws are made of Kronecker factors; pass decompose=True.")
-
-
-def _check_other(other: Any, problem: CurvatureProblem, sampling: int | None) -> None:
-    try:
-        check_problem(other)
-    except InputError as error:
-        raise InputError(f"directions_from: {str(error).removeprefix('problem: ')}") from error
-    if sampling is not None:
-        raise InputError(
-            "directions_from: it does not go with sampling, which estimates the error of "
-            "directions that the same data chose; pass one of both."
-        )
-    shapes = {layer.name: layer.shape for layer in other.layers()}
-    for layer in problem.layers():
-        if layer.name not in shapes:
-            raise InputError(
-                f"directions_from: it has no layer {layer.name!r}; pass one of the same model."
-            )
-        if shapes[layer.name] != layer.shape:
-            raise InputError(
-                f"directions_from: its layer {layer.name!r} has shape {shapes[layer.name]} and "
-                f"that of the problem {layer.shape}; pass one of the same model."
-            )
-
-
-def _nothing_measured(selected: int, skipped: Mapping[str, str]) -> SpectralError:
-    """Return the error that names up to three reasons, each with the first layer that has it."""
-    first: dict[str, str] = {}
-    for name, reason in skipped.items():
-        first.setdefault(reason, name)
-    reasons = [f"{name!r}: {reason}" for reason, name in first.items()][:3]
-    return SpectralError(
-        f"none of the {selected} selected layers could be measured; {' '.join(reasons)}"
-    )
-
-
-def _check_arguments(
-    top_k: int, curvature: str, confidence: float, mc_samples: int, progress: Any
-) -> None:
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
-        raise InputError(f"top_k: {top_k!r} is not a positive whole number of directions.")
-    _check_choice("curvature", curvature, get_args(CurvatureKind))
-    check_confidence(confidence)
-    check_mc_samples(mc_samples)
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise InputError(
-            f"progress: a {type(progress).__name__} cannot be called; pass a function of (done, "
-            "total, name), True, False or None."
-        )
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        *most, last = map(repr, known)
-        raise InputError(f"{name}: {value!r} is unknown; choose {', '.join(most)} or {last}.")

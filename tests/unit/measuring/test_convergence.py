@@ -7,7 +7,7 @@ import pytest
 
 import spectral_core as sc
 from spectral_backends.numpy import DenseNetwork
-from spectral_core.measuring.sample_sizes import sizes_in_groups
+from spectral_core.measuring.subsampling.sample_sizes import sizes_in_groups
 
 NETWORK = DenseNetwork((7, 12, 6), activation="tanh", loss="squared")
 PARAMS = NETWORK.init()

@@ -10,7 +10,7 @@ from spectral_core.curvature.factor_options import FactorOptions, check_factor_s
 from spectral_core.curvature.problem import KroneckerFactors, LayerInfo
 from spectral_core.measuring import factor_source
 from spectral_core.measuring.factor_source import FactorSource
-from spectral_core.measuring.grouped_problem import GroupedFactors
+from spectral_core.measuring.subsampling.grouped_problem import GroupedFactors
 
 
 class Given:

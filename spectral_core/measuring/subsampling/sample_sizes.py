@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spectral_core.errors import InputError
-from spectral_core.measuring.subsamples import Subsample, Subsamples
+from spectral_core.measuring.subsampling.subsamples import Subsample, Subsamples
 
 __all__ = ["SampleSizes", "sizes_in_groups"]
 

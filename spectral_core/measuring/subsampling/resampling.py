@@ -23,14 +23,14 @@ from spectral_core.curvature.problem import (
 from spectral_core.curvature.result_checks import checked_gradient
 from spectral_core.errors import InputError, LayerError
 from spectral_core.measuring.directions import Decomposition, Window
-from spectral_core.measuring.grouped_problem import DirectionsOfGroups, GroupedProblem
-from spectral_core.measuring.own_directions import (
+from spectral_core.measuring.subsampling.grouped_problem import DirectionsOfGroups, GroupedProblem
+from spectral_core.measuring.subsampling.own_directions import (
     exponents_of_each,
     further_directions,
     means_over_subsamples,
     own_windows,
 )
-from spectral_core.measuring.subsamples import Subsamples
+from spectral_core.measuring.subsampling.subsamples import Subsamples
 from spectral_core.reporting.sampling import LayerSampling, SampledNumber
 from spectral_core.reporting.spectrum import LayerSpectrum
 from spectral_core.sampling import cross_fitted, jackknife, signal_share

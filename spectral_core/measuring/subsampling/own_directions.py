@@ -12,7 +12,7 @@ from spectral_core.arrays.namespace import to_numpy
 from spectral_core.curvature.problem import LayerInfo
 from spectral_core.exponents.transfer_identity import exponent_triangle
 from spectral_core.measuring.directions import Decomposition, Window, top_directions
-from spectral_core.measuring.subsamples import Subsamples
+from spectral_core.measuring.subsampling.subsamples import Subsamples
 from spectral_core.participation.participation import participation_ratio
 
 __all__ = ["exponents_of_each", "further_directions", "means_over_subsamples", "own_windows"]
