@@ -228,3 +228,19 @@ def test_pure_noise_has_no_signal_and_a_planted_one_has():
     fixed = torch.full_like(drawn, 2)
     signal = sc.measure(problem(model, [(x, fixed)]), "3", top_k=3, sampling=8, progress=False)["3"]
     assert signal.sampling.signal_share > 0.95 and signal.sampling.signal_shares[0] > 0.95
+
+
+def test_more_directions_than_inputs_give_the_same_products():
+    """Of a layer of two inputs and eight groups: forty directions in place of two."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(150, 4))
+    of_all = problem(model, cut(images(), 16))
+    options = {"top_k": 2, "sampling": 8, "progress": False}
+    found = sc.measure(of_all, "0", engine="columns", **options)["0"]
+    slow = sc.measure(of_all, "0", engine="double-backward", sampling_directions="own", **options)[
+        "0"
+    ]
+    assert found.sampling.directions == "own"
+    for key in ("gamma", "participation"):
+        a, b = getattr(found.sampling, key), getattr(slow.sampling, key)
+        assert (a.stderr, a.drift) == pytest.approx((b.stderr, b.drift), rel=1e-6, nan_ok=True)

@@ -68,10 +68,16 @@ class DirectionProbes(ActivationCapture):
                 self._in_place.add(name)
                 continue
             u, v = self._directions[name]
+            # Of more directions than inputs, products with each input come first: they are fewer.
+            few = v.shape[1] <= v.shape[0]
             with torch.no_grad():
-                along = call.project(v)
-            leaf = along.new_zeros(along.shape[0], along.shape[2], requires_grad=True)
-            result = _Probe.apply(result, leaf, call, u, along)  # type: ignore[no-untyped-call]
+                along = call.project(
+                    v if few else torch.eye(len(v), dtype=v.dtype, device=v.device)
+                )
+            leaf = along.new_zeros(along.shape[0], v.shape[1], requires_grad=True)
+            result = _Probe.apply(  # type: ignore[no-untyped-call]
+                result, leaf, call, u, None if few else v, along
+            )
             self.leaves[name].append(leaf)
         self.made = []
         return result
@@ -83,18 +89,26 @@ class _Probe(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, result: Tensor, leaf: Tensor, call: LayerCall, u: Tensor, along: Tensor
+        ctx: Any,
+        result: Tensor,
+        leaf: Tensor,
+        call: LayerCall,
+        u: Tensor,
+        v: Tensor | None,
+        along: Tensor,
     ) -> Tensor:
         """Return the result in an object of its own."""
-        ctx.call, ctx.u, ctx.along = call, u, along
+        ctx.call, ctx.u, ctx.v, ctx.along = call, u, v, along
         return result.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient and its products with the directions."""
         rows = ctx.call.outputs(gradients[0])  # (B, S, m)
-        if rows.shape[-2] > rows.shape[-1]:  # sum over the longer axis first
+        if ctx.v is not None:  # `along` are the inputs, and their products the matrix of a sample
+            products = (rows.mT @ ctx.along @ ctx.v * ctx.u).sum(-2)
+        elif rows.shape[-2] > rows.shape[-1]:  # sum over the longer axis first
             products = (rows.mT @ ctx.along * ctx.u).sum(-2)
         else:
             products = (rows @ ctx.u * ctx.along).sum(-2)
-        return gradients[0], products, None, None, None
+        return gradients[0], products, None, None, None, None
