@@ -1,0 +1,325 @@
+"""Compare the intervals of a layer's numbers with what other data of that size give.
+
+::
+
+    SPECTRAL_DATA=path/to/data python docs/examples/coverage_of_intervals.py --output coverage.jsonl
+
+The data of a trained network are divided at random into disjoint subsets of N samples. Each is
+measured by itself with ``sampling=B``. An interval holds if the mean over the *other* subsets of
+the same size lies in it. One JSON line per subset; a run that was interrupted goes on, and with
+everything measured the tables are printed. ``--only`` names cases; ``--quick`` takes few subsets.
+
+- *digits*: a small CNN on scikit-learn's digits, trained on 300 of them, subsets of the rest.
+- *resnet20*: ResNet-20 on training images of CIFAR-10, batch norm in eval mode, one matrix per
+  stage, the first convolution and the head.
+- *llama*: the 260k-parameter Llama on 64 tokens of each text that it wrote; four matrices.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+from shared_data import DATA, MEAN, STD, reference_networks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spectral_core as sc
+from spectral_backends.torch import CurvatureProblem
+
+K, NUMBERS = 20, {"alpha": "α", "gamma": "γ", "s": "s"}
+TRAINED_ON = 300  # digits
+
+
+@dataclass(frozen=True)
+class Case:
+    """Subsets of one size of one network's data, and how they are measured."""
+
+    network: str
+    size: int
+    count: int
+    groups: int = 8
+    directions: str = "own"
+    curvature: str = "hessian"
+
+    @property
+    def key(self) -> str:
+        """The name by which `--only` and the records know the case."""
+        return f"{self.network}-{self.size}-{self.groups}-{self.directions}-{self.curvature}"
+
+
+CASES = (
+    Case("digits", 64, 23),
+    Case("digits", 64, 23, directions="fixed"),
+    Case("digits", 64, 23, groups=16),
+    Case("digits", 64, 23, curvature="ggn"),
+    Case("digits", 16, 60),
+    Case("digits", 374, 4),
+    Case("resnet20", 1024, 20),
+    Case("llama", 48, 20),
+    Case("llama", 48, 20, directions="fixed"),
+    Case("resnet20", 128, 20),
+    Case("llama", 16, 20),
+    Case("llama", 256, 4),
+    Case("resnet20", 4096, 2),
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network with the data from which subsets are drawn."""
+
+    function: Callable[[dict[str, Tensor], Tensor], Tensor]
+    params: dict[str, Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    inputs: Tensor
+    targets: Tensor
+    layers: tuple[str, ...]
+    batch: int
+
+    def problem(self, chosen: np.ndarray) -> CurvatureProblem:
+        """Return the problem of a subset."""
+        x, y = self.inputs[chosen], self.targets[chosen]
+        batches = list(zip(x.split(self.batch), y.split(self.batch), strict=True))
+        return CurvatureProblem(self.function, self.loss, batches, params=self.params)
+
+
+def digits() -> Network:
+    """Train the CNN on some digits; the others are the data."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    x = torch.tensor((images[order] - images.mean()) / images.std(), dtype=torch.float32)
+    x, y = x.reshape(-1, 1, 8, 8), torch.tensor(labels[order])
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        batch = torch.randint(TRAINED_ON, (64,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+    x, y = x[TRAINED_ON:], y[TRAINED_ON:]
+    with torch.no_grad():
+        print(f"digits: {(model(x).argmax(1) == y).float().mean():.1%} of the others right")
+    params = {name: value.detach() for name, value in model.named_parameters()}
+
+    def function(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, params, (x,))
+
+    return Network(function, params, F.cross_entropy, x, y, ("*",), 256)
+
+
+def resnet20() -> Network:
+    """Return the stored ResNet-20 with the training images of CIFAR-10."""
+    networks, parts = reference_networks(), []
+    for path in sorted(DATA.glob("cifar10_train_part*.npz")):
+        with np.load(path) as stored:
+            parts.append((stored["images"], stored["labels"]))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    chosen = np.random.default_rng(0).permutation(len(images))[:21_504]  # 86 kB each as floats
+    x = images[chosen].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+    return Network(
+        lambda params, x: networks.resnet_cifar(params)(x),
+        load_file(DATA / "resnet20_cifar10.safetensors"),
+        F.cross_entropy,
+        torch.from_numpy((x - mean) / std),
+        torch.from_numpy(labels[chosen].astype(np.int64)),
+        ("conv1*", "layer1.1.conv1*", "layer2.1.conv1*", "layer3.1.conv1*", "linear*"),
+        128,
+    )
+
+
+def llama() -> Network:
+    """Return the stored Llama with the first 64 tokens of each text, and their successors."""
+    networks = reference_networks()
+    with np.load(DATA / "stories260k_selfsampled_tokens.npz") as stored:
+        tokens = torch.from_numpy(stored["tokens"][:, :65].astype(np.int64))
+    return Network(
+        lambda params, x: networks.llama_260k(params)(x),
+        load_file(DATA / "stories260k_llama.safetensors"),
+        lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
+        tokens[:, :-1],
+        tokens[:, 1:],
+        ("layers.0.attention.wq*", "layers.1.feed_forward.w1*", "layers.2.attention.wo*",
+         "layers.4.feed_forward.w2*"),
+        16,
+    )  # fmt: skip
+
+
+@cache
+def network(name: str) -> Network:
+    """Return a network; it is trained once."""
+    return {"digits": digits, "resnet20": resnet20, "llama": llama}[name]()
+
+
+def subset(case: Case, number: int) -> np.ndarray:
+    """Return the samples of one of the disjoint subsets."""
+    order = np.random.default_rng(1).permutation(len(network(case.network).inputs))
+    chosen = order[number * case.size : (number + 1) * case.size]
+    assert len(chosen) == case.size
+    return chosen
+
+
+def measured(case: Case, number: int) -> dict[str, Any]:
+    """Return the record of one subset."""
+    of_case, start = network(case.network), time.perf_counter()
+    report = sc.measure(
+        of_case.problem(subset(case, number)), of_case.layers, top_k=K, curvature=case.curvature,
+        sampling=case.groups, sampling_directions=case.directions, progress=False,
+    )  # fmt: skip
+    layers = {}
+    for name, spectrum in report.items():
+        sampling = spectrum.sampling
+        if sampling is None:
+            print(case.key, number, name, spectrum.notes)
+            continue
+        of_layer: dict[str, Any] = {
+            "signal_share": sampling.signal_share,
+            "negative": int(np.sum(spectrum.curvature <= 0)),
+        }
+        for key in NUMBERS:
+            fit, sampled = getattr(spectrum, key), getattr(sampling, key)
+            of_layer[key] = {
+                "value": float(fit.exponent), "stderr": sampled.stderr,
+                "half_width": sampled.half_width, "residual": [float(x) for x in fit.interval],
+                "drift": sampled.drift, "is_moving": sampled.is_moving,
+            }  # fmt: skip
+        layers[name] = of_layer
+    seconds = round(time.perf_counter() - start, 1)
+    return {"key": case.key, "subset": number, "seconds": seconds, "layers": layers}
+
+
+def run(path: Path, cases: Iterable[Case], quick: bool) -> list[dict[str, Any]]:
+    """Measure what is not measured yet; return every record."""
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(record["key"], record["subset"]) for record in done}
+    for case in cases:
+        for number in range(min(case.count, 3) if quick else case.count):
+            if (case.key, number) in known:
+                continue
+            record = measured(case, number)
+            with path.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            done.append(record)
+            print(case.key, number, f"{record['seconds']} s", flush=True)
+    return done
+
+
+def deviations(records: list[dict[str, Any]], layer: str, number: str) -> dict[str, np.ndarray]:
+    """Return what each subset says of a number, and the mean over the other subsets."""
+    found = [record["layers"][layer][number] for record in records if layer in record["layers"]]
+    fields = {
+        name: np.array([of_one[name] for of_one in found])
+        for name in ("value", "stderr", "half_width", "residual", "drift", "is_moving")
+    }
+    value = fields["value"]
+    return fields | {"others": (value.sum() - value) / (len(value) - 1)}
+
+
+def summary(records: list[dict[str, Any]], number: str) -> dict[str, Any]:
+    """Return the shares of intervals that hold, and how the errors compare with the spread."""
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for layer in dict.fromkeys(name for record in records for name in record["layers"]):
+        of = deviations(records, layer, number)
+        off, low_high = of["value"] - of["others"], of["residual"].T
+        spread = np.std(of["value"], ddof=1)
+        columns["layer"].append(layer)
+        columns["sampling"].append(np.abs(off) <= of["half_width"])
+        columns["residual"].append((low_high[0] <= of["others"]) & (of["others"] <= low_high[1]))
+        columns["spread"].append(spread)
+        columns["ratio"].append(np.sqrt(np.mean(of["stderr"] ** 2)) / spread)
+        columns["scatter"].append(np.std(of["stderr"]) / np.mean(of["stderr"]))
+        columns["drift"].append(np.mean(of["drift"]) / spread)
+        columns["is_moving"].append(of["is_moving"])
+        columns["value"].append(np.mean(of["value"]))
+        columns["width"].append(np.median(of["half_width"]))
+        columns["width_residual"].append(np.median(low_high[1] - low_high[0]) / 2)
+    return dict(columns)
+
+
+def share(holds: list[np.ndarray]) -> tuple[float, float, float, float]:
+    """Return a share over subsets and layers, its error by subsets, and an exact 95 % interval.
+
+    The layers of a subset are not independent, so its error is the spread of the subsets' own
+    shares. The interval (Clopper and Pearson) counts as many trials as that error amounts to.
+    """
+    every = np.concatenate(holds)
+    mean = float(every.mean())
+    if len({len(of_layer) for of_layer in holds}) == 1 and len(holds[0]) > 1:
+        error = float(np.std(np.mean(holds, axis=0), ddof=1) / len(holds[0]) ** 0.5)
+    else:
+        error = float((mean * (1 - mean) / len(every)) ** 0.5)
+    trials = min(mean * (1 - mean) / error**2, len(every)) if error else len(every)
+    hits = mean * trials
+    low = stats.beta.ppf(0.025, hits, trials - hits + 1) if hits > 0 else 0.0
+    high = stats.beta.ppf(0.975, hits + 1, trials - hits) if hits < trials else 1.0
+    return mean, error, float(low), float(high)
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Return the tables of the results page."""
+    by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_key[record["key"]].append(record)
+    lines = [
+        "| network | N | B | directions | curvature | subsets × layers | number | jackknife, % | "
+        "95 % range | residual, % | 95 % range | s.e. over spread | scatter of s.e. | drift over "
+        "spread | moving, % |",
+        "|" + " --- |" * 15,
+    ]
+    layers = ["| case | layer | number | mean | spread | jackknife half width | residual half width"
+              " | jackknife, % | residual, % | s.e. over spread |",
+              "|" + " --- |" * 10]  # fmt: skip
+    for case in CASES:
+        of_case = by_key.get(case.key, [])
+        if len(of_case) < 2:
+            continue
+        for number, symbol in NUMBERS.items():
+            of = summary(of_case, number)
+            cells = [case.network, case.size, case.groups, case.directions, case.curvature,
+                     f"{len(of_case)} × {len(of['layer'])}", symbol]  # fmt: skip
+            for kind in ("sampling", "residual"):
+                mean, error, low, high = share(of[kind])
+                cells += [f"{mean:.1%} ± {error:.1%}".replace("%", ""), f"{low:.0%}–{high:.0%}"]
+            moving = np.mean(np.concatenate(of["is_moving"]))
+            cells += [f"{np.median(of['ratio']):.2f}", f"{np.median(of['scatter']):.2f}",
+                      f"{np.median(of['drift']):+.2f}", f"{moving:.0%}"]  # fmt: skip
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            for i, layer in enumerate(of["layer"]):
+                layers.append(
+                    f"| {case.key} | {layer} | {symbol} | {of['value'][i]:.2f} | "
+                    f"{of['spread'][i]:.2f} | {of['width'][i]:.2f} | {of['width_residual'][i]:.2f} "
+                    f"| {np.mean(of['sampling'][i]):.0%} | {np.mean(of['residual'][i]):.0%} | "
+                    f"{of['ratio'][i]:.2f} |"
+                )
+    return "\n".join([*lines, "", *layers])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("coverage_of_intervals.jsonl"))
+    parser.add_argument("--only", nargs="*", help="keys of cases, or the names of their networks")
+    parser.add_argument("--quick", action="store_true", help="three subsets of each case")
+    options = parser.parse_args()
+    chosen = [
+        case for case in CASES
+        if not options.only or {case.key, case.network} & set(options.only)
+    ]  # fmt: skip
+    print(tables(run(options.output, chosen, options.quick)))
