@@ -14,6 +14,9 @@ everything measured the tables are printed. ``--only`` names cases; ``--quick`` 
   stage and the head.
 - *llama*: the 260k-parameter Llama on the first 32 tokens of each text that it
   wrote, four matrices of the last two layers.
+
+The cases called *parts* measure parts of each subset as data of their own, to try other errors than
+the jackknife's: seven divisions into halves, in which every two groups are together three times.
 """
 
 import argparse
@@ -30,6 +33,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from scipy import stats
+from scipy.linalg import hadamard
 from shared_data import DATA, MEAN, STD, reference_networks
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +43,7 @@ from spectral_backends.torch import CurvatureProblem
 
 K, NUMBERS = 20, {"alpha": "α", "gamma": "γ", "s": "s"}
 TRAINED_ON = 300  # digits
+MAIN = {("digits", 64), ("resnet20", 1024), ("llama", 48)}  # shown matrix by matrix
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,11 @@ CASES = (
     Case("digits", 64, 23, groups=16),
     Case("digits", 16, 60),
     Case("digits", 374, 4),
+    Case("digits", 64, 23, directions="parts"),
     Case("resnet20", 1024, 20),
     Case("llama", 48, 20),
     Case("llama", 48, 20, directions="fixed"),
+    Case("llama", 48, 20, directions="parts"),
     Case("resnet20", 128, 20),
     Case("llama", 16, 20),
     Case("llama", 256, 2),
@@ -205,6 +212,33 @@ def measured(case: Case, number: int) -> dict[str, Any]:
     return {"key": case.key, "subset": number, "seconds": seconds, "layers": layers}
 
 
+def measured_parts(case: Case, number: int) -> dict[str, Any]:
+    """Return the record of one subset: its numbers, those without each group, and of halves."""
+    of_case, start = network(case.network), time.perf_counter()
+    order = np.random.default_rng(100 + number).permutation(subset(case, number))
+    groups = np.array_split(order, case.groups)
+
+    def of_groups(chosen: np.ndarray) -> dict[str, list[float]]:
+        problem = of_case.problem(np.concatenate([groups[i] for i in chosen]))
+        report = sc.measure(problem, of_case.layers, top_k=K, progress=False)
+        return {
+            name: [float(getattr(spectrum, key).exponent) for key in NUMBERS]
+            for name, spectrum in report.items()
+        }
+
+    every = np.arange(case.groups)
+    parts = {
+        "all": of_groups(every),
+        "without": [of_groups(np.delete(every, i)) for i in every],
+        "halves": [
+            [of_groups(np.flatnonzero(signs == side)) for side in (1, -1)]
+            for signs in hadamard(case.groups)[:, 1:].T
+        ],
+    }
+    seconds = round(time.perf_counter() - start, 1)
+    return {"key": case.key, "subset": number, "seconds": seconds, "parts": parts}
+
+
 def run(path: Path, cases: Iterable[Case], quick: bool) -> list[dict[str, Any]]:
     """Measure what is not measured yet; return every record."""
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -213,7 +247,8 @@ def run(path: Path, cases: Iterable[Case], quick: bool) -> list[dict[str, Any]]:
         for number in range(min(case.count, 3) if quick else case.count):
             if (case.key, number) in known:
                 continue
-            record = measured(case, number)
+            of_parts = case.directions == "parts"
+            record = (measured_parts if of_parts else measured)(case, number)
             with path.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
             done.append(record)
@@ -244,8 +279,10 @@ def summary(records: list[dict[str, Any]], number: str) -> dict[str, Any]:
         columns["residual"].append((low_high[0] <= of["others"]) & (of["others"] <= low_high[1]))
         columns["spread"].append(spread)
         columns["ratio"].append(np.sqrt(np.mean(of["stderr"] ** 2)) / spread)
-        columns["scatter"].append(np.std(of["stderr"]) / np.mean(of["stderr"]))
-        columns["drift"].append(np.mean(of["drift"]) / spread)
+        columns["drift"].append(of["drift"])
+        columns["signal"].append(
+            np.mean([record["layers"][layer]["signal_share"] for record in records])
+        )
         columns["is_moving"].append(of["is_moving"])
         columns["value"].append(np.mean(of["value"]))
         columns["width"].append(np.median(of["half_width"]))
@@ -257,15 +294,13 @@ def share(holds: list[np.ndarray]) -> tuple[float, float, float, float]:
     """Return a share over subsets and layers, its error by subsets, and an exact 95 % interval.
 
     The layers of a subset are not independent, so its error is the spread of the subsets' own
-    shares. The interval (Clopper and Pearson) counts as many trials as that error amounts to.
+    shares. The interval (Clopper and Pearson) counts as many trials as that error amounts to, but
+    no fewer than there are subsets.
     """
-    every = np.concatenate(holds)
+    every, subsets = np.concatenate(holds), len(holds[0])
     mean = float(every.mean())
-    if len({len(of_layer) for of_layer in holds}) == 1 and len(holds[0]) > 1:
-        error = float(np.std(np.mean(holds, axis=0), ddof=1) / len(holds[0]) ** 0.5)
-    else:
-        error = float((mean * (1 - mean) / len(every)) ** 0.5)
-    trials = min(mean * (1 - mean) / error**2, len(every)) if error else len(every)
+    error = float(np.std(np.mean(holds, axis=0), ddof=1) / subsets**0.5)
+    trials = float(np.clip(mean * (1 - mean) / error**2 if error else 0, subsets, len(every)))
     hits = mean * trials
     low = stats.beta.ppf(0.025, hits, trials - hits + 1) if hits > 0 else 0.0
     high = stats.beta.ppf(0.975, hits + 1, trials - hits) if hits < trials else 1.0
@@ -277,48 +312,178 @@ def tables(records: list[dict[str, Any]]) -> str:
     by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         by_key[record["key"]].append(record)
-    lines = [
-        "| network | N | B | directions | curvature | subsets × layers | number | jackknife, % | "
-        "95 % range | residual, % | 95 % range | s.e. over spread | scatter of s.e. | drift over "
-        "spread | moving, % |",
-        "|" + " --- |" * 15,
-    ]
-    layers = ["| case | layer | number | mean | spread | jackknife half width | residual half width"
-              " | jackknife, % | residual, % | s.e. over spread |",
-              "|" + " --- |" * 10]  # fmt: skip
+    coverage = Table(
+        "network", "N", "B", "directions", "subsets × matrices", "number", "jackknife, %",
+        "95 % range", "residual, %", "95 % range", "s.e. over spread",
+    )  # fmt: skip
+    drift = Table(
+        "network", "N", "number", "drift over spread", "moving, %", "drift has its sign, %"
+    )
+    layers = Table(
+        "network", "matrix", "number", "mean", "spread", "jackknife ±", "residual ±",
+        "jackknife, %", "residual, %", "s.e. over spread", "drift", "moving, %", "signal share",
+    )  # fmt: skip
     for case in CASES:
         of_case = by_key.get(case.key, [])
-        if len(of_case) < 2:
+        if len(of_case) < 2 or case.directions == "parts":
             continue
+        shares = f"{len(of_case)} × {len(of_case[0]['layers'])}"
         for number, symbol in NUMBERS.items():
             of = summary(of_case, number)
-            cells = [case.network, case.size, case.groups, case.directions, case.curvature,
-                     f"{len(of_case)} × {len(of['layer'])}", symbol]  # fmt: skip
-            for kind in ("sampling", "residual"):
-                mean, error, low, high = share(of[kind])
-                cells += [f"{mean:.1%} ± {error:.1%}".replace("%", ""), f"{low:.0%}–{high:.0%}"]
-            moving = np.mean(np.concatenate(of["is_moving"]))
-            cells += [f"{np.median(of['ratio']):.2f}", f"{np.median(of['scatter']):.2f}",
-                      f"{np.median(of['drift']):+.2f}", f"{moving:.0%}"]  # fmt: skip
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            coverage.add(
+                case.network, case.size, case.groups, case.directions, shares, symbol,
+                *_cells(of["sampling"]), *_cells(of["residual"]), f"{np.median(of['ratio']):.2f}",
+            )  # fmt: skip
+            if case.directions == "fixed" or case.groups != 8:
+                continue
+            flagged = np.concatenate(of["is_moving"])
+            agree = np.concatenate([np.sign(x) == np.sign(np.mean(x)) for x in of["drift"]])
+            size = np.median(
+                [np.mean(x) / y for x, y in zip(of["drift"], of["spread"], strict=True)]
+            )
+            drift.add(
+                case.network, case.size, symbol, f"{size:+.2f}", f"{flagged.mean():.0%}",
+                f"{agree[flagged].mean():.0%}" if flagged.any() else "",
+            )  # fmt: skip
+            if (case.network, case.size) not in MAIN:
+                continue
             for i, layer in enumerate(of["layer"]):
-                layers.append(
-                    f"| {case.key} | {layer} | {symbol} | {of['value'][i]:.2f} | "
-                    f"{of['spread'][i]:.2f} | {of['width'][i]:.2f} | {of['width_residual'][i]:.2f} "
-                    f"| {np.mean(of['sampling'][i]):.0%} | {np.mean(of['residual'][i]):.0%} | "
-                    f"{of['ratio'][i]:.2f} |"
-                )
-    return "\n".join([*lines, "", *layers])
+                layers.add(
+                    case.network, layer, symbol,
+                    *(f"{of[name][i]:.2f}" for name in
+                      ("value", "spread", "width", "width_residual")),
+                    *(f"{np.mean(of[name][i]):.0%}" for name in ("sampling", "residual")),
+                    f"{of['ratio'][i]:.2f}", f"{np.mean(of['drift'][i]):+.2f}",
+                    f"{np.mean(of['is_moving'][i]):.0%}", f"{of['signal'][i]:+.2f}",
+                )  # fmt: skip
+    found = (coverage, drift, layers, candidates(by_key))
+    return "\n\n".join("\n".join(table.lines) for table in found)
+
+
+class Table:
+    """A table in Markdown."""
+
+    def __init__(self, *names: str) -> None:
+        self.lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+
+    def add(self, *cells: Any) -> None:
+        """Add a row."""
+        self.lines.append("| " + " | ".join(map(str, cells)) + " |")
+
+
+def _cells(holds: list[np.ndarray]) -> tuple[str, str]:
+    mean, error, low, high = share(holds)
+    return f"{100 * mean:.1f} ± {100 * error:.1f}", f"{100 * low:.0f}–{100 * high:.0f}"
+
+
+def candidates(by_key: dict[str, list[dict[str, Any]]]) -> Table:
+    """Return the table of other errors than the jackknife's, from measured parts."""
+    table = Table("network", "error", "number", "holds, %", "95 % range", "s.e. over spread",
+                  "width over jackknife's")  # fmt: skip
+    for case in CASES:
+        of_case = [record["parts"] for record in by_key.get(case.key, []) if "parts" in record]
+        if len(of_case) < 2:
+            continue
+        quantile = stats.t.ppf(0.975, case.groups - 1)
+        for at, symbol in enumerate(NUMBERS.values()):
+            columns: dict[str, list[Any]] = defaultdict(list)
+            for layer in of_case[0]["all"]:
+                value = np.array([parts["all"][layer][at] for parts in of_case])
+                off = np.abs(value - (value.sum() - value) / (len(value) - 1))
+                variances = _variances(of_case, layer, at)
+                for name, of in variances.items():
+                    ratio = np.sqrt(np.mean(of) / np.var(value, ddof=1))
+                    narrower = np.median(np.sqrt(of / variances["jackknife"]))
+                    columns[name].append((off <= quantile * np.sqrt(of), ratio, narrower))
+            for name, found in columns.items():
+                holds, ratios, narrower = zip(*found, strict=True)
+                table.add(
+                    case.network, name, symbol, *_cells(list(holds)), f"{np.median(ratios):.2f}",
+                    f"{np.mean(narrower):.2f}",
+                )  # fmt: skip
+    return table
+
+
+def simulated(groups: int, signal: float, draws: int) -> dict[str, np.ndarray]:
+    """Return the control: numbers of Gaussian gradients, whose groups are independent.
+
+    The curvature is that of Kronecker factors with eigenvalues 1/k, and so is the covariance of
+    the noise (Theory 11.3). The arrays have the shape (draws, numbers).
+    """
+    rng, rows, columns = np.random.default_rng(0), 32, 128
+    a, b = 1 / np.arange(1, rows + 1.0), 1 / np.arange(1, columns + 1.0)
+    root = np.sqrt(a)[:, None] * np.sqrt(b)
+    fixed = signal * root * rng.normal(size=(rows, columns))
+
+    def numbers(gradient: np.ndarray) -> list[float]:
+        u, sigma, v = np.linalg.svd(gradient, full_matrices=False)
+        h = ((u[:, :K] ** 2).T @ a) * (v[:K] ** 2 @ b)
+        triangle = sc.exponent_triangle(sigma[:K], h)
+        return [float(getattr(triangle, key).exponent) for key in NUMBERS]
+
+    found: dict[str, list[Any]] = {"value": [], "jackknife": [], "halves": []}
+    for _ in range(draws):
+        of_groups = fixed + groups**0.5 * root * rng.normal(size=(groups, rows, columns))
+        total = of_groups.sum(0)
+        found["value"].append(numbers(total))
+        without = [numbers(total - one) for one in of_groups]
+        found["jackknife"].append((groups - 1) * np.var(without, axis=0))
+        pairs = [
+            [numbers(of_groups[signs == side].sum(0)) for side in (1, -1)]
+            for signs in hadamard(groups)[:, 1:].T
+        ]
+        found["halves"].append(np.mean([(np.subtract(*pair)) ** 2 / 2 for pair in pairs], axis=0))
+    arrays = {name: np.array(values) for name, values in found.items()}
+    return arrays | {"the lesser": np.minimum(arrays["jackknife"], arrays["halves"])}
+
+
+def control(draws: int) -> Table:
+    """Return the table of the control: noise alone, and noise beside a strong signal."""
+    table = Table("gradient", "B", "error", "number", "holds, %", "s.e. over spread")
+    for signal, what in ((0.0, "noise"), (30.0, "mostly signal")):
+        for groups in (8, 16):
+            found = simulated(groups, signal, draws)
+            off = np.abs(found["value"] - np.mean(found["value"], axis=0))
+            spread = np.std(found["value"], axis=0, ddof=1)
+            quantile = stats.t.ppf(0.975, groups - 1)
+            for name in ("jackknife", "halves", "the lesser"):
+                holds = np.mean(off <= quantile * np.sqrt(found[name]), axis=0)
+                ratio = np.sqrt(np.mean(found[name], axis=0)) / spread
+                for at, symbol in enumerate(NUMBERS.values()):
+                    table.add(what, groups, name, symbol, f"{100 * holds[at]:.1f}",
+                              f"{ratio[at]:.2f}")  # fmt: skip
+    return table
+
+
+def _variances(records: list[dict[str, Any]], layer: str, at: int) -> dict[str, np.ndarray]:
+    """Return the variance of a number that each subset estimates in several ways."""
+    without = np.array([[part[layer][at] for part in of["without"]] for of in records])
+    halves = np.array([[[part[layer][at] for part in pair] for pair in of["halves"]]
+                       for of in records])  # fmt: skip
+    groups = without.shape[1]
+    jackknife = (groups - 1) * np.var(without, axis=1)
+    apart = (halves[..., 0] - halves[..., 1]) ** 2 / 2  # of half as many samples
+    found = {"jackknife": jackknife}
+    for count in (1, 3, groups - 1):
+        of_halves = np.mean(apart[:, :count], axis=1)
+        found[f"halves, {count} divisions"] = of_halves
+        found[f"the lesser, {count} divisions"] = np.minimum(jackknife, of_halves)
+    found["halves over 2"] = of_halves / 2
+    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("coverage_of_intervals.jsonl"))
     parser.add_argument("--only", nargs="*", help="keys of cases, or the names of their networks")
+    parser.add_argument("--control", action="store_true", help="print the simulated control only")
     parser.add_argument("--quick", action="store_true", help="three subsets of each case")
     options = parser.parse_args()
     chosen = [
         case for case in CASES
         if not options.only or {case.key, case.network} & set(options.only)
     ]  # fmt: skip
-    print(tables(run(options.output, chosen, options.quick)))
+    if options.control:
+        print("\n".join(control(20 if options.quick else 200).lines))
+    else:
+        print(tables(run(options.output, chosen, options.quick)))
