@@ -360,6 +360,39 @@ def tables(records: list[dict[str, Any]]) -> str:
     return "\n\n".join("\n".join(table.lines) for table in found)
 
 
+def figure(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw the shares of intervals that hold, and the errors over the spread, matrix by matrix."""
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
+    styles = {"residual": ("C1", "s"), "sampling": ("C0", "o")}
+    names = {"residual": "residual interval", "sampling": "jackknife interval"}
+    ticks = []
+    for case in CASES:
+        of_case = [record for record in records if record["key"] == case.key]
+        if (case.network, case.size) not in MAIN or (case.groups, case.directions) != (8, "own"):
+            continue
+        for number, symbol in NUMBERS.items():
+            at, of = len(ticks), summary(of_case, number)
+            ticks.append(f"{case.network}\n{symbol}" if symbol == "γ" else f"\n{symbol}")
+            for aside, (kind, (color, marker)) in zip((-0.12, 0.12), styles.items(), strict=True):
+                mean, _, low, high = share(of[kind])
+                axes[0].errorbar(
+                    at + aside, 100 * mean, 100 * np.array([[mean - low], [high - mean]]),
+                    color=color, marker=marker, capsize=3, label=None if at else names[kind],
+                )  # fmt: skip
+            width = np.array(of["width_residual"]) / np.array(of["spread"])
+            axes[1].plot([at - 0.12] * len(width), width / 1.96, "s", color="C1", alpha=0.7)
+            axes[1].plot([at + 0.12] * len(width), of["ratio"], "o", color="C0", alpha=0.7)
+    axes[0].axhspan(90, 98, color="0.9", zorder=0, label="90–98 %")
+    axes[0].set(ylabel="intervals that hold, %", ylim=(50, 101))
+    axes[0].legend(loc="lower left")
+    axes[1].axhline(1, color="0.5", linewidth=1)
+    axes[1].set(ylabel="error by the interval\nover the spread of the subsets", ylim=(0, None))
+    axes[1].set_xticks(range(len(ticks)), ticks)
+    fig.savefig(path, dpi=120)
+
+
 class Table:
     """A table in Markdown."""
 
@@ -475,6 +508,7 @@ def _variances(records: list[dict[str, Any]], layer: str, at: int) -> dict[str, 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("coverage_of_intervals.jsonl"))
+    parser.add_argument("--figure", type=Path, help="a picture to draw")
     parser.add_argument("--only", nargs="*", help="keys of cases, or the names of their networks")
     parser.add_argument("--control", action="store_true", help="print the simulated control only")
     parser.add_argument("--quick", action="store_true", help="three subsets of each case")
@@ -486,4 +520,7 @@ if __name__ == "__main__":
     if options.control:
         print("\n".join(control(20 if options.quick else 200).lines))
     else:
-        print(tables(run(options.output, chosen, options.quick)))
+        records = run(options.output, chosen, options.quick)
+        print(tables(records))
+        if options.figure:
+            figure(records, options.figure)
