@@ -55,12 +55,11 @@ class Case:
     count: int
     groups: int = 8
     directions: str = "own"
-    curvature: str = "hessian"
 
     @property
     def key(self) -> str:
         """The name by which `--only` and the records know the case."""
-        return f"{self.network}-{self.size}-{self.groups}-{self.directions}-{self.curvature}"
+        return f"{self.network}-{self.size}-{self.groups}-{self.directions}"
 
 
 CASES = (
@@ -76,8 +75,6 @@ CASES = (
     Case("llama", 48, 20, directions="parts"),
     Case("resnet20", 128, 20),
     Case("llama", 16, 20),
-    Case("llama", 256, 2),
-    Case("resnet20", 4096, 2),
 )
 
 
@@ -187,7 +184,7 @@ def measured(case: Case, number: int) -> dict[str, Any]:
     """Return the record of one subset."""
     of_case, start = network(case.network), time.perf_counter()
     report = sc.measure(
-        of_case.problem(subset(case, number)), of_case.layers, top_k=K, curvature=case.curvature,
+        of_case.problem(subset(case, number)), of_case.layers, top_k=K,
         sampling=case.groups, sampling_directions=case.directions, progress=False,
     )  # fmt: skip
     layers = {}
@@ -370,7 +367,8 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
     ticks = []
     for case in CASES:
         of_case = [record for record in records if record["key"] == case.key]
-        if (case.network, case.size) not in MAIN or (case.groups, case.directions) != (8, "own"):
+        main = (case.network, case.size) in MAIN and (case.groups, case.directions) == (8, "own")
+        if len(of_case) < 2 or not main:
             continue
         for number, symbol in NUMBERS.items():
             at, of = len(ticks), summary(of_case, number)
