@@ -59,7 +59,7 @@ class LayerSampling:
     directions : str
         ``"own"`` where each subsample was measured along the directions of its own gradient;
         ``"fixed"`` where all were measured along those of all data. The errors of α, s, PR and the
-        terms are then too small, as they leave out that the directions would be others.
+        terms then leave out that the directions would be others; that of s can be far too small.
     signal_share : float
         The share ``1 − ν/‖G‖²`` of the squared gradient that is the population's (11.1). It may be
         negative where there is none.
