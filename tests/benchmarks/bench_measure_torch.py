@@ -3,6 +3,7 @@
 - On idle cores, against a loop over one retained graph a layer and against curvlinops: what their
   products take for all layers and directions, extrapolated from evenly chosen ones. Gradients,
   singular vectors, checks and fits are in our time alone.
+- With sampling errors, over the same without: along directions of the groups' own, and fixed.
 - Beside two other PyTorch programs, over the same on idle cores: ours, and the retained graph.
 
 Idle and busy runs alternate, and every figure says what the load of the machine was.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from bench_engine_torch import (
@@ -49,10 +51,35 @@ while True:
 """
 
 
-def whole(case: Case) -> sc.SpectralReport:
+SAMPLING = {
+    "4 groups, fixed directions": {"sampling": 4, "sampling_directions": "fixed"},
+    "8 groups, fixed directions": {"sampling": 8, "sampling_directions": "fixed"},
+    "4 groups, own directions": {"sampling": 4, "sampling_directions": "own"},
+    "8 groups, own directions": {"sampling": 8, "sampling_directions": "own"},
+}
+
+
+def whole(case: Case, **options: Any) -> sc.SpectralReport:
     """Measure all layers, from nothing."""
     problem = CurvatureProblem(case.model, case.loss_fn, [(case.x, case.y)])
-    return sc.measure(problem, top_k=case.top_k, progress=False)
+    return sc.measure(problem, top_k=case.top_k, progress=False, **options)
+
+
+def with_sampling(case: Case, size: Size) -> None:
+    """Print how long a whole call with sampling errors takes, over one without."""
+    runs = {name: partial(whole, case, **options) for name, options in SAMPLING.items()}
+    times = interleaved({"without": partial(whole, case), **runs}, size.repeats)
+    without = statistics.median(times["without"])
+    for name in SAMPLING:
+        print_figure(
+            "with sampling errors",
+            model=case.name,
+            batch=len(case.x),
+            sampling=name,
+            time_over_without=round(statistics.median(times[name]) / without, 2),
+            seconds_without=round(without, 2),
+            **surroundings(),
+        )
 
 
 @contextmanager
@@ -159,6 +186,7 @@ def main() -> None:
     except (ImportError, FileNotFoundError) as error:
         print_figure("whole calls", model="ResNet-20", skipped=str(error))
     for case in cases:
+        with_sampling(case, size)
         beside_others(case, size)
         against_peers(case, size)
 
