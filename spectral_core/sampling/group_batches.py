@@ -148,7 +148,8 @@ def _picked(leaves: Sequence[Array], way: SampleAxis, samples: Sequence[int]) ->
         axis, indices = where
         xp = array_api_compat.array_namespace(array)
         device = array_api_compat.device(array)
-        found.append(xp.take(array, xp.asarray(indices, device=device), axis=axis))
+        places = xp.asarray(indices, dtype=xp.int64, device=device)
+        found.append(xp.take(array, places, axis=axis))
     return found
 
 

@@ -24,6 +24,7 @@ CALLS = {
     "decompose_exponent": [(X[:5], X[:5], X[:5], ALIGNMENT)],
     "spectral_alignment": [(EYE, EYE, np.eye(6), np.eye(6))],
     "effective_rank": [(np.eye(5),)],
+    "noise_null": [(np.eye(5), np.eye(6), 100, {"c_delta": np.eye(5), "n_draws": 4, "top_k": 4})],
     "participation_ratio": [(X,)],
     "entropy_rank": [(X,)],
     "certified_exponent": [(X,)],
@@ -41,7 +42,7 @@ CALLS = {
     ],
 }
 NO_ARRAYS = {
-    "as_matrices", "explain", "layernorm_band", "measure", "precondition_method", "select_layers",
+    "as_matrices", "converge", "explain", "layernorm_band", "measure", "precondition_method", "select_layers",
     "softmax_head_rank", "transfer_bound",
 }  # fmt: skip
 
