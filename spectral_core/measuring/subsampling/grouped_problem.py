@@ -231,9 +231,6 @@ def _joint_certificate(certificates: Sequence[Certificate], shares: Sequence[flo
     """Return the certificate of a mean over groups: what holds of all of them, or the worst."""
     first = certificates[0]
     errors = [each.standard_error for each in certificates]
-    squares = None
-    if all(error is not None for error in errors):
-        squares = _weighted([e**2 for e in errors if e is not None], [s**2 for s in shares])
     return replace(
         first,
         engine="+".join(dict.fromkeys(each.engine for each in certificates)),
@@ -242,5 +239,6 @@ def _joint_certificate(certificates: Sequence[Certificate], shares: Sequence[flo
         second_order=float(np.max([each.second_order for each in certificates])),
         tolerance=float(np.max([each.tolerance for each in certificates])),
         cost=float(np.dot(shares, [each.cost for each in certificates])),
-        standard_error=None if squares is None else np.sqrt(squares),
+        # The groups may draw the same random signs: this bound holds however errors go together.
+        standard_error=_weighted(errors, shares),
     )

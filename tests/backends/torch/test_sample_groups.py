@@ -244,3 +244,16 @@ def test_more_directions_than_inputs_give_the_same_products():
     for key in ("gamma", "participation"):
         a, b = getattr(found.sampling, key), getattr(slow.sampling, key)
         assert (a.stderr, a.drift) == pytest.approx((b.stderr, b.drift), rel=1e-6, nan_ok=True)
+
+
+def test_the_error_of_random_estimates_is_not_taken_for_independent():
+    """The groups draw the same signs, so their errors may go together."""
+    of_all = problem(network(), cut(images(), 16))
+    options = {"top_k": 4, "sampling": B, "engine": "monte-carlo", "progress": False}
+    found = sc.measure(of_all, "3", **options)["3"]
+    u, _, vh = torch.linalg.svd(of_all.gradients(["3"])["3"], full_matrices=False)
+    directions, bound = {"3": (u[:, :4], vh[:4].T)}, 0.0
+    for group in of_all.sample_groups(B):
+        (part,) = group.problem.layer_curvatures(directions, engine="monte-carlo")
+        bound = bound + group.share * part.certificate.standard_error
+    np.testing.assert_allclose(found.certificate.standard_error, bound, rtol=1e-6)
