@@ -58,7 +58,7 @@ STATEMENTS = {
     "11.1": "The spread of groups of terms is the noise of their mean, without bias.",
     "11.2": "A group's gradient along directions of the others shows the population's derivative.",
     "11.3": "Exponents of noise alone have known values, and uniform p-values.",
-    "11.4": "The jackknife over groups gives a mean its textbook error.",
+    "11.4": "The jackknife over groups gives a mean its textbook error, and halves √2 of it.",
     "11.6": "Leverage, the exponent without a point; a σ lies within its residual of an exact one.",
     "11.7": "Poisson pseudo maximum likelihood solves its score equations, also with h ≤ 0.",
     "11.8": "A parabola against the line: the quadratic term, its t and ΔBIC; α over the window.",

@@ -15,8 +15,8 @@ everything measured the tables are printed. ``--only`` names cases; ``--quick`` 
 - *llama*: the 260k-parameter Llama on the first 32 tokens of each text that it
   wrote, four matrices of the last two layers.
 
-The cases called *parts* measure parts of each subset as data of their own, to try other errors than
-the jackknife's: seven divisions into halves, in which every two groups are together three times.
+``--control`` compares the two errors that the standard error is the lesser of, on simulated
+gradients.
 """
 
 import argparse
@@ -33,13 +33,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from scipy import stats
-from scipy.linalg import hadamard
 from shared_data import DATA, MEAN, STD, reference_networks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
+from spectral_core.sampling import balanced_halves, sampling_error
 
 K, NUMBERS = 20, {"alpha": "α", "gamma": "γ", "s": "s"}
 TRAINED_ON = 300  # digits
@@ -68,11 +68,9 @@ CASES = (
     Case("digits", 64, 23, groups=16),
     Case("digits", 16, 60),
     Case("digits", 374, 4),
-    Case("digits", 64, 23, directions="parts"),
     Case("resnet20", 1024, 20),
     Case("llama", 48, 20),
     Case("llama", 48, 20, directions="fixed"),
-    Case("llama", 48, 20, directions="parts"),
     Case("resnet20", 128, 20),
     Case("llama", 16, 20),
 )
@@ -209,33 +207,6 @@ def measured(case: Case, number: int) -> dict[str, Any]:
     return {"key": case.key, "subset": number, "seconds": seconds, "layers": layers}
 
 
-def measured_parts(case: Case, number: int) -> dict[str, Any]:
-    """Return the record of one subset: its numbers, those without each group, and of halves."""
-    of_case, start = network(case.network), time.perf_counter()
-    order = np.random.default_rng(100 + number).permutation(subset(case, number))
-    groups = np.array_split(order, case.groups)
-
-    def of_groups(chosen: np.ndarray) -> dict[str, list[float]]:
-        problem = of_case.problem(np.concatenate([groups[i] for i in chosen]))
-        report = sc.measure(problem, of_case.layers, top_k=K, progress=False)
-        return {
-            name: [float(getattr(spectrum, key).exponent) for key in NUMBERS]
-            for name, spectrum in report.items()
-        }
-
-    every = np.arange(case.groups)
-    parts = {
-        "all": of_groups(every),
-        "without": [of_groups(np.delete(every, i)) for i in every],
-        "halves": [
-            [of_groups(np.flatnonzero(signs == side)) for side in (1, -1)]
-            for signs in hadamard(case.groups)[:, 1:].T
-        ],
-    }
-    seconds = round(time.perf_counter() - start, 1)
-    return {"key": case.key, "subset": number, "seconds": seconds, "parts": parts}
-
-
 def run(path: Path, cases: Iterable[Case], quick: bool) -> list[dict[str, Any]]:
     """Measure what is not measured yet; return every record."""
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -244,8 +215,7 @@ def run(path: Path, cases: Iterable[Case], quick: bool) -> list[dict[str, Any]]:
         for number in range(min(case.count, 3) if quick else case.count):
             if (case.key, number) in known:
                 continue
-            of_parts = case.directions == "parts"
-            record = (measured_parts if of_parts else measured)(case, number)
+            record = measured(case, number)
             with path.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
             done.append(record)
@@ -310,19 +280,19 @@ def tables(records: list[dict[str, Any]]) -> str:
     for record in records:
         by_key[record["key"]].append(record)
     coverage = Table(
-        "network", "N", "B", "directions", "subsets × matrices", "number", "jackknife, %",
+        "network", "N", "B", "directions", "subsets × matrices", "number", "sampling, %",
         "95 % range", "residual, %", "95 % range", "s.e. over spread",
     )  # fmt: skip
     drift = Table(
         "network", "N", "number", "drift over spread", "moving, %", "drift has its sign, %"
     )
     layers = Table(
-        "network", "matrix", "number", "mean", "spread", "jackknife ±", "residual ±",
-        "jackknife, %", "residual, %", "s.e. over spread", "drift", "moving, %", "signal share",
+        "network", "matrix", "number", "mean", "spread", "sampling ±", "residual ±",
+        "sampling, %", "residual, %", "s.e. over spread", "drift", "moving, %", "signal share",
     )  # fmt: skip
     for case in CASES:
         of_case = by_key.get(case.key, [])
-        if len(of_case) < 2 or case.directions == "parts":
+        if len(of_case) < 2:
             continue
         shares = f"{len(of_case)} × {len(of_case[0]['layers'])}"
         for number, symbol in NUMBERS.items():
@@ -353,7 +323,7 @@ def tables(records: list[dict[str, Any]]) -> str:
                     f"{of['ratio'][i]:.2f}", f"{np.mean(of['drift'][i]):+.2f}",
                     f"{np.mean(of['is_moving'][i]):.0%}", f"{of['signal'][i]:+.2f}",
                 )  # fmt: skip
-    found = (coverage, drift, layers, candidates(by_key))
+    found = (coverage, drift, layers)
     return "\n\n".join("\n".join(table.lines) for table in found)
 
 
@@ -363,7 +333,7 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
 
     fig, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
     styles = {"residual": ("C1", "s"), "sampling": ("C0", "o")}
-    names = {"residual": "residual interval", "sampling": "jackknife interval"}
+    names = {"residual": "residual interval", "sampling": "sampling interval"}
     ticks = []
     for case in CASES:
         of_case = [record for record in records if record["key"] == case.key]
@@ -407,34 +377,6 @@ def _cells(holds: list[np.ndarray]) -> tuple[str, str]:
     return f"{100 * mean:.1f} ± {100 * error:.1f}", f"{100 * low:.0f}–{100 * high:.0f}"
 
 
-def candidates(by_key: dict[str, list[dict[str, Any]]]) -> Table:
-    """Return the table of other errors than the jackknife's, from measured parts."""
-    table = Table("network", "error", "number", "holds, %", "95 % range", "s.e. over spread",
-                  "width over jackknife's")  # fmt: skip
-    for case in CASES:
-        of_case = [record["parts"] for record in by_key.get(case.key, []) if "parts" in record]
-        if len(of_case) < 2:
-            continue
-        quantile = stats.t.ppf(0.975, case.groups - 1)
-        for at, symbol in enumerate(NUMBERS.values()):
-            columns: dict[str, list[Any]] = defaultdict(list)
-            for layer in of_case[0]["all"]:
-                value = np.array([parts["all"][layer][at] for parts in of_case])
-                off = np.abs(value - (value.sum() - value) / (len(value) - 1))
-                variances = _variances(of_case, layer, at)
-                for name, of in variances.items():
-                    ratio = np.sqrt(np.mean(of) / np.var(value, ddof=1))
-                    narrower = np.median(np.sqrt(of / variances["jackknife"]))
-                    columns[name].append((off <= quantile * np.sqrt(of), ratio, narrower))
-            for name, found in columns.items():
-                holds, ratios, narrower = zip(*found, strict=True)
-                table.add(
-                    case.network, name, symbol, *_cells(list(holds)), f"{np.median(ratios):.2f}",
-                    f"{np.mean(narrower):.2f}",
-                )  # fmt: skip
-    return table
-
-
 def simulated(groups: int, signal: float, draws: int) -> dict[str, np.ndarray]:
     """Return the control: numbers of Gaussian gradients, whose groups are independent.
 
@@ -452,20 +394,21 @@ def simulated(groups: int, signal: float, draws: int) -> dict[str, np.ndarray]:
         triangle = sc.exponent_triangle(sigma[:K], h)
         return [float(getattr(triangle, key).exponent) for key in NUMBERS]
 
-    found: dict[str, list[Any]] = {"value": [], "jackknife": [], "halves": []}
+    found: dict[str, list[Any]] = {"value": [], "jackknife": [], "halves": [], "the lesser": []}
     for _ in range(draws):
         of_groups = fixed + groups**0.5 * root * rng.normal(size=(groups, rows, columns))
         total = of_groups.sum(0)
         found["value"].append(numbers(total))
-        without = [numbers(total - one) for one in of_groups]
-        found["jackknife"].append((groups - 1) * np.var(without, axis=0))
-        pairs = [
-            [numbers(of_groups[signs == side].sum(0)) for side in (1, -1)]
-            for signs in hadamard(groups)[:, 1:].T
+        without = np.array([numbers(total - one) for one in of_groups])
+        halves = [
+            [numbers(of_groups[[*half]].sum(0)) for half in division]
+            for division in balanced_halves(groups)
         ]
-        found["halves"].append(np.mean([(np.subtract(*pair)) ** 2 / 2 for pair in pairs], axis=0))
-    arrays = {name: np.array(values) for name, values in found.items()}
-    return arrays | {"the lesser": np.minimum(arrays["jackknife"], arrays["halves"])}
+        error = sampling_error(without, np.array(halves))
+        found["jackknife"].append(error.jackknife)
+        found["halves"].append(error.half_samples)
+        found["the lesser"].append(error.stderr)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def control(draws: int) -> Table:
@@ -478,29 +421,12 @@ def control(draws: int) -> Table:
             spread = np.std(found["value"], axis=0, ddof=1)
             quantile = stats.t.ppf(0.975, groups - 1)
             for name in ("jackknife", "halves", "the lesser"):
-                holds = np.mean(off <= quantile * np.sqrt(found[name]), axis=0)
-                ratio = np.sqrt(np.mean(found[name], axis=0)) / spread
+                holds = np.mean(off <= quantile * found[name], axis=0)
+                ratio = np.sqrt(np.mean(found[name] ** 2, axis=0)) / spread
                 for at, symbol in enumerate(NUMBERS.values()):
                     table.add(what, groups, name, symbol, f"{100 * holds[at]:.1f}",
                               f"{ratio[at]:.2f}")  # fmt: skip
     return table
-
-
-def _variances(records: list[dict[str, Any]], layer: str, at: int) -> dict[str, np.ndarray]:
-    """Return the variance of a number that each subset estimates in several ways."""
-    without = np.array([[part[layer][at] for part in of["without"]] for of in records])
-    halves = np.array([[[part[layer][at] for part in pair] for pair in of["halves"]]
-                       for of in records])  # fmt: skip
-    groups = without.shape[1]
-    jackknife = (groups - 1) * np.var(without, axis=1)
-    apart = (halves[..., 0] - halves[..., 1]) ** 2 / 2  # of half as many samples
-    found = {"jackknife": jackknife}
-    for count in (1, 3, groups - 1):
-        of_halves = np.mean(apart[:, :count], axis=1)
-        found[f"halves, {count} divisions"] = of_halves
-        found[f"the lesser, {count} divisions"] = np.minimum(jackknife, of_halves)
-    found["halves over 2"] = of_halves / 2
-    return found
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from spectral_core.measuring.subsampling.subsamples import Subsamples
 from spectral_core.measuring.windows import windows_of
 from spectral_core.reporting.convergence import Convergence, LayerConvergence
 from spectral_core.reporting.spectrum import Provenance
-from spectral_core.sampling import jackknife
+from spectral_core.sampling import sampling_error
 from spectral_core.sampling.sample_groups import check_group_count
 
 __all__ = ["converge"]
@@ -73,7 +73,7 @@ def converge(
     parts of whole groups. Each part is measured along the singular directions of its own gradient,
     as `measure` would if it were all the data: θ(n) is the mean over the parts, and the standard
     error of one measurement on n terms is their standard deviation. All data have the standard
-    error of the jackknife (11.4).
+    error of `measure` with ``sampling=`` (11.4).
 
     If from some size on the drift ``θ(n/2) − θ(n)`` lies within the standard error, so many terms
     are enough for a measurement. If it does not, the number still depends on the sample size;
@@ -96,7 +96,8 @@ def converge(
     engine : {"auto", "columns", "tangents", "double-backward", "monte-carlo"}
         The way in which curvatures are computed, see `Engine`.
     sampling : int
-        The number of blocks of groups that the jackknife leaves out in turn, 4 or more.
+        The number of blocks of groups from which the sampling error of all data is estimated, 4 or
+        more.
     svd : {"exact", "randomized"}
         The algorithm that finds the directions.
     progress : callable, bool or None
@@ -120,8 +121,8 @@ def converge(
     Notes
     -----
     Each group computes curvatures along the directions of all data, of one part of each size and of
-    ``sampling − 1`` subsamples of the jackknife: 12 K directions by default, where `measure` needs
-    K.
+    ``2·sampling − 2`` subsamples of the sampling error: 19 K directions by default, where `measure`
+    needs K.
 
     Examples
     --------
@@ -310,9 +311,11 @@ def _converged(
 
 
 def _standard_errors(values: Values, plan: SampleSizes, subsamples: Subsamples) -> Values:
-    """Return the standard error at each size: the spread of the parts, and the jackknife's at N."""
-    blocks = np.asarray([1 - subsamples.share(each) for each in subsamples.sets[: plan.blocks]])
-    of_all = jackknife(values[: plan.blocks], weights=blocks).to_floats().stderr
+    """Return the standard error at each size: the spread of the parts, and that of 11.4 at N."""
+    without, halves = plan.of_error()
+    blocks = np.asarray([1 - subsamples.share(each) for each in subsamples.sets[without]])
+    of_halves = np.reshape(values[halves], (-1, 2))
+    of_all = sampling_error(values[without], of_halves, weights=blocks).to_floats().stderr
     return np.asarray([*(np.std(values[p], ddof=1) for p in plan.places()[:-1]), of_all])
 
 

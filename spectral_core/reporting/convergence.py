@@ -41,12 +41,12 @@ class LayerConvergence:
         The exponents and the participation ratio. One that cannot be fitted on some part is NaN.
     stderr : mapping of str to ndarray of shape (S,), float64
         The standard error of each of these numbers, by its name, as measured once on so many terms.
-        Below N it is the standard deviation over the parts, at N that of the jackknife over
-        `blocks` blocks of samples (11.4).
+        Below N it is the standard deviation over the parts, at N the sampling error of `blocks`
+        blocks of samples (11.4).
     sigma : tuple of ndarray of shape (K,), float64
         The singular values at each size, as means over the parts. NaN where a part has no k-th.
     blocks : int
-        The number of blocks of the jackknife.
+        The number of blocks of the sampling error.
 
     Examples
     --------
@@ -217,7 +217,7 @@ class Convergence(Mapping[str, LayerConvergence]):
         heading = (
             f"exponents against the sample size; {provenance.curvature} curvature along the top "
             f"{provenance.top_k} gradient singular directions of each part of the data; ± is the "
-            "standard error: the spread over the parts, and of all data the jackknife's"
+            "standard error: the spread over the parts, and of all data the sampling error"
         )
         sentences = "\n".join(layer.sentence for layer in self.layers)
         parts = [heading, text_table(*self.table()), sentences]

@@ -15,13 +15,14 @@ class SampledNumber:
     Parameters
     ----------
     stderr : float
-        The jackknife standard error over groups of samples (Theory 11.4).
+        The standard error: the lesser of the jackknife's over groups of samples and that of halves
+        (Theory 11.4). Along fixed directions it is the jackknife's.
     interval : tuple of float
         The Student t interval around the number of all data, on one degree of freedom less than
         there are groups.
     drift : float
-        The mean over the two halves of the data less the number of all data (Theory 11.5). NaN
-        along fixed directions, which hide it.
+        The mean over halves of the data less the number of all data (Theory 11.5). NaN along fixed
+        directions, which hide it.
     quarters : float
         The mean over the four quarters of the data; NaN along fixed directions.
 

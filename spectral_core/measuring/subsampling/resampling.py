@@ -33,7 +33,7 @@ from spectral_core.measuring.subsampling.own_directions import (
 from spectral_core.measuring.subsampling.subsamples import Subsamples
 from spectral_core.reporting.sampling import LayerSampling, SampledNumber
 from spectral_core.reporting.spectrum import LayerSpectrum
-from spectral_core.sampling import cross_fitted, jackknife, signal_share
+from spectral_core.sampling import cross_fitted, jackknife, sampling_error, signal_share
 
 __all__ = ["LayerSamples", "Resampling", "divided", "resampling_of"]
 
@@ -166,18 +166,23 @@ class Resampling:
         self, values: Values, of_all: float, confidence: float, own: bool
     ) -> SampledNumber:
         """Return the sampling error of a number, from its values on the subsamples."""
-        count = len(self.subsamples.shares)
-        found = jackknife(
-            values[:count], weights=np.asarray(self.subsamples.shares), confidence=confidence
-        )
-        half = float(found.half_width)
-        halves, quarters = values[count : count + 2], values[count + 2 :]
+        count, weights = len(self.subsamples.shares), np.asarray(self.subsamples.shares)
+        if not own:
+            fixed = jackknife(values[:count], weights=weights, confidence=confidence).to_floats()
+            return SampledNumber(fixed.stderr, _around(of_all, fixed.half_width))
+        halves, quarters = np.reshape(values[count:-4], (-1, 2)), values[-4:]
+        found = sampling_error(values[:count], halves, weights=weights, confidence=confidence)
+        found = found.to_floats()
         return SampledNumber(
-            stderr=float(found.stderr),
-            interval=(of_all - half, of_all + half),
-            drift=float(np.mean(halves)) - of_all if own else np.nan,
-            quarters=float(np.mean(quarters)) if own else np.nan,
+            stderr=found.stderr,
+            interval=_around(of_all, found.half_width),
+            drift=float(np.mean(halves)) - of_all,
+            quarters=float(np.mean(quarters)),
         )
+
+
+def _around(center: float, half_width: float) -> tuple[float, float]:
+    return center - half_width, center + half_width
 
 
 def resampling_of(
@@ -211,7 +216,9 @@ def resampling_of(
         If the problem knows no samples, or they cannot be divided.
     """
     groups = divided(problem, count)
-    subsamples = Subsamples.for_sampling_errors(tuple(group.share for group in groups))
+    shares = tuple(group.share for group in groups)
+    plan = Subsamples.for_jackknife if choice == "fixed" else Subsamples.for_sampling_errors
+    subsamples = plan(shares)
     names = [layer.name for layer in layers if layer.name in windows]
     gradients = [dict(group.problem.gradients(names)) for group in groups]
     samples: dict[str, LayerSamples] = {}

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from spectral_core.errors import InputError
-from spectral_core.measuring.subsampling.subsamples import Subsample, Subsamples
+from spectral_core.measuring.subsampling.subsamples import (
+    Subsample,
+    Subsamples,
+    halves,
+    without_each,
+)
 
 __all__ = ["SampleSizes", "sizes_in_groups"]
 
@@ -25,7 +30,7 @@ class SampleSizes:
     sizes : tuple of int
         The sizes below that of all data, in groups, ascending.
     blocks : int
-        The number of blocks of groups that the jackknife leaves out in turn.
+        The number of blocks of groups from which the sampling error of all data is estimated.
     """
 
     n_groups: int
@@ -42,19 +47,29 @@ class SampleSizes:
         return [tuple(range(first, count * size, count)) for first in range(count)]
 
     def subsamples(self, shares: tuple[float, ...]) -> Subsamples:
-        """Return all data without each block (Theory 11.4), and then the parts of each size."""
-        groups = range(self.n_groups)
-        without_each = [
-            tuple(g for g in groups if g % self.blocks != out) for out in range(self.blocks)
-        ]
+        """Return those of the sampling error, with blocks for groups, then the parts of each size.
+
+        The sampling error needs all data without each block, and the halves of each division of the
+        blocks (Theory 11.4).
+        """
+        of_error = (*without_each(self.blocks), *halves(self.blocks))
+        in_groups = [tuple(sorted(g for b in sub for g in self._block(b))) for sub in of_error]
         parts = [part for size in self.sizes for part in self.parts(size)]
-        return Subsamples(shares, (*without_each, *parts))
+        return Subsamples(shares, (*in_groups, *parts))
+
+    def of_error(self) -> tuple[slice, slice]:
+        """Return where, among the subsamples, are those without each block, and the halves."""
+        n_halves = 2 * (self.blocks - 1)
+        return slice(self.blocks), slice(self.blocks, self.blocks + n_halves)
 
     def places(self) -> list[slice]:
         """Return where the parts of each size are among the subsamples, with all data behind."""
         counts = [*(len(self.parts(size)) for size in self.sizes), 1]
-        ends = self.blocks + np.cumsum(counts)
+        ends = self.of_error()[1].stop + np.cumsum(counts)
         return [slice(int(end) - count, int(end)) for end, count in zip(ends, counts, strict=True)]
+
+    def _block(self, block: int) -> range:
+        return range(block, self.n_groups, self.blocks)
 
 
 def sizes_in_groups(sizes: Iterable[int] | None, n_terms: float, blocks: int) -> SampleSizes:
@@ -67,7 +82,7 @@ def sizes_in_groups(sizes: Iterable[int] | None, n_terms: float, blocks: int) ->
     n_terms : float
         The number of all terms N.
     blocks : int
-        The number of blocks of the jackknife, the fewest groups.
+        The number of blocks of the sampling error, the fewest groups.
 
     Raises
     ------

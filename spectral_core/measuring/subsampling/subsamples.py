@@ -7,7 +7,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Subsample", "Subsamples"]
+from spectral_core.sampling.half_samples import balanced_halves
+
+__all__ = ["Subsample", "Subsamples", "halves", "without_each"]
 
 Subsample = tuple[int, ...]
 """The indices of the groups that it consists of."""
@@ -30,13 +32,17 @@ class Subsamples:
 
     @classmethod
     def for_sampling_errors(cls, shares: tuple[float, ...]) -> Self:
-        """Return all data but each group, then the two halves and the four quarters.
+        """Return all data but each group, the halves of each division, and then the four quarters.
 
-        The first are those of the jackknife (Theory 11.4), the others those of the drift (11.5).
+        The first two are those of the sampling error (Theory 11.4), halves and quarters those of
+        the drift (11.5).
         """
-        groups = range(len(shares))
-        without_each = (tuple(g for g in groups if g != out) for out in groups)
-        return cls(shares, (*without_each, *_parts(len(shares), 2), *_parts(len(shares), 4)))
+        return cls(shares, (*without_each(len(shares)), *halves(len(shares)), *_quarters(shares)))
+
+    @classmethod
+    def for_jackknife(cls, shares: tuple[float, ...]) -> Self:
+        """Return all data but each group."""
+        return cls(shares, without_each(len(shares)))
 
     def __iter__(self) -> Iterator[Subsample]:
         """Iterate over all of them, in this order."""
@@ -61,6 +67,16 @@ class Subsamples:
         return [float(weight) for weight in shares / shares.sum()]
 
 
-def _parts(groups: int, count: int) -> list[Subsample]:
-    parts = np.array_split(np.arange(groups), count)
-    return [tuple(int(group) for group in part) for part in parts]
+def without_each(count: int) -> tuple[Subsample, ...]:
+    """Return all groups but each in turn."""
+    return tuple(tuple(g for g in range(count) if g != out) for out in range(count))
+
+
+def halves(count: int) -> tuple[Subsample, ...]:
+    """Return the first and the second half of each division of the groups, in turn."""
+    return tuple(half for division in balanced_halves(count) for half in division)
+
+
+def _quarters(shares: tuple[float, ...]) -> tuple[Subsample, ...]:
+    parts = np.array_split(np.arange(len(shares)), 4)
+    return tuple(tuple(int(group) for group in part) for part in parts)

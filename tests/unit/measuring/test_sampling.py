@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.linalg import hadamard
 from scipy.stats import t as student
 
 import spectral_core as sc
@@ -72,7 +73,11 @@ def test_errors_are_those_of_the_parts_measured_by_themselves(decompose):
         measured(joined([p for i, p in enumerate(parts) if i != out]), decompose=decompose)
         for out in range(B)
     ]
-    halves = [measured(joined(parts[a : a + 2]), decompose=decompose) for a in (0, 2)]
+    halves = [
+        measured(joined([parts[i] for i in np.flatnonzero(signs == side)]), decompose=decompose)
+        for signs in hadamard(B)[:, 1:].T
+        for side in (1, -1)
+    ]
     quarters = [measured([part], decompose=decompose) for part in parts]
     numbers = {
         "alpha": lambda s: s.alpha.exponent,
@@ -88,13 +93,15 @@ def test_errors_are_those_of_the_parts_measured_by_themselves(decompose):
         for key, read in numbers.items():
             each = np.array([read(report[name]) for report in without])
             mean = ((1 - shares) * each).sum() / (B - 1)
-            stderr = np.sqrt(((1 - shares) ** 2 / shares * (each - mean) ** 2).sum() / (B - 1))
+            left_out = ((1 - shares) ** 2 / shares * (each - mean) ** 2).sum() / (B - 1)
+            pairs = np.array([read(report[name]) for report in halves]).reshape(-1, 2)
+            stderr = np.sqrt(min(left_out, np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2))
             number = getattr(layer.sampling, key)
             assert number.stderr == pytest.approx(stderr, rel=1e-6, abs=1e-9)
             half = student.ppf(0.975, B - 1) * stderr
             assert number.half_width == pytest.approx(half, rel=1e-6, abs=1e-9)
             assert np.mean(number.interval) == pytest.approx(read(layer), abs=1e-9)
-            drift = np.mean([read(report[name]) for report in halves]) - read(layer)
+            drift = np.mean(pairs) - read(layer)
             assert number.drift == pytest.approx(drift, rel=1e-5, abs=1e-8)
             expected = np.mean([read(report[name]) for report in quarters])
             assert number.quarters == pytest.approx(expected, rel=1e-6, abs=1e-8)
