@@ -31,7 +31,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the ResNet's trai
 def cifar10_test(count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return the first `count` test images ``(N, 3, 32, 32)``, normalised, and their labels."""
     with np.load(DATA / "cifar10_test.npz") as stored:
-        images = stored["images"][:count].transpose(0, 3, 1, 2).astype(np.float32) / 255
-        labels = stored["labels"][:count].astype(np.int64)
+        return normalised(stored["images"][:count]), stored["labels"][:count].astype(np.int64)
+
+
+def normalised(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return images ``(N, 32, 32, 3)`` of bytes as the ResNet takes them, ``(N, 3, 32, 32)``."""
+    found = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
     mean, std = (np.array(x, np.float32)[:, None, None] for x in (MEAN, STD))
-    return (images - mean) / std, labels
+    return (found - mean) / std
