@@ -1,52 +1,37 @@
-"""Figures of a report. Functions draw on the axes they are given and return them.
-
-Nothing global is touched: figures are made without pyplot, so the caller's backend and settings
-stay as they are.
-"""
+"""Figures of a report: curvature, decay, transfer, depth and decomposition."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spectral_adapters.plots.canvas import COLOURS, new_axes, saved, short_name, small_multiples
 from spectral_core._extras import require
-from spectral_core.errors import ReportError
-from spectral_core.reporting.convergence import Convergence, LayerConvergence
 from spectral_core.reporting.report import SpectralReport
 from spectral_core.reporting.rows import half_width
 from spectral_core.reporting.spectrum import LayerSpectrum
-from spectral_core.reporting.text_table import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
-    "alpha_by_size_figure",
     "alpha_over_k_figure",
     "curvature_figure",
     "plot_alpha_by_depth",
-    "plot_alpha_by_size",
     "plot_alpha_over_k",
     "plot_curvature",
     "plot_decomposition",
     "plot_rank_profile",
-    "plot_sigma_by_size",
     "plot_transfer",
     "rank_profile_figure",
-    "save_convergence_figures",
     "save_figures",
-    "sigma_by_size_figure",
 ]
 
-T = TypeVar("T")
-
-# Okabe and Ito's colours: told apart with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FORMS = {"power_law": "#0072B2", "exponential": "#D55E00", "log_normal": "#009E73"}
 _TERMS = {"beta": "#0072B2", "phi": "#D55E00", "kappa": "#009E73", "nu": "#CC79A7"}
 _PARTS_OF_KAPPA = {"kappa_positions": "#009E73", "kappa_dependence": "#E69F00"}
@@ -75,20 +60,20 @@ def plot_curvature(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
     >>> plot_curvature(report["0"]).get_xscale()
     'log'
     """
-    ax = ax or _new_axes()
+    ax = ax or new_axes()
     sigma, h, fit = spectrum.sigma, spectrum.curvature, spectrum.alpha
     kept = (h > 0) & np.isfinite(h)
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.scatter(sigma[kept], h[kept], s=14, color=_COLOURS[0], linewidths=0, zorder=3)
+    ax.scatter(sigma[kept], h[kept], s=14, color=COLOURS[0], linewidths=0, zorder=3)
     if not kept.all():
         ax.scatter(
-            sigma[~kept], np.full(int((~kept).sum()), 0.03), marker="x", s=18, color=_COLOURS[1],
+            sigma[~kept], np.full(int((~kept).sum()), 0.03), marker="x", s=18, color=COLOURS[1],
             transform=ax.get_xaxis_transform(), clip_on=False, zorder=3,
         )  # fmt: skip
     if carrying := [k - 1 for k in spectrum.carried_by]:
         ax.scatter(
-            sigma[carrying], h[carrying], s=50, facecolors="none", edgecolors=_COLOURS[1],
+            sigma[carrying], h[carrying], s=50, facecolors="none", edgecolors=COLOURS[1],
             linewidths=1, zorder=3,
         )  # fmt: skip
     if not fit.reason:
@@ -122,7 +107,7 @@ def plot_rank_profile(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
     >>> plot_rank_profile(report["0"]).get_yscale()
     'log'
     """
-    ax = ax or _new_axes()
+    ax = ax or new_axes()
     k = np.arange(1, len(spectrum.sigma) + 1)
     ax.set_yscale("log")
     ax.scatter(k, spectrum.sigma, s=14, color="black", linewidths=0, zorder=3)
@@ -164,7 +149,7 @@ def plot_transfer(report: SpectralReport, ax: Axes | None = None) -> Axes:
     >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
     >>> axes = plot_transfer(report)
     """
-    ax = ax or _new_axes()
+    ax = ax or new_axes()
     colours = _colours_by_kind(report)
     usable = [s for s in report.values() if math.isfinite(s.s.exponent)]
     values = [v for s in usable for v in (s.triangle.predicted_s, s.s.exponent)]
@@ -206,7 +191,7 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
     >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
     >>> axes = plot_alpha_by_depth(report)
     """
-    ax = ax or _new_axes(width=max(6.4, 0.3 * len(report) + 2))
+    ax = ax or new_axes(width=max(6.4, 0.3 * len(report) + 2))
     colours = _colours_by_kind(report)
     ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
     for position, spectrum in enumerate(report.values()):
@@ -230,7 +215,9 @@ def plot_alpha_by_depth(report: SpectralReport, ax: Axes | None = None) -> Axes:
         ax.vlines([], [], [], color=_GREY, linewidth=6, alpha=0.25, label="± sample")
         ax.scatter([], [], s=22, facecolors="white", edgecolors=_GREY, label="mostly noise")
     _kind_legend(ax, colours)
-    ax.set_xticks(range(len(report)), [_short(name) for name in report], rotation=90, fontsize=7)
+    ax.set_xticks(
+        range(len(report)), [short_name(name) for name in report], rotation=90, fontsize=7
+    )
     ax.set_xlim(-0.7, len(report) - 0.3)
     ax.set_ylabel("α  (h ∝ σ^α)")
     return ax
@@ -255,7 +242,7 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
     layers = [
         s for s in report.decomposed() if s.decomposition and not s.decomposition.alpha.reason
     ]
-    ax = ax or _new_axes(width=max(6.4, 0.3 * len(layers) + 2))
+    ax = ax or new_axes(width=max(6.4, 0.3 * len(layers) + 2))
     ax.axhline(0, color="black", linewidth=0.8, zorder=3)
     ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
     for position, spectrum in enumerate(layers):
@@ -283,108 +270,11 @@ def plot_decomposition(report: SpectralReport, ax: Axes | None = None) -> Axes:
         handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=7
     )
     ax.use_sticky_edges = False  # room below the lowest bar
-    names = [_short(spectrum.name) for spectrum in layers]
+    names = [short_name(spectrum.name) for spectrum in layers]
     ax.set_xticks(range(len(layers)), names, rotation=90, fontsize=7)
     ax.set_xlim(-0.7, len(layers) - 0.3)
     ax.set_ylabel("slope on log σ")
     return ax
-
-
-def plot_alpha_by_size(layer: LayerConvergence, ax: Axes | None = None) -> Axes:
-    """Draw α against the number of terms, with a band of one standard error to both sides.
-
-    The vertical line is the size from which on the drift lies within the standard error.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import spectral_core as sc
-    >>> from spectral_backends.numpy import DenseNetwork
-    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
-    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
-    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
-    >>> plot_alpha_by_size(found["0"]).get_xscale()
-    'log'
-    """
-    ax = ax or _new_axes()
-    _axis_of_sizes(ax, layer)
-    low, high = layer.alpha - layer.stderr["alpha"], layer.alpha + layer.stderr["alpha"]
-    ax.fill_between(layer.sizes, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, zorder=1)
-    ax.plot(layer.sizes, layer.alpha, "o-", color=_COLOURS[0], markersize=3.5, zorder=3)
-    if layer.enough is not None:
-        ax.axvline(layer.enough, color=_COLOURS[1], linewidth=0.8, linestyle=":", zorder=2)
-    ax.set_ylabel("α")
-    return ax
-
-
-def plot_sigma_by_size(layer: LayerConvergence, ax: Axes | None = None) -> Axes:
-    """Draw singular values against the number of terms, beside lines of slope −1/2.
-
-    The singular values of a gradient that is noise of the sample fall along these lines; those of
-    the network stay. Of many directions some are drawn, spaced evenly in log k.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import spectral_core as sc
-    >>> from spectral_backends.numpy import DenseNetwork
-    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
-    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
-    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
-    >>> plot_sigma_by_size(found["0"]).get_yscale()
-    'log'
-    """
-    ax = ax or _new_axes()
-    ax.set_yscale("log")
-    _axis_of_sizes(ax, layer)
-    sigma = np.stack(layer.sigma)
-    ranks = sorted({round(k) for k in np.geomspace(1, sigma.shape[1], 5)})
-    for colour, k in zip(_COLOURS, ranks, strict=False):
-        values = sigma[:, k - 1]
-        known = np.isfinite(values)
-        ax.plot(layer.sizes, values, "o-", color=colour, markersize=3, linewidth=1, zorder=3)
-        if known.any():
-            first = np.flatnonzero(known)[0]
-            line = values[first] * (layer.sizes / layer.sizes[first]) ** -0.5
-            ax.plot(layer.sizes, line, color=colour, linewidth=0.7, linestyle=":", zorder=2)
-        ax.annotate(
-            f"{k}", (layer.sizes[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=6, color=colour,
-        )  # fmt: skip
-    ax.set_ylabel("σ of rank k  (dotted: $N^{-1/2}$)")
-    return ax
-
-
-def alpha_by_size_figure(convergence: Convergence) -> Figure:
-    """Return one panel of `plot_alpha_by_size` per layer.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import spectral_core as sc
-    >>> from spectral_backends.numpy import DenseNetwork
-    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
-    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
-    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
-    >>> alpha_by_size_figure(found).savefig("alpha_by_size.png")
-    """
-    return _small_multiples(convergence, plot_alpha_by_size)
-
-
-def sigma_by_size_figure(convergence: Convergence) -> Figure:
-    """Return one panel of `plot_sigma_by_size` per layer.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import spectral_core as sc
-    >>> from spectral_backends.numpy import DenseNetwork
-    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
-    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
-    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
-    >>> sigma_by_size_figure(found).savefig("sigma_by_size.png")
-    """
-    return _small_multiples(convergence, plot_sigma_by_size)
 
 
 def _parts(fits: Any) -> dict[str, str]:
@@ -407,7 +297,7 @@ def curvature_figure(report: SpectralReport) -> Figure:
     >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
     >>> curvature_figure(report).savefig("curvature.png")
     """
-    return _small_multiples(report, plot_curvature)
+    return small_multiples(report, plot_curvature)
 
 
 def plot_alpha_over_k(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
@@ -426,13 +316,13 @@ def plot_alpha_over_k(spectrum: LayerSpectrum, ax: Axes | None = None) -> Axes:
     >>> plot_alpha_over_k(report["0"]).get_xlabel()
     'directions K'
     """
-    ax = ax or _new_axes()
+    ax = ax or new_axes()
     fits = spectrum.alpha_over_k
     k, alpha = np.arange(1, len(fits.exponent) + 1), np.asarray(fits.exponent)
     low, high = map(np.asarray, fits.interval)
     ax.axhline(2, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
-    ax.fill_between(k, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0, zorder=1)
-    ax.plot(k, alpha, color=_COLOURS[0], linewidth=1.2, zorder=2)
+    ax.fill_between(k, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, zorder=1)
+    ax.plot(k, alpha, color=COLOURS[0], linewidth=1.2, zorder=2)
     settled = k >= min(6, len(k))  # intervals of three or four points fill any axis
     if np.isfinite(alpha[settled]).any():
         bottom, top = np.nanmin(alpha[settled]) - 1, np.nanmax(alpha[settled]) + 1
@@ -459,7 +349,7 @@ def alpha_over_k_figure(report: SpectralReport) -> Figure:
     >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
     >>> alpha_over_k_figure(report).savefig("alpha_over_k.png")
     """
-    return _small_multiples(report, plot_alpha_over_k)
+    return small_multiples(report, plot_alpha_over_k)
 
 
 def rank_profile_figure(report: SpectralReport) -> Figure:
@@ -475,7 +365,7 @@ def rank_profile_figure(report: SpectralReport) -> Figure:
     >>> report = measure(network.problem(network.init(), [batch]), top_k=4)
     >>> rank_profile_figure(report).savefig("rank_profiles.png")
     """
-    figure = _small_multiples(report, plot_rank_profile)
+    figure = small_multiples(report, plot_rank_profile)
     line: Any = require("matplotlib.lines", "plots", "A plot").Line2D
     handles = [line([], [], color=c, label=name.replace("_", "-")) for name, c in _FORMS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
@@ -524,85 +414,7 @@ def save_figures(report: SpectralReport, folder: str | Path) -> list[Path]:
     }
     if report.decomposed():
         figures["decomposition.png"] = lambda: plot_decomposition(report).figure  # type: ignore[assignment, return-value]
-    return _saved(figures, folder)
-
-
-def save_convergence_figures(convergence: Convergence, folder: str | Path) -> list[Path]:
-    """Write the figures of a convergence as PNG, into a folder that is created if need be.
-
-    Returns
-    -------
-    list of Path
-        ``alpha_by_size.png`` and ``sigma_by_size.png``.
-
-    Raises
-    ------
-    ReportError
-        If the folder cannot be written.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import spectral_core as sc
-    >>> from spectral_backends.numpy import DenseNetwork
-    >>> network, rng = DenseNetwork((8, 16, 4)), np.random.default_rng(0)
-    >>> batch = (rng.normal(size=(64, 8)), rng.integers(0, 4, 64))
-    >>> found = sc.converge(network.problem(network.init(), [batch]), top_k=4)
-    >>> [path.name for path in save_convergence_figures(found, "figures")]
-    ['alpha_by_size.png', 'sigma_by_size.png']
-    """
-    figures: dict[str, Callable[[], Figure]] = {
-        "alpha_by_size.png": lambda: alpha_by_size_figure(convergence),
-        "sigma_by_size.png": lambda: sigma_by_size_figure(convergence),
-    }
-    return _saved(figures, Path(folder))
-
-
-def _saved(figures: Mapping[str, Callable[[], Figure]], folder: Path) -> list[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, make in figures.items():
-            make().savefig(folder / name, dpi=130)
-    except OSError as error:
-        raise ReportError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder."
-        ) from error
-    return [folder / name for name in figures]
-
-
-def _new_axes(width: float = 6.4, height: float = 4.8) -> Axes:
-    axes: Axes = _new_figure(width, height).add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    figure: Any = require("matplotlib.figure", "plots", "A plot").Figure
-    return figure(figsize=(width, height), layout="constrained")  # type: ignore[no-any-return]
-
-
-def _axis_of_sizes(ax: Axes, layer: LayerConvergence) -> None:
-    """Give the axes a logarithmic axis of numbers of terms, with a tick at each measured size."""
-    ax.set_xscale("log")
-    ax.minorticks_off()
-    ax.set_xticks(layer.sizes, [f"{size:.0f}" for size in layer.sizes])
-    ax.set_xlabel("terms N")
-
-
-def _small_multiples(report: Mapping[str, T], draw: Callable[[T, Axes], Axes]) -> Figure:
-    columns = min(6, math.ceil(math.sqrt(1.3 * len(report))))
-    rows = math.ceil(len(report) / columns)
-    figure = _new_figure(2.3 * columns + 0.4, 2.0 * rows + 0.6)
-    for index, (name, layer) in enumerate(report.items()):
-        ax = figure.add_subplot(rows, columns, index + 1)
-        draw(layer, ax)
-        ax.set_title(_short(name), fontsize=8)
-        ax.tick_params(labelsize=6)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.minorticks_off()
-        ax.set_xlabel(ax.get_xlabel() if index + columns >= len(report) else "", fontsize=8)
-        ax.set_ylabel(ax.get_ylabel() if index % columns == 0 else "", fontsize=8)
-    return figure
+    return saved(figures, folder)
 
 
 def _annotate(ax: Axes, text: str, where: str = "lower left") -> None:
@@ -612,7 +424,7 @@ def _annotate(ax: Axes, text: str, where: str = "lower left") -> None:
 
 def _colours_by_kind(report: SpectralReport) -> dict[str, str]:
     kinds = dict.fromkeys(spectrum.kind for spectrum in report.values())
-    return {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
+    return {kind: COLOURS[index % len(COLOURS)] for index, kind in enumerate(kinds)}
 
 
 def _kind_legend(ax: Axes, colours: dict[str, str]) -> None:
@@ -620,13 +432,3 @@ def _kind_legend(ax: Axes, colours: dict[str, str]) -> None:
         ax.scatter([], [], s=22, color=colour, label=kind)
     # Above the axes: to look for the best place inside takes seconds where there are many layers.
     ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-
-
-def _short(name: str, most: int = 28) -> str:
-    """Drop leading parts of a dotted name until it fits a panel's title."""
-    parts = name.split(".")
-    while len(parts) > 1 and len(".".join(parts)) >= most:
-        parts = parts[1:]
-    kept = ".".join(parts)[-most:]
-    shown = kept if kept == name else f"…{kept}"
-    return printable(shown).replace("$", r"\$")  # no mathematics, however it is named
