@@ -59,6 +59,7 @@ STATEMENTS = {
     "11.2": "A group's gradient along directions of the others shows the population's derivative.",
     "11.3": "Exponents of noise alone have known values, and uniform p-values.",
     "11.4": "The jackknife over groups gives a mean its textbook error, and halves √2 of it.",
+    "11.5": "The drift of the squared gradient is its noise.",
     "11.6": "Leverage, the exponent without a point; a σ lies within its residual of an exact one.",
     "11.7": "Poisson pseudo maximum likelihood solves its score equations, also with h ≤ 0.",
     "11.8": "A parabola against the line: the quadratic term, its t and ΔBIC; α over the window.",
@@ -71,7 +72,6 @@ WITHOUT = {
     "6.4": "a prediction about trained networks: see [the ablations](results/ablations.md)",
     "9.7": "not implemented",
     "9.8": "a reason, not a result",
-    "11.5": "a definition",
 }
 """Why the others have none."""
 

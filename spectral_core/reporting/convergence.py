@@ -1,6 +1,5 @@
 """How exponents move with the sample size: the result of `converge`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy.typing as npt
 from spectral_core.errors import ReportError
 from spectral_core.reporting.spectrum import Provenance
 from spectral_core.reporting.text_table import printable, text_table
-from spectral_core.storage.files import as_path, read_text, write_atomically
-from spectral_core.storage.json_values import UNREADABLE, decode, encode, parse
+from spectral_core.storage.json_files import read_json, write_json
+from spectral_core.storage.json_values import UNREADABLE, decode, encode
 
 __all__ = ["Convergence", "LayerConvergence"]
 
@@ -239,8 +238,7 @@ class Convergence(Mapping[str, LayerConvergence]):
         ReportError
             If the file cannot be written; what it held before is still there.
         """
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-        write_atomically(as_path("path", path), text)
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Convergence":
@@ -253,14 +251,7 @@ class Convergence(Mapping[str, LayerConvergence]):
         ReportError
             If the file is missing, truncated or no such result.
         """
-        text = read_text(as_path("path", path))
-        try:
-            data = parse(text)
-        except UNREADABLE as error:
-            raise ReportError(
-                f"{path}: is not JSON or was cut short ({error}); save the result again."
-            ) from error
-        return cls.from_dict(data, source=str(path))
+        return cls.from_dict(read_json(path, "result"), source=str(path))
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "convergence") -> "Convergence":

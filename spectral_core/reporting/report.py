@@ -1,6 +1,5 @@
 """The result of a measurement: one `LayerSpectrum` per layer, in a `SpectralReport`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from spectral_core.reporting.rows import (
 )
 from spectral_core.reporting.spectrum import LayerSpectrum, Provenance
 from spectral_core.reporting.text_table import printable, text_table
-from spectral_core.storage.files import as_path, read_text, write_atomically
-from spectral_core.storage.json_values import UNREADABLE, decode, encode, parse
+from spectral_core.storage.json_files import read_json, write_json
+from spectral_core.storage.json_values import UNREADABLE, decode, encode
 
 __all__ = ["SCHEMA_VERSION", "SpectralReport"]
 
@@ -176,8 +175,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         ReportError
             If the file cannot be written; what it held before is still there.
         """
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-        write_atomically(as_path("path", path), text)
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "SpectralReport":
@@ -190,14 +188,7 @@ class SpectralReport(Mapping[str, LayerSpectrum]):
         ReportError
             If the file is missing, truncated, not a report, over 256 MiB or of a newer schema.
         """
-        text = read_text(as_path("path", path))
-        try:
-            data = parse(text)
-        except UNREADABLE as error:
-            raise ReportError(
-                f"{path}: is not JSON or was cut short ({error}); save the report again."
-            ) from error
-        return cls.from_dict(data, source=str(path))
+        return cls.from_dict(read_json(path, "report"), source=str(path))
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "report") -> "SpectralReport":

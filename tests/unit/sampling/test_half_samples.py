@@ -1,5 +1,6 @@
 """Theory 11.4: the standard error of a statistic from halves, and the lesser of two errors."""
 
+import array_api_compat
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -9,7 +10,13 @@ from scipy.linalg import hadamard
 from strategies import scales, seeds
 
 import spectral_core as sc
-from spectral_core.sampling import balanced_halves, half_sample_error, jackknife, sampling_error
+from spectral_core.sampling import (
+    balanced_halves,
+    gradient_noise,
+    half_sample_error,
+    jackknife,
+    sampling_error,
+)
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 16])
@@ -65,6 +72,28 @@ def test_11_4_a_mean_has_twice_the_variance_in_halves(xp, seed, few):
     factors = (1, 2**0.5, 1, stats.t.ppf(0.975, few - 1))
     for value, factor in zip(found, factors, strict=True):
         assert abs(float(xp.numpy(value)) - factor * expected) <= factor * error
+
+
+@holds(seed=seeds, few=st.just(4) | st.just(8))
+def test_11_5_the_drift_of_the_squared_gradient_is_its_noise(xp, seed, few):
+    """``mean ‖G_half‖² − ‖G_N‖² = ν`` over balanced halves of equal groups, exactly."""
+    groups = xp.precise(np.random.default_rng(seed).normal(size=(few, 3, 2)))
+
+    def drift_and_noise(groups):
+        squares = [
+            sum(groups[i, ...] for i in half) ** 2 / (few / 2) ** 2
+            for both in balanced_halves(few)
+            for half in both
+        ]
+        namespace = array_api_compat.array_namespace(groups)
+        of_all = namespace.sum(namespace.mean(groups, axis=0) ** 2)
+        of_halves = sum(namespace.sum(square) for square in squares) / len(squares)
+        return of_halves - of_all, gradient_noise(groups)
+
+    drift, noise = (float(xp.numpy(x)) for x in xp.run(drift_and_noise, xp.array(groups)))
+    assert abs(drift - noise) <= 100 * few * xp.eps * (groups**2).sum()
+    expected = ((groups - groups.mean(0)) ** 2).sum() / (few * (few - 1))
+    assert abs(drift - expected) <= 100 * few * xp.eps * (groups**2).sum()
 
 
 @pytest.mark.parametrize("signal", [0.0, 30.0])
