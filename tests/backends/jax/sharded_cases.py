@@ -15,7 +15,8 @@ from pathlib import Path
 
 DUMP = Path(tempfile.mkdtemp())
 os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=8 --xla_dump_to={DUMP} --xla_dump_hlo_as_text"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    f"--xla_dump_to={DUMP} --xla_dump_hlo_as_text"
 )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

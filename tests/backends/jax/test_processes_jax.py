@@ -14,7 +14,7 @@ def processes():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return run_side_by_side(script, [str(port)], JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    return run_side_by_side(script, [str(port)], JAX_PLATFORMS="cpu")
 
 
 def test_own_batches_are_told(processes):
