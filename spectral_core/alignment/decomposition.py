@@ -1,6 +1,7 @@
 """The decomposition of α into slopes of an exact product, which add up."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from spectral_core.alignment.alignment import SpectralAlignment
@@ -150,25 +151,41 @@ def decompose_exponent(
         window = window & positive(xp, values)
     x, h, g, kron, lam, delta, a, *diag = (finite_log(xp, values, window) for values in arrays)
 
-    def slope(y: Array) -> PowerLawFit:
-        return fit_line(xp, x, y, window, None, confidence)
-
-    alpha, beta, phi = slope(h), slope(lam), slope(delta + a)
-    kappa, nu = slope(g - kron), slope(h - g)
+    terms = {
+        "alpha": h, "beta": lam, "phi": delta + a, "kappa": g - kron, "nu": h - g,
+        "phi_delta": delta, "phi_a": a, "full_alignment": h - 2 * x,
+    }  # fmt: skip
+    if diag:
+        terms |= {"kappa_positions": g - diag[0], "kappa_dependence": diag[0] - kron}
+    fits = _fit_together(xp, x, terms, window, confidence)
+    parts = [fits[name].exponent for name in ("beta", "phi", "kappa", "nu")]
     return ExponentDecomposition(
-        alpha=alpha,
-        beta=beta,
-        phi=phi,
-        kappa=kappa,
-        nu=nu,
-        phi_delta=slope(delta),
-        phi_a=slope(a),
-        full_alignment=slope(h - 2 * x),
+        **fits,
         chi=_masked(xp, xp.exp(h - kron), window),
-        closure=alpha.exponent - (beta.exponent + phi.exponent + kappa.exponent + nu.exponent),
-        kappa_positions=slope(g - diag[0]) if diag else None,
-        kappa_dependence=slope(diag[0] - kron) if diag else None,
+        closure=fits["alpha"].exponent - sum(parts[1:], parts[0]),
     )
+
+
+def _fit_together(
+    xp: Any, x: Array, terms: Mapping[str, Array], window: Array, confidence: float
+) -> dict[str, PowerLawFit]:
+    """Return the fit of each term on x: one fit of all of them, taken apart again."""
+    _, *ys = xp.broadcast_arrays(x, *terms.values())
+    fits = fit_line(xp, x, xp.stack(ys, axis=0), window, None, confidence)
+    assert fits.without_each is not None
+    low, high = fits.interval
+    return {
+        name: replace(
+            fits,  # what does not depend on the ordinates is of all terms
+            exponent=fits.exponent[i, ...],
+            log_prefactor=fits.log_prefactor[i, ...],
+            r_squared=fits.r_squared[i, ...],
+            stderr=fits.stderr[i, ...],
+            interval=(low[i, ...], high[i, ...]),
+            without_each=fits.without_each[i, ...],
+        )
+        for i, name in enumerate(terms)
+    }
 
 
 def _masked(xp: Any, values: Array, window: Array) -> Array:

@@ -15,7 +15,13 @@ from spectral_core.measuring.directions import Decomposition, Window, top_direct
 from spectral_core.measuring.subsampling.subsamples import Subsamples
 from spectral_core.participation.participation import participation_ratio
 
-__all__ = ["exponents_of_each", "further_directions", "means_over_subsamples", "own_windows"]
+__all__ = [
+    "exponents_of_each",
+    "further_directions",
+    "means_over_subsamples",
+    "own_windows",
+    "padded",
+]
 
 Values = npt.NDArray[np.float64]
 
@@ -82,7 +88,7 @@ def means_over_subsamples(
 
 def exponents_of_each(sigma: Sequence[Values], h: Sequence[Values]) -> dict[str, Values]:
     """Return α, γ, s and the participation ratio of each subsample, in arrays by name."""
-    padded_sigma, padded_h = _padded(sigma), _padded(h)
+    padded_sigma, padded_h = padded(sigma), padded(h)
     triangle = exponent_triangle(padded_sigma, padded_h)
     fits = {"alpha": triangle.alpha, "gamma": triangle.gamma, "s": triangle.s}
     return {
@@ -91,7 +97,7 @@ def exponents_of_each(sigma: Sequence[Values], h: Sequence[Values]) -> dict[str,
     }
 
 
-def _padded(rows: Sequence[Values]) -> Values:
+def padded(rows: Sequence[Values]) -> Values:
     """Return rows of unequal lengths as one array, with zeros, which no fit takes, behind."""
     width = max(map(len, rows))
     return np.stack([np.pad(row, (0, width - len(row))) for row in rows])

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from spectral_core.alignment.alignment import SpectralAlignment
-from spectral_core.alignment.decomposition import decompose_exponent
 from spectral_core.arrays.namespace import to_numpy
 from spectral_core.arrays.products import exact_products
 from spectral_core.curvature.certificate import LayerCurvature
@@ -31,6 +30,7 @@ from spectral_core.measuring.subsampling.own_directions import (
     own_windows,
 )
 from spectral_core.measuring.subsampling.subsamples import Subsamples
+from spectral_core.measuring.subsampling.terms import TERMS, terms_of_each
 from spectral_core.reporting.sampling import LayerSampling, SampledNumber
 from spectral_core.reporting.spectrum import LayerSpectrum
 from spectral_core.sampling import cross_fitted, jackknife, sampling_error, signal_share
@@ -38,7 +38,6 @@ from spectral_core.sampling import cross_fitted, jackknife, sampling_error, sign
 __all__ = ["LayerSamples", "Resampling", "divided", "resampling_of"]
 
 Values = npt.NDArray[np.float64]
-TERMS = ("beta", "phi", "kappa", "nu")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Resampling:
         self,
         spectrum: LayerSpectrum,
         found: LayerCurvature,
-        alignments: Sequence[SpectralAlignment | None] = (),
+        alignments: Sequence[SpectralAlignment] = (),
     ) -> LayerSampling:
         """Return the sampling errors of a layer that was measured.
 
@@ -116,7 +115,7 @@ class Resampling:
         sigma, h, ggn = self._values(name, samples, found, own)
         estimates = exponents_of_each(sigma, h)
         if ggn is not None and spectrum.decomposition is not None and len(alignments) == len(h):
-            estimates |= _terms(sigma, h, ggn, alignments)
+            estimates |= terms_of_each(sigma, h, ggn, alignments)
         sampled = {
             key: self._sampled(values, _of_all(spectrum, key), spectrum.alpha.confidence, own)
             for key, values in estimates.items()
@@ -280,21 +279,6 @@ def _samples(
     return LayerSamples(
         found, np.stack(along).astype(np.float64), float(signal_share(groups, weights)), c
     )
-
-
-def _terms(
-    sigma: Sequence[Values],
-    h: Sequence[Values],
-    ggn: Sequence[Values],
-    alignments: Sequence[SpectralAlignment | None],
-) -> dict[str, Values]:
-    """Return the terms of α of each subsample; NaN where one has no alignment."""
-    found = np.full((len(TERMS), len(h)), np.nan)
-    for i, (x, y, z, alignment) in enumerate(zip(sigma, h, ggn, alignments, strict=True)):
-        if alignment is not None:
-            fits = decompose_exponent(x, y, z, alignment)
-            found[:, i] = [float(getattr(fits, term).exponent) for term in TERMS]
-    return dict(zip(TERMS, found, strict=True))
 
 
 def _of_all(spectrum: LayerSpectrum, key: str) -> float:
