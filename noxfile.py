@@ -24,7 +24,7 @@ TOGETHER = ["-n", PROCESSES, "--maxprocesses=4", "--dist=loadfile"]
 TOGETHER += ["--timeout=900", "--timeout-method=thread"]  # what hangs is named
 TOGETHER += ["--durations=20", "--durations-min=5"]
 # Small arrays take longer to compile for than to compute: XLA skips what only makes programs fast.
-# `docs`, `embedding`, `properties` and `versions` run as users compile.
+# `embedding`, `oracles`, `properties` and `versions` run as users compile.
 COMPILED_FAST = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
@@ -382,6 +382,7 @@ def run_docs(session: nox.Session) -> None:
             f"--ignore={ROOT / 'docs' / 'examples'}",
             str(ROOT / "README.md"),
             str(ROOT / "docs"),
+            env=COMPILED_FAST,
         )
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
