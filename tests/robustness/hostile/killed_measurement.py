@@ -18,7 +18,7 @@ from torch import nn
 import spectral_core as sc
 from spectral_backends.torch import CurvatureProblem
 
-N_LAYERS = 12
+N_LAYERS = 8
 
 
 def problem():

@@ -113,24 +113,29 @@ def test_a_limit_on_the_size_of_files(report, tmp_path):
         f"import resource, sys; sys.path[:0] = [{os.path.dirname(__file__)!r}]\n"
         "import spectral_core as sc\n"
         "from test_files import PROBLEM, OPTIONS\n"
-        "limit = int(sys.argv[1])\n"
+        "import os\n"
         "report = sc.measure(PROBLEM, **OPTIONS)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
-        "for name in ('journal', 'report'):\n"
-        "    try:\n"
-        "        sc.measure(PROBLEM, resume='run.journal', **OPTIONS) if name == 'journal' else report.save('r.json')\n"
-        "    except sc.ReportError as error:\n"
-        "        print(error)\n"
+        "for limit in sys.argv[1:]:\n"
+        "    os.chdir(limit)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))\n"
+        "    for name in ('journal', 'report'):\n"
+        "        try:\n"
+        "            sc.measure(PROBLEM, resume='run.journal', **OPTIONS) if name == 'journal' else report.save('r.json')\n"
+        "        except sc.ReportError as error:\n"
+        "            print(limit, error)\n"
+        "    os.chdir('..')\n"
     )
-    for limit in (100, 3000, 5000, 7000):
-        folder = tmp_path / str(limit)
-        folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, script, str(limit)], cwd=folder, capture_output=True, text=True
-        )
-        assert (
-            done.returncode == 0 and done.stdout.count("cannot be written (File too large)") == 2
-        ), done
+    limits = ("100", "3000", "5000", "7000")
+    for limit in limits:
+        (tmp_path / limit).mkdir()
+    done = subprocess.run(
+        [sys.executable, script, *limits], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done
+    for limit in limits:
+        folder = tmp_path / limit
+        told = [line for line in done.stdout.splitlines() if line.startswith(f"{limit} ")]
+        assert len(told) == 2 and all("cannot be written (File too large)" in x for x in told), done
         assert os.listdir(folder) == ["run.journal"]
         kept = max((folder / "run.journal").read_bytes().count(b"\n"), 1)
         resumed, anew = told_layers(folder / "run.journal")
@@ -284,7 +289,7 @@ def test_reports_with_flipped_bits_are_shown_or_refused(report, tmp_path):
     rng, path = random.Random(1), tmp_path / "run.json"
     text = (json.dumps(report.to_dict()) + "\n").encode()
     refused = 0
-    for _ in range(800):
+    for _ in range(400):
         place = rng.randrange(len(text))
         path.write_bytes(
             text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :]
@@ -296,7 +301,7 @@ def test_reports_with_flipped_bits_are_shown_or_refused(report, tmp_path):
             assert "run.json" in str(error)
         else:
             assert str(loaded) and loaded.rows()
-    assert refused > 100
+    assert refused > 50
 
 
 def test_symbolic_links(report, tmp_path):

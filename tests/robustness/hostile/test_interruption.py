@@ -58,6 +58,7 @@ class InterruptedLine:
     def __init__(self, place=None, number=0):
         self.place, self.number = place, number
         self.runs = Counter()  # of each line
+        self._watched = {}  # whether a code's file is
 
     def __enter__(self):
         sys.settrace(self._enter)
@@ -67,8 +68,10 @@ class InterruptedLine:
         sys.settrace(None)
 
     def _enter(self, frame, event, argument):
-        watched = frame.f_code.co_filename.endswith(WATCHED)
-        return self._line if watched and not ends_an_object(frame) else None
+        code = frame.f_code
+        if code not in self._watched:  # asked at every call of a function
+            self._watched[code] = code.co_filename.endswith(WATCHED)
+        return self._line if self._watched[code] and not ends_an_object(frame) else None
 
     def _line(self, frame, event, argument):
         if event == "line":
