@@ -44,9 +44,11 @@ def on_device(
     """Return ``constant(size)`` in the dtype and on the device of an array.
 
     For a GPU the copy is made once and kept for good: the host waits for a copy, and a CUDA graph
-    cannot make one but reads it in later replays. There is one copy for each size of a matrix.
+    cannot make one but reads it in later replays. There is one copy for each size of a matrix. So
+    it is for PyTorch on a CPU, where a conversion would be another operation.
     """
-    if _traced(xp, like) or on_cpu(xp, like):
+    kept = array_api_compat.is_torch_namespace(xp) or not on_cpu(xp, like)
+    if not kept or _traced(xp, like):
         return xp.asarray(constant(size), dtype=like.dtype, device=device_of(like))
     key = (constant, size, like.dtype, device_key(like))
     if key not in _copies:

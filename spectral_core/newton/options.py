@@ -84,8 +84,10 @@ class StepOptions:
         self.check()
         function = self.function(alpha)
         check_arguments(function, self.method, self.tolerance, self.scale, self.precision)
-        low = self.precision == "bfloat16"
-        choose(Request(function, self.method, self.tolerance, 2, 2, epsilon, low=low))
+        request = Request(
+            function, self.method, self.tolerance, 2, 2, epsilon, precision=self.precision
+        )
+        choose(request)
 
 
 def _check_fits(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:

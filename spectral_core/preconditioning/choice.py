@@ -19,11 +19,14 @@ def choose(request: Request) -> str:
     if name == "auto" and not request.low:
         return _cheapest(request)
     if name == "auto":  # the first method that multiplies so serves, or gives the reason why not
-        name = next(name for name in METHODS if METHODS[name].multiplies_low(request))
-    if request.low and not METHODS[name].multiplies_low(request):
-        able = ", ".join(repr(name) for name, method in METHODS.items() if method.low)
+        name = next(name for name in METHODS if METHODS[name].multiplies(request))
+    if request.low and not METHODS[name].multiplies(request):
+        kind = request.precision
+        able = ", ".join(
+            repr(name) for name, method in METHODS.items() if kind in method.precisions
+        )
         raise InputError(
-            f"precision: 'bfloat16' is for methods {able} and 'auto', not {name!r}; use 'working'."
+            f"precision: {kind!r} is for methods {able} and 'auto', not {name!r}; use 'working'."
         )
     if reason := METHODS[name].refuses(request):
         raise InputError(f"method: {name!r} {reason}")

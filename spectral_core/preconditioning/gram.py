@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from spectral_core.arrays.namespace import Array
@@ -14,25 +15,28 @@ __all__ = ["Gram", "ScaledMatrix", "smallest_shift"]
 class ScaledMatrix:
     """``G = scale · wide``, transposed where G is tall; the largest entry of `wide` is 1.
 
+    Scale and `wide` are computed when they are first asked for.
+
     Parameters
     ----------
-    wide : array, shape (..., k, n) with k ≤ n
-        The matrix in float32 or wider, so that squares neither over- nor underflow. It is NaN where
-        G is not finite.
-    scale : array, shape (..., 1, 1)
-        The largest magnitude in G, or 1 for a zero matrix. It is NaN where G is not finite: it
-        spoils the result of that matrix and of no other.
+    gradient : array, shape (..., k, n) with k ≤ n
+        The matrix in float32 or wider, not scaled.
     transposed : bool
-        Whether `wide` is the transpose.
+        Whether `gradient` and `wide` are transposes.
+    xp : namespace
+        The namespace of the arrays.
+    low : bool
+        Whether `wide` is rounded to bfloat16; the scale is not.
     """
 
-    wide: Array
-    scale: Array
+    gradient: Array
     transposed: bool
+    xp: Any
+    low: bool = False
 
     @classmethod
     def of(cls, xp: Any, gradient: Array, solved: bool) -> "ScaledMatrix":
-        """Scale a gradient, shape (..., m, n).
+        """Take a gradient, shape (..., m, n).
 
         Square ones are transposed too if they may be a right hand side, since columns are then
         contiguous, as solvers want them.
@@ -41,16 +45,28 @@ class ScaledMatrix:
             gradient = xp.astype(gradient, xp.float32)
         rows, columns = gradient.shape[-2:]
         transposed = rows > columns or (solved and rows == columns)
-        wide = xp.matrix_transpose(gradient) if transposed else gradient
-        largest = _largest_magnitude(xp, wide)
+        return cls(xp.matrix_transpose(gradient) if transposed else gradient, transposed, xp)
+
+    @cached_property
+    def scale(self) -> Array:
+        """The largest magnitude in G, or 1 for a zero matrix, shape (..., 1, 1).
+
+        It is NaN where G is not finite: it spoils the result of that matrix and of no other.
+        """
+        xp, largest = self.xp, _largest_magnitude(self.xp, self.gradient)
         one = xp.ones_like(largest)
         scale = xp.where(largest > 0, largest, one)
-        scale = xp.where(xp.isfinite(largest), scale, one * float("nan"))
-        return cls(wide / scale, scale, transposed)
+        return xp.where(xp.isfinite(largest), scale, one * float("nan"))
 
-    def lowered(self, xp: Any) -> "ScaledMatrix":
+    @cached_property
+    def wide(self) -> Array:
+        """The scaled matrix, whose squares neither over- nor underflow; NaN where G is infinite."""
+        wide = self.gradient / self.scale
+        return self.xp.astype(wide, self.xp.bfloat16) if self.low else wide
+
+    def lowered(self) -> "ScaledMatrix":
         """Round `wide` to bfloat16; the scale stays as it is."""
-        return replace(self, wide=xp.astype(self.wide, xp.bfloat16))
+        return replace(self, low=True)
 
     def finite(self, xp: Any, array: Array) -> Array:
         """Return an array of this batch with zeros for the matrices that are not finite.

@@ -120,7 +120,7 @@ def precondition_method(
     rows, columns = max(sorted(each[-2:]) for each in shapes)
     request = Request(
         function, method, tolerance, rows, columns, _epsilon(dtype),
-        str(device).lower().startswith(("cpu", "tfrt_cpu")), precision == "bfloat16",
+        str(device).lower().startswith(("cpu", "tfrt_cpu")), precision,
     )  # fmt: skip
     name = choose(request)
     others = {other: _why_not(other, name, request) for other in METHODS if other != name}
@@ -129,8 +129,8 @@ def precondition_method(
 
 def _why_not(name: str, taken: str, request: Request) -> str:
     method = METHODS[name]
-    if request.low and not method.multiplies_low(request):
-        return "does not multiply in bfloat16."
+    if not method.multiplies(request):
+        return f"does not multiply in {request.precision}."
     if reason := method.refuses(request):
         return reason
     if request.method != "auto":

@@ -8,9 +8,9 @@ from spectral_core.preconditioning.spectral_function import SpectralFunction
 
 __all__ = ["PRECISIONS", "Request"]
 
-PRECISIONS = ("working", "bfloat16")
+PRECISIONS = ("working", "bfloat16", "float16")
 TOLERANCE = 1e-2
-LOW_TOLERANCE = 5e-2  # about the error that rounding to bfloat16 adds
+LOW_TOLERANCE = 5e-2  # about the error that rounding to half precision adds
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Request:
         The machine precision of the dtype in which the method computes.
     on_cpu : bool
         Whether eigendecompositions are cheap.
-    low : bool
-        Whether products are in bfloat16.
+    precision : str
+        The precision of products, one of `PRECISIONS`.
     """
 
     function: SpectralFunction
@@ -42,7 +42,12 @@ class Request:
     columns: int
     epsilon: float
     on_cpu: bool = True
-    low: bool = False
+    precision: str = "working"
+
+    @property
+    def low(self) -> bool:
+        """Whether products are in half precision."""
+        return self.precision != "working"
 
     @property
     def damped_power(self) -> DampedPower:

@@ -40,7 +40,8 @@ class Product:
 
     def times(self, factor: Array) -> Array:
         """Return the product times a factor (..., 1, 1), which multiplies the smaller array."""
-        factor = factor * self.size
+        if not isinstance(self.size, float) or self.size != 1:
+            factor = factor * self.size
         return self.wide * factor if self.left is None else (self.left * factor) @ self.wide
 
     def multiplied(self) -> "Product":
@@ -89,8 +90,8 @@ class Method(ABC):
     """What to do where the approximation does not reach the tolerance, if that can happen."""
     sharper: ClassVar[str] = "'svd' or float64"
     """What rounds less."""
-    low: ClassVar[bool] = False
-    """Whether it can multiply in bfloat16."""
+    precisions: ClassVar[tuple[str, ...]] = ("working",)
+    """The precisions in which it can multiply; several mean that it needs products alone."""
 
     @abstractmethod
     def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
@@ -112,9 +113,9 @@ class Method(ABC):
         """Return whether rounding is the method's only error."""
         return False
 
-    def multiplies_low(self, request: Request) -> bool:
-        """Return whether all products of the method can be in bfloat16."""
-        return self.low
+    def multiplies(self, request: Request) -> bool:
+        """Return whether all products of the method can be in the precision asked for."""
+        return request.precision in self.precisions
 
     def approximation(self, request: Request) -> float:
         """Return the error that the method would have without rounding."""
@@ -140,7 +141,9 @@ class Method(ABC):
                 f"reaches {error:.1e} for {request.function}, not the tolerance "
                 f"{request.target:g}; {self.remedy}."
             )
-        if request.tolerance is None or request.low:  # bfloat16's rounding comes on top, as stated
+        if (
+            request.tolerance is None or request.low
+        ):  # the rounding of half precision comes on top, as stated
             return ""
         least = self._all_rounding(request)
         if request.tolerance < least:

@@ -44,9 +44,9 @@ class Closed(DampedPowerMethod):
         """Return whether the result is a multiple of the gradient, which needs no σ_max."""
         return isinstance(request.function, DampedPower) and request.function.linear
 
-    def multiplies_low(self, request: Request) -> bool:
-        """Return whether the result is a multiple of the gradient, which takes no products."""
-        return self.exact(request)
+    def multiplies(self, request: Request) -> bool:
+        """Return whether the precision serves: a multiple of the gradient takes no products."""
+        return self.exact(request) or super().multiplies(request)
 
     def rounding(self, request: Request) -> float:
         """Return the error of squaring, if anything is squared."""

@@ -31,7 +31,7 @@ class Polynomial(DampedPowerMethod):
     computes = "polynomial of degree 2 to 36 in B, with 1 to 10 products"
     stated_error = "tolerance + γ + λ"
     remedy = "raise the tolerance or the damping, or use 'auto' in working precision"
-    low = True
+    precisions = ("working", "bfloat16")
 
     def unsuited_for(self, function: DampedPower, request: Request) -> str:
         """Return the reason if α or the damping is another than the method takes."""
@@ -63,7 +63,7 @@ class Polynomial(DampedPowerMethod):
     def run(self, xp: Any, matrix: ScaledMatrix, request: Request) -> Filtered:
         """Evaluate the polynomial, in bfloat16 if that was asked for."""
         if request.low:
-            matrix = matrix.lowered(xp)
+            matrix = matrix.lowered()
         gram = Gram.of(xp, matrix, *([_LOW_STEPS] if request.low else []))
         root = xp.sqrt(gram.top)
         scaled = self.scaled(xp, matrix, root, request)

@@ -152,7 +152,7 @@ def test_polar_rounds_by_its_gain(epsilon, least):
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_what_auto_takes_in_bfloat16(on_cpu):
-    low = {"low": True, "on_cpu": on_cpu, "rows": 20}
+    low = {"precision": "bfloat16", "on_cpu": on_cpu, "rows": 20}
     assert choose(request(0.0, **low)) == "closed"
     for alpha in (0.5, 1.0, 2.0):
         assert choose(request(alpha, **low)) == "polynomial"
