@@ -59,7 +59,8 @@ class SpectralNewton(torch.optim.Optimizer):
         the exponent of the lowest rank, and warn if others measured another.
     damping, damping_mode, method, tolerance, precision
         The options of `spectral_core.precondition`, with less damping by default: δ = 0.001 and α =
-        2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more.
+        2 won the races of docs/results/training.md. Products in bfloat16 need a δ of 0.03 or more;
+        by default they are in float16 on a GPU where α is 2, and otherwise in float32.
     momentum : float
         The coefficient of the exponential moving average of gradients.
     nesterov : bool
@@ -143,7 +144,7 @@ class SpectralNewton(torch.optim.Optimizer):
         scale: str = "rms",
         method: str = "auto",
         tolerance: float | None = None,
-        precision: str = "working",
+        precision: str = "auto",
         adamw: Mapping[str, Any] | None = None,
         route: Overrides | None = None,
         problem: Callable[[], CurvatureProblem] | None = None,

@@ -264,9 +264,9 @@ class MatrixLayout:
             for i, place in enumerate(places):
                 blocks[place] = array[i * batch : (i + 1) * batch, :, :]
         rows, columns = self._starts
-        bands = [xp.concat([blocks[row, column] for column in columns], axis=2) for row in rows]
+        bands = [_joined(xp, [blocks[row, column] for column in columns], 2) for row in rows]
         unfolded, order = self._unfolding
-        permuted = xp.reshape(xp.concat(bands, axis=1), tuple(unfolded[axis] for axis in order))
+        permuted = xp.reshape(_joined(xp, bands, 1), tuple(unfolded[axis] for axis in order))
         back = tuple(order.index(axis) for axis in range(len(order)))
         return xp.reshape(xp.permute_dims(permuted, back), self.shape)
 
@@ -411,3 +411,8 @@ def _checked(name: str, array: Any) -> Array:
 
 def _lone_comma(value: object) -> str:
     return "," if isinstance(value, tuple) and len(value) == 1 else ""
+
+
+def _joined(xp: Any, arrays: list[Array], axis: int) -> Array:
+    """Return arrays joined along an axis; a single one as it is, without a copy."""
+    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)

@@ -6,7 +6,7 @@ import numpy as np
 
 from spectral_core.arrays.namespace import Array
 from spectral_core.errors import InputError
-from spectral_core.preconditioning.choice import choose
+from spectral_core.preconditioning.choice import choose, with_precision
 from spectral_core.preconditioning.damped_power import DampedPower
 from spectral_core.preconditioning.function import check_number_or_array, is_number
 from spectral_core.preconditioning.methods.base import NORMALIZATIONS
@@ -87,7 +87,7 @@ class StepOptions:
         request = Request(
             function, self.method, self.tolerance, 2, 2, epsilon, precision=self.precision
         )
-        choose(request)
+        choose(with_precision(request, fast_half=False))
 
 
 def _check_fits(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:

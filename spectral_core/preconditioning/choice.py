@@ -1,10 +1,12 @@
 """The choice of the method that serves a request."""
 
+from dataclasses import replace
+
 from spectral_core.errors import InputError
 from spectral_core.preconditioning.methods.table import METHODS
 from spectral_core.preconditioning.request import Request
 
-__all__ = ["choose"]
+__all__ = ["choose", "with_precision"]
 
 
 def choose(request: Request) -> str:
@@ -41,3 +43,16 @@ def _cheapest(request: Request) -> str:
     ]
     prices = [method.price(request) for method in able]
     return able[prices.index(min(prices))].name
+
+
+def with_precision(request: Request, fast_half: bool) -> Request:
+    """Return a request with its precision settled: float16 if that is fast and a method has it.
+
+    A tolerance, or a method, that the caller has chosen is kept to, in working precision.
+    """
+    if request.precision != "auto":
+        return request
+    half = replace(request, precision="float16")
+    able = [m for m in METHODS.values() if "float16" in m.precisions and not m.refuses(half)]
+    free = request.tolerance is None and request.method == "auto"
+    return half if fast_half and free and able else replace(request, precision="working")

@@ -9,7 +9,7 @@ import numpy as np
 from spectral_core.arrays.namespace import Array
 from spectral_core.errors import InputError
 from spectral_core.matrices.layout import MatrixSpec, matrices_of
-from spectral_core.preconditioning.choice import choose
+from spectral_core.preconditioning.choice import choose, with_precision
 from spectral_core.preconditioning.damped_power import DampedPower
 from spectral_core.preconditioning.methods.table import METHODS
 from spectral_core.preconditioning.preconditioner import check_arguments
@@ -122,6 +122,7 @@ def precondition_method(
         function, method, tolerance, rows, columns, _epsilon(dtype),
         str(device).lower().startswith(("cpu", "tfrt_cpu")), precision,
     )  # fmt: skip
+    request = with_precision(request, not request.on_cpu)
     name = choose(request)
     others = {other: _why_not(other, name, request) for other in METHODS if other != name}
     return MethodChoice(name, METHODS[name].error(request), others)

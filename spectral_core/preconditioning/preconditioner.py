@@ -5,10 +5,10 @@ from typing import Any
 
 from spectral_core.arrays.factorize import in_turn, on_cpu
 from spectral_core.arrays.namespace import Array, floating, linear_algebra
-from spectral_core.arrays.products import exact_products
+from spectral_core.arrays.products import exact_products, fast_half
 from spectral_core.errors import InputError
 from spectral_core.matrices.layout import MatrixSpec, matrices_of
-from spectral_core.preconditioning.choice import choose
+from spectral_core.preconditioning.choice import choose, with_precision
 from spectral_core.preconditioning.damped_power import DampedPower
 from spectral_core.preconditioning.gram import ScaledMatrix
 from spectral_core.preconditioning.methods.base import NORMALIZATIONS
@@ -56,12 +56,13 @@ def precondition(
         The normalisation of the result. ``"spectral"`` divides by ``max T`` over [0, σ_max] (Theory
         9.5), so that the spectral norm is at most 1. ``"rms"`` gives ``√(mean T²) = 0.2`` over the
         entries, as AdamW's updates have; a zero matrix stays zero. ``"none"`` leaves T as it is.
-    precision : {"working", "bfloat16", "float16"}
+    precision : {"working", "bfloat16", "float16", "auto"}
         The precision of products. ``"bfloat16"`` lets method "polynomial" multiply in bfloat16, for
         hardware that does so several times as fast as in float32; "auto" then takes that method, or
         "closed" for α = 0. ``"float16"`` does the same for method "inversion" at α = 2, which
-        serves small dampings too. The error is several per cent, see the notes. The options are for
-        libraries that have the dtype.
+        serves small dampings too. The error is several per cent, see the notes. These are for
+        libraries that have the dtype. ``"auto"`` is ``"float16"`` on a GPU if that serves and
+        neither a method nor a tolerance is given, and otherwise ``"working"``.
     matrices : MatrixSpec or str, optional
         The rule by which G is made of matrices, see `as_matrices`. ``"conv"`` takes a kernel (out,
         in, height, width) as one matrix (out, in · height · width), ``"stack"`` takes all axes but
@@ -191,7 +192,7 @@ def apply_function(
     _check_half(xp, precision)
     layout = matrices_of("gradient", tuple(gradient.shape), matrices)
 
-    by_products = precision != "working" or (
+    by_products = precision in ("bfloat16", "float16") or (
         method != "auto" and len(METHODS[method].precisions) > 1
     )
 
@@ -200,9 +201,16 @@ def apply_function(
         rows, columns = matrix.gradient.shape[-2:]
         epsilon = float(xp.finfo(matrix.gradient.dtype).eps)
         request = Request(
-            function, method, tolerance, rows, columns, epsilon, on_cpu(xp, matrix.gradient),
+            function,
+            method,
+            tolerance,
+            rows,
+            columns,
+            epsilon,
+            on_cpu(xp, matrix.gradient),
             precision,
-        )  # fmt: skip
+        )
+        request = with_precision(request, fast_half(xp, matrix.gradient))  # fmt: skip
         with exact_products(xp, batch):
             found = METHODS[choose(request)].run(xp, matrix, request)
             result = matrix.restore(xp, found.normalized(xp, normalize))
@@ -239,7 +247,7 @@ def check_arguments(
 
 
 def _check_half(xp: Any, precision: str) -> None:
-    if precision != "working" and not hasattr(xp, precision):
+    if precision in ("bfloat16", "float16") and not hasattr(xp, precision):
         raise InputError(
             f"precision: the arrays' library, {xp.__name__.removeprefix('array_api_compat.')}, "
             f"has no {precision}; use 'working', or arrays of PyTorch or JAX."

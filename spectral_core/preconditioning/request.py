@@ -8,7 +8,7 @@ from spectral_core.preconditioning.spectral_function import SpectralFunction
 
 __all__ = ["PRECISIONS", "Request"]
 
-PRECISIONS = ("working", "bfloat16", "float16")
+PRECISIONS = ("working", "bfloat16", "float16", "auto")
 TOLERANCE = 1e-2
 LOW_TOLERANCE = 5e-2  # about the error that rounding to half precision adds
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from trained_networks import GPT, ResNet, next_token_loss
 
 import spectral_core as sc
@@ -777,3 +778,27 @@ def test_products_in_bfloat16_stay_near_working_precision():
         expected = values(working)[name] - before[name]
         found = values(low)[name] - before[name]
         assert 0 < torch.linalg.norm(found - expected) <= 0.25 * torch.linalg.norm(expected)
+
+
+def test_two_hundred_matrices_launch_what_one_launches():
+    free = {"t", "transpose", "expand", "view", "_unsafe_view", "slice", "unsqueeze", "diagonal"}
+    free |= {"empty_like", "select", "alias", "detach", "lift_fresh", "permute", "clone"}
+
+    class Launches(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function.overloadpacket.__name__ not in free
+            return function(*args, **(kwargs or {}))
+
+    counts = {}
+    for number in (2, 200):
+        parameters = [nn.Parameter(torch.randn(8, 8)) for _ in range(number)]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = SpectralNewton(parameters, precision="float16")
+        optimizer.step()  # makes the states and the constants
+        with Launches() as launches:
+            optimizer.step()
+        counts[number] = launches.count
+    assert counts[200] == counts[2] <= 80

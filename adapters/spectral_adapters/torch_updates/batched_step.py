@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectral_core import InputError, MatrixLayout, as_matrices
@@ -54,9 +55,8 @@ class Update:
     def apply(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Update the parameters and their momenta in place."""
         steps, moved = self.steps(gradients, lr)
-        for i, parameter in enumerate(self.parameters):
-            parameter.add_(steps[i])
-            self.momenta[i].copy_(moved[i])
+        torch._foreach_add_(list(self.parameters), steps)
+        torch._foreach_copy_(list(self.momenta), moved)
 
 
 def step_options(group: Mapping[str, Any], lr: float | Tensor) -> StepOptions:

@@ -129,3 +129,30 @@ def test_it_multiplies_less_than_muon(columns, share):
     products = counter.get_total_flops() - 2 * 6 * 8 * rows**2
     assert products <= (share - 0.003) * muon + 1
     assert counter.get_total_flops() <= 1.02 * share * muon  # with the vectors that find σ_max
+
+
+@pytest.mark.parametrize(
+    ("options", "half"),
+    [
+        ({"alpha": 2.0}, True),
+        ({"alpha": 1.5}, False),
+        ({"alpha": 2.0, "tolerance": 0.01}, False),
+        ({"alpha": 2.0, "method": "closed"}, False),
+        ({"alpha": 2.0, "damping_mode": "absolute"}, False),
+        ({"alpha": 2.0, "damping": 1e-4}, False),  # out of the range of float16
+    ],
+)
+def test_auto_is_float16_where_that_is_fast_and_serves(options, half, monkeypatch):
+    options = {"damping": 0.01} | options
+    gradient = np.random.default_rng(0).standard_normal((600, 700)).astype(np.float32)
+    on_cpu = sc.precondition(gradient, precision="auto", **options)
+    assert np.array_equal(on_cpu, sc.precondition(gradient, **options))
+    monkeypatch.setattr(
+        "spectral_core.preconditioning.preconditioner.fast_half", lambda xp, array: True
+    )
+    wanted = sc.precondition(gradient, precision="float16" if half else "working", **options)
+    assert np.array_equal(sc.precondition(gradient, precision="auto", **options), wanted)
+    choice = sc.precondition_method(
+        (600, 700), "float32", precision="auto", device="cuda", **options
+    )
+    assert (choice.name == "inversion") == half
