@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from spectral_core.arrays.namespace import Array
@@ -47,22 +46,28 @@ class ScaledMatrix:
         transposed = rows > columns or (solved and rows == columns)
         return cls(xp.matrix_transpose(gradient) if transposed else gradient, transposed, xp)
 
-    @cached_property
+    @property
     def scale(self) -> Array:
         """The largest magnitude in G, or 1 for a zero matrix, shape (..., 1, 1).
 
         It is NaN where G is not finite: it spoils the result of that matrix and of no other.
         """
-        xp, largest = self.xp, _largest_magnitude(self.xp, self.gradient)
-        one = xp.ones_like(largest)
-        scale = xp.where(largest > 0, largest, one)
-        return xp.where(xp.isfinite(largest), scale, one * float("nan"))
+        if not hasattr(self, "_scale"):  # `cached_property` has a lock, which is not compiled
+            xp, largest = self.xp, _largest_magnitude(self.xp, self.gradient)
+            one = xp.ones_like(largest)
+            scale = xp.where(largest > 0, largest, one)
+            scale = xp.where(xp.isfinite(largest), scale, one * float("nan"))
+            object.__setattr__(self, "_scale", scale)
+        return self.__dict__["_scale"]
 
-    @cached_property
+    @property
     def wide(self) -> Array:
         """The scaled matrix, whose squares neither over- nor underflow; NaN where G is infinite."""
-        wide = self.gradient / self.scale
-        return self.xp.astype(wide, self.xp.bfloat16) if self.low else wide
+        if not hasattr(self, "_wide"):
+            wide = self.gradient / self.scale
+            wide = self.xp.astype(wide, self.xp.bfloat16) if self.low else wide
+            object.__setattr__(self, "_wide", wide)
+        return self.__dict__["_wide"]
 
     def lowered(self) -> "ScaledMatrix":
         """Round `wide` to bfloat16; the scale stays as it is."""
