@@ -56,8 +56,8 @@ def half_sample_error(halves: ArrayLike) -> Array:
     """Estimate a standard error from the two halves of several divisions (Theory 11.4).
 
     ``se² = mean over divisions of (θ − θ')²/2``. Two halves are independent, so this is unbiased
-    for the variance of the statistic of half as many terms, however it depends on them. The
-    statistic of all terms has no larger one.
+    for the variance of the statistic of half as many terms, however it depends on them. As a rule
+    that of all terms is no larger.
 
     Parameters
     ----------

@@ -37,7 +37,8 @@ class Subsamples:
         The first two are those of the sampling error (Theory 11.4), halves and quarters those of
         the drift (11.5).
         """
-        return cls(shares, (*without_each(len(shares)), *halves(len(shares)), *_quarters(shares)))
+        count = len(shares)
+        return cls(shares, (*without_each(count), *halves(count), *_quarters(count)))
 
     @classmethod
     def for_jackknife(cls, shares: tuple[float, ...]) -> Self:
@@ -77,6 +78,6 @@ def halves(count: int) -> tuple[Subsample, ...]:
     return tuple(half for division in balanced_halves(count) for half in division)
 
 
-def _quarters(shares: tuple[float, ...]) -> tuple[Subsample, ...]:
-    parts = np.array_split(np.arange(len(shares)), 4)
+def _quarters(count: int) -> tuple[Subsample, ...]:
+    parts = np.array_split(np.arange(count), 4)
     return tuple(tuple(int(group) for group in part) for part in parts)
